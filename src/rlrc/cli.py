@@ -1,0 +1,131 @@
+"""The command line: `rlrc VERB ...`, one subcommand a verb, its flags made from the verb's config.
+
+Everything for people goes to stderr. With --json, what the verb measured goes to stdout as one JSON object.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from pydantic import ValidationError
+
+import rlrc
+from rlrc.config import Config
+from rlrc.errors import UserError
+from rlrc.verbs import VERBS, config_class, function
+
+
+def main() -> None:
+    """Entry point of the `rlrc` command; exits 0, 2 on bad input, or 130 when interrupted."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(rlrc.__version__)
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    try:
+        _run(arguments[0], arguments[1:])
+    except UserError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail("the disk is full; free some space and run the same command again" if full else str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues from here", 130)
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
+    keep_freed_memory()
+    command = _parse(verb, arguments)
+    out = command.out or _default_out(verb, command.config)
+    if verb in ("run", "inspect", "report"):
+        result = function(verb)(command.config, out)
+    else:
+        from rlrc.stage import standalone
+
+        result = standalone(verb, command.config, out).run(restart=False)
+    if command.json:
+        json.dump(result, sys.stdout, indent=2)
+        print()
+
+
+def _parse(verb: str, arguments: list[str]) -> Any:
+    """The verb's config with `out` and `json` beside it."""
+    cls = config_class(verb)
+    default = "runs/<the recipe's name>" if verb == "run" else f"runs/{verb}"
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("config", Annotated[cls, tyro.conf.arg(name="")]),
+            (
+                "out",
+                Annotated[Path | None, tyro.conf.arg(metavar="PATH", help=f"Where to write ({default} unless given).")],
+                dataclasses.field(default=None),
+            ),
+            (
+                "json",
+                Annotated[bool, tyro.conf.arg(help="Print what was measured to stdout, as JSON.")],
+                dataclasses.field(default=False),
+            ),
+        ],
+    )
+    try:
+        return tyro.cli(
+            command,
+            prog=f"rlrc {verb}",
+            description=cls.__doc__,
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise UserError(f"{verb}: {f'--{key}: ' if key else ''}{first['msg']}") from error
+
+
+def _default_out(verb: str, config: Config) -> Path:
+    if verb == "run":
+        from rlrc.recipe import read_recipe
+
+        return Path("runs") / read_recipe(config.recipe).name  # type: ignore[attr-defined]
+    return Path("runs") / verb
+
+
+def _usage() -> str:
+    width = max(len(verb) for verb in VERBS)
+    verbs = "\n".join(f"  {verb:<{width}}  {entry.summary}" for verb, entry in VERBS.items())
+    return (
+        "usage: rlrc VERB [OPTIONS]\n\n"
+        "Make a vision-language-action policy small and fast without losing the skill.\n\n"
+        f"{verbs}\n\n"
+        "rlrc VERB --help lists a verb's options. rlrc run recipes/default.yaml shows all of them at work."
+    )
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"rlrc: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what tensors free instead of handing it back to the system after every step.
+
+    Training otherwise maps the same pages again and again, a cost that all its threads wait for. Same effect as
+    the environment variables MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_ and MALLOC_MMAP_THRESHOLD_, which are read only
+    at process start. Other C libraries are left alone.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* in malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**28)
+        mallopt(mmap_threshold, 2**30)

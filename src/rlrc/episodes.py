@@ -1,0 +1,128 @@
+"""The evaluation record: one row an episode, from which every rate, interval and paired test is computed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlrc.errors import UserError
+from rlrc.files import atomic_path
+from rlrc.stats import mcnemar, paired_difference, wilson
+
+Outcome = Literal["success_at_end", "success_once", "grasped"]
+
+HEADLINE: Outcome = "success_at_end"
+"""The outcome that tables lead with: the task is still solved when the episode ends, as RL4VLA reads it."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How one episode went."""
+
+    policy: str
+    world: str
+    split: str
+    variant: str
+    episode_id: int
+    seed: int
+    success_at_end: bool
+    success_once: bool
+    grasped: bool
+    steps: int | None
+    """Until the first success; None without one."""
+    sum_reward: float
+    max_reward: float
+    path_length: float
+    """Metres the gripper travelled."""
+    jerk: float
+    """Root mean square of the gripper's jerk, m/s^3."""
+
+    @property
+    def condition(self) -> str:
+        """The column it counts in: its split, and its variant unless that is the main one."""
+        return self.split if self.variant == "main" else f"{self.split}/{self.variant}"
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        """What makes two episodes of different policies a pair."""
+        return self.world, self.split, self.variant, self.episode_id, self.seed
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A proportion with Wilson's 95 % interval."""
+
+    successes: int
+    n: int
+    rate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.rate:.1f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A policy's rate minus the reference's over the same episodes, with Tango's 95 % interval and McNemar's p."""
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+_ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), int | None: pa.int64(), float: pa.float64()}
+SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(Episode).items()])
+
+
+def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
+    with atomic_path(path) as aside:
+        pq.write_table(pa.Table.from_pylist([asdict(episode) for episode in episodes], SCHEMA), aside)
+
+
+def read_episodes(path: Path) -> list[Episode]:
+    """The rows of an `episodes.parquet`.
+
+    Raises:
+        UserError: the file is missing or is no such table.
+    """
+    try:
+        return [Episode(**row) for row in pq.read_table(path).to_pylist()]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; was the policy evaluated?") from error
+    except (pa.ArrowInvalid, TypeError) as error:
+        raise UserError(f"{path}: not a table of episodes ({error})") from error
+
+
+def by_condition(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """Episodes grouped by split and variant, in the order they appear."""
+    groups: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.condition, []).append(episode)
+    return groups
+
+
+def success_rate(episodes: Sequence[Episode], outcome: Outcome = HEADLINE) -> Rate:
+    """Raises UserError where there are no episodes."""
+    successes = sum(getattr(episode, outcome) for episode in episodes)
+    low, high = wilson(successes, len(episodes))
+    return Rate(successes, len(episodes), successes / len(episodes), low, high)
+
+
+def compare(episodes: Sequence[Episode], reference: Sequence[Episode], outcome: Outcome = HEADLINE) -> Comparison:
+    """Compare two policies pair by pair.
+
+    Raises:
+        UserError: the two were not run on the same episodes.
+    """
+    ours = {episode.key: getattr(episode, outcome) for episode in episodes}
+    theirs = {episode.key: getattr(episode, outcome) for episode in reference}
+    if ours.keys() != theirs.keys():
+        raise UserError("a paired comparison needs both policies evaluated on the same episodes with the same seed")
+    a, b = [theirs[key] for key in ours], list(ours.values())
+    return Comparison(len(a), *paired_difference(a, b), mcnemar(a, b))

@@ -1,0 +1,118 @@
+"""Files that are either whole or absent: write aside, fsync, rename."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlrc.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a sibling path to write a file or folder to; it takes the place of `path` only when the block succeeds.
+
+    Raises:
+        UserError: the disk is full. Nothing half-written stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(aside)
+    try:
+        yield aside
+        _fsync_tree(aside)
+        _replace(aside, path)
+    except Exception as error:
+        # Libraries that write in native code (safetensors, Arrow) wrap the system's error in their own.
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise UserError(f"{path}: the disk is full, nothing was written; free some space and run again") from error
+        raise
+    finally:
+        _remove(aside)
+
+
+def require_space(path: Path, nbytes: int) -> None:
+    """Fail before a long write, not in the middle of it.
+
+    Raises:
+        UserError: the disk that will hold `path` has less than `nbytes` free.
+    """
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise UserError(f"{path}: the disk is full: {nbytes:,} bytes are needed and {free:,} are free")
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as aside:
+        aside.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(folder: Path) -> str:
+    """Hash of the names and contents of all files below `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(aside: Path, path: Path) -> None:
+    """Rename `aside` over `path`; a folder in the way is moved off first, since rename cannot replace a full one."""
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync_tree(path: Path) -> None:
+    if path.is_dir():
+        for child in path.iterdir():
+            _fsync_tree(child)
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,65 @@
+"""Actions as tokens: the last 256 ids of the vocabulary are bins over [-1, 1], and statistics turn those into physical units.
+
+The arithmetic is OpenVLA's (Kim et al., 2024, and its published code): the bin is counted down from the end of the *unpadded* vocabulary,
+and only dimensions whose `mask` is true are un-normalised.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlrc.errors import UserError
+
+
+class ActionTokenizer:
+    """Between normalised actions in [-1, 1] and token ids in [vocab_end - n_bins, vocab_end)."""
+
+    def __init__(self, vocab_end: int, n_bins: int = 256) -> None:
+        self.vocab_end = vocab_end
+        self.n_bins = n_bins
+        self.bins = np.linspace(-1.0, 1.0, n_bins)
+        self.bin_centers = (self.bins[:-1] + self.bins[1:]) / 2.0
+
+    @property
+    def first_id(self) -> int:
+        return self.vocab_end - self.n_bins
+
+    def ids_to_bins(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids to indices 0..n_bins-1 into the action logits."""
+        return tokens - self.first_id
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions (..., D) to token ids (..., D) int64."""
+        return self.vocab_end - np.digitize(np.clip(actions, -1.0, 1.0), self.bins)
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Token ids (..., D) to bin centres (..., D) float64; ids outside the range clip to the nearest bin."""
+        index = np.clip(self.vocab_end - tokens - 1, 0, len(self.bin_centers) - 1)
+        return self.bin_centers[index]
+
+
+def action_statistics(norm_stats: dict[str, Any] | None, unnorm_key: str | None) -> dict[str, np.ndarray]:
+    """The `action` entry of `norm_stats[unnorm_key]` as arrays; the key may be left out where there is only one.
+
+    Raises:
+        UserError: the key is unknown, or missing where several exist.
+    """
+    if not norm_stats:
+        raise UserError("the checkpoint holds no action statistics ('norm_stats'); actions cannot be un-normalised")
+    if unnorm_key is None:
+        if len(norm_stats) > 1:
+            raise UserError(f"choose an unnorm_key: the checkpoint holds statistics for {', '.join(norm_stats)}")
+        unnorm_key = next(iter(norm_stats))
+    if unnorm_key not in norm_stats:
+        raise UserError(f"unknown unnorm_key '{unnorm_key}': the checkpoint knows {', '.join(norm_stats)}")
+    stats = norm_stats[unnorm_key]["action"]
+    low = np.asarray(stats["q01"], dtype=np.float64)
+    mask = np.asarray(stats.get("mask", np.ones(len(low))), dtype=bool)
+    return {"q01": low, "q99": np.asarray(stats["q99"], dtype=np.float64), "mask": mask}
+
+
+def unnormalise(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
+    """Normalised actions (..., D) in [-1, 1] to physical units, where `mask` is true; the rest is left as it is."""
+    low, high = stats["q01"], stats["q99"]
+    return np.where(stats["mask"], 0.5 * (actions + 1.0) * (high - low) + low, actions)

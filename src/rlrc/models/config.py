@@ -1,0 +1,129 @@
+"""The shape of an OpenVLA policy, as its `config.json` holds it.
+
+Published OpenVLA checkpoints name their vision towers by timm model ids and leave the shapes out; ours write them down
+(`vision_towers`), so that a tower of any size is described by its own file.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from rlrc.errors import UserError
+
+DINOV2_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "patch_size": 14,
+    "num_register_tokens": 4,
+    "class_token": True,
+    "layer_scale": True,
+}
+SIGLIP_SO400M = {
+    "hidden_size": 1152,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "intermediate_size": 4304,
+    "patch_size": 14,
+}
+TIMM_TOWERS = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": DINOV2_LARGE,
+    "vit_so400m_patch14_siglip_224": SIGLIP_SO400M,
+}
+
+
+class VisionTowerConfig(PreTrainedConfig):
+    """One ViT, read after its second-to-last block: `num_hidden_layers` counts the block that is never run.
+
+    `stem_channels` puts stride-2 3x3 convolutions before the patch embedding (Xiao et al., "Early convolutions help
+    transformers see better", 2021); `patch_size` stays the stride of the whole.
+    """
+
+    model_type = "openvla_vision_tower"
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    image_size: int = 224
+    patch_size: int = 14
+    num_register_tokens: int = 0
+    class_token: bool = False
+    layer_scale: bool = False
+    layer_norm_eps: float = 1e-6
+    stem_channels: list[int] | None = None
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@strict
+class DecoderConfig(LlamaConfig):
+    """`LlamaConfig` that also holds layers of different shapes (`per_layer_config`, transformers' sparse schema)."""
+
+    def validate_architecture(self) -> None:
+        # Llama's own check reads one head count for all layers and wants it to divide hidden_size; with an explicit
+        # head_dim neither need hold.
+        pass
+
+
+class OpenVLAConfig(PreTrainedConfig):
+    """OpenVLA (Kim et al., 2024) at any size; the fields of the published checkpoints keep their names.
+
+    `prompt_end_token_id` is appended to every prompt that does not end in it (Llama's lone space, 29871, for the
+    published models; None where a tokenizer needs no such token).
+    """
+
+    model_type = "openvla"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=DecoderConfig, model_type="llama")}  # noqa: RUF012
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_towers: list[dict] | None = None
+    timm_model_ids: list[str] | None = None
+    image_sizes: list[int] | None = None
+    norm_stats: dict | None = None
+    n_action_bins: int = 256
+    action_dim: int = 7
+    pad_to_multiple_of: int = 64
+    pad_token_id: int | None = 32000
+    prompt_template: str = "In: What action should the robot take to {instruction}?\nOut:"
+    prompt_end_token_id: int | None = 29871
+    default_unnorm_key: str | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.image_sizes is None:
+            self.image_sizes = [224, 224]
+        if self.vision_towers is None and self.timm_model_ids is None:
+            self.timm_model_ids = list(TIMM_TOWERS)
+
+    @property
+    def towers(self) -> list[VisionTowerConfig]:
+        """Shapes of the vision towers, in the order in which their features are concatenated.
+
+        Raises:
+            UserError: neither `vision_towers` nor a known `timm_model_ids` gives them.
+        """
+        if self.vision_towers is not None:
+            return [VisionTowerConfig(**tower) for tower in self.vision_towers]
+        unknown = [name for name in self.timm_model_ids or [] if name not in TIMM_TOWERS]
+        if unknown:
+            raise UserError(
+                f"config.json: shapes of vision tower {unknown[0]!r} are unknown; add 'vision_towers' to the config "
+                f"(known timm_model_ids: {', '.join(TIMM_TOWERS)})"
+            )
+        sizes = self.image_sizes or []
+        return [
+            VisionTowerConfig(**TIMM_TOWERS[name], image_size=size)
+            for name, size in zip(self.timm_model_ids or [], sizes, strict=True)
+        ]
+
+    @property
+    def action_vocab_end(self) -> int:
+        """One past the last action id: the vocabulary before padding (32000 for Llama-2's 32064)."""
+        return self.text_config.vocab_size - self.pad_to_multiple_of  # type: ignore[union-attr]

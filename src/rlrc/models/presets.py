@@ -1,0 +1,98 @@
+"""New policies from scratch: the shape of a mini OpenVLA, its random weights, and a tokenizer of its own.
+
+Same classes as OpenVLA-7B, small sizes; most parameters sit in the decoder, as they do there.
+"""
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from rlrc.config import Config
+from rlrc.models.config import DecoderConfig, OpenVLAConfig
+from rlrc.models.openvla import OpenVLAForActionPrediction
+from rlrc.models.policy import Policy
+from rlrc.models.processor import ImageProcessor, Processor
+
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]
+PADDING_IDS = 64
+
+
+class TowerShape(Config):
+    """Shape of one vision tower; the last block counts although it is never run (see `VisionTowerConfig`)."""
+
+    hidden_size: int = 128
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    num_register_tokens: int = 0
+    class_token: bool = False
+    layer_scale: bool = False
+    stem_channels: tuple[int, ...] = (24, 48, 96)
+
+
+class Shape(Config):
+    """Shape of a mini OpenVLA. Ten heads, so that pruning 90 % of them leaves exactly one."""
+
+    image_size: int = 96
+    patch_size: int = 24
+    towers: tuple[TowerShape, TowerShape] = (
+        TowerShape(class_token=True, num_register_tokens=4, layer_scale=True),
+        TowerShape(),
+    )
+    hidden_size: int = 240
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 10
+    intermediate_size: int = 640
+
+
+def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, Any] | None, seed: int = 0) -> Policy:
+    """A policy with random weights (float32) whose tokenizer is trained on `instructions`."""
+    tokenizer = train_tokenizer(instructions)
+    action_vocab_end = len(tokenizer) + 256
+    config = OpenVLAConfig(
+        text_config=DecoderConfig(
+            vocab_size=action_vocab_end + PADDING_IDS,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            max_position_embeddings=512,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        vision_towers=[
+            {**tower.model_dump(mode="json"), "image_size": shape.image_size, "patch_size": shape.patch_size}
+            for tower in shape.towers
+        ],
+        image_sizes=[shape.image_size] * len(shape.towers),
+        norm_stats=norm_stats,
+        pad_to_multiple_of=PADDING_IDS,
+        pad_token_id=tokenizer.pad_token_id,
+        prompt_template="{instruction}",
+        prompt_end_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = OpenVLAForActionPrediction(config).eval()
+    return Policy(model, Processor(ImageProcessor.for_size(shape.image_size, len(shape.towers)), tokenizer, config))
+
+
+def train_tokenizer(instructions: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-pair encoding in which the words of `instructions` are single tokens and others fall apart into letters."""
+    alphabet = list(string.ascii_lowercase + string.digits + string.punctuation)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(sorted(set(instructions)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

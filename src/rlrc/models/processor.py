@@ -1,0 +1,141 @@
+"""From a camera picture and an instruction to the model's inputs, by the checkpoint's own files.
+
+Pictures: resized (bicubic, antialiased; Pillow, as the original does), scaled to [0, 1], normalised once a tower and stacked to 3 channels
+a tower, all read from `preprocessor_config.json`. Prompts: the config's template, the checkpoint's tokenizer, left-padded with BOS kept at index 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlrc.errors import UserError
+from rlrc.files import read_json, write_json
+from rlrc.models.config import OpenVLAConfig
+from rlrc.models.openvla import PolicyInputs
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Normalisation and size for each tower; `config` is the parsed `preprocessor_config.json`."""
+
+    config: dict[str, Any]
+
+    @classmethod
+    def for_size(cls, image_size: int, towers: int) -> "ImageProcessor":
+        """A processor that scales pictures to [-1, 1] for each of `towers` towers."""
+        half = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "inplace": False}
+        return cls(
+            {
+                "image_processor_type": "PrismaticImageProcessor",
+                "image_resize_strategy": "resize-naive",
+                "input_sizes": [[3, image_size, image_size]] * towers,
+                "interpolations": ["bicubic"] * towers,
+                "tvf_normalize_params": [half] * towers,
+                "use_fused_vision_backbone": towers > 1,
+            }
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "ImageProcessor":
+        config = read_json(folder / PREPROCESSOR_FILE)
+        if config.get("image_resize_strategy") != "resize-naive":
+            raise UserError(
+                f"{folder / PREPROCESSOR_FILE}: image_resize_strategy {config.get('image_resize_strategy')!r} "
+                "is not supported, only 'resize-naive'"
+            )
+        return cls(config)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / PREPROCESSOR_FILE, self.config)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the first tower's picture."""
+        return self.config["input_sizes"][0][-1]
+
+    def __call__(self, images: np.ndarray) -> torch.Tensor:
+        """Pictures uint8 (B, H, W, 3) to pixel values float32 (B, 3 * towers, size, size).
+
+        Raises:
+            UserError: wrong dtype or shape.
+        """
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            raise UserError(
+                f"images must be uint8 arrays of values 0-255, got {getattr(images, 'dtype', type(images))}"
+            )
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
+        towers = []
+        for (_, height, width), norm in zip(
+            self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True
+        ):
+            pixels = torch.from_numpy(_resize(images, height, width)).permute(0, 3, 1, 2).float()
+            mean = torch.tensor(norm["mean"]).view(3, 1, 1)
+            std = torch.tensor(norm["std"]).view(3, 1, 1)
+            towers.append((pixels / 255 - mean) / std)
+        return torch.cat(towers, dim=1)
+
+
+def _resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    if images.shape[1:3] == (height, width):
+        return np.ascontiguousarray(images)
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(image) for image in resized])
+
+
+class Processor:
+    """Image processor and tokenizer of one checkpoint."""
+
+    def __init__(
+        self, images: ImageProcessor, tokenizer: PreTrainedTokenizerBase | None, config: OpenVLAConfig
+    ) -> None:
+        self.images = images
+        self.tokenizer = tokenizer
+        self.config = config
+        self._prompt_ids: dict[str, list[int]] = {}
+
+    @classmethod
+    def load(cls, folder: Path, config: OpenVLAConfig) -> "Processor":
+        """Read the files of a checkpoint; one without a tokenizer still loads, and says so when a prompt is needed."""
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+        return cls(ImageProcessor.load(folder), tokenizer, config)
+
+    def save(self, folder: Path) -> None:
+        self.images.save(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def __call__(self, images: np.ndarray, instructions: Sequence[str]) -> PolicyInputs:
+        """Pictures uint8 (B, H, W, 3) and B instructions to a left-padded batch."""
+        pixel_values = self.images(images)
+        if len(images) != len(instructions):
+            raise UserError(f"{len(images)} images came with {len(instructions)} instructions; give one to each")
+        rows = [self.prompt_ids(instruction) for instruction in instructions]
+        length = max(len(row) for row in rows)
+        input_ids = torch.full((len(rows), length), self.config.pad_token_id or 0)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            # BOS stays in front of the picture; padding sits between the picture and the rest of the prompt.
+            input_ids[index, 0], attention_mask[index, 0] = row[0], 1
+            input_ids[index, length - len(row) + 1 :] = torch.tensor(row[1:])
+            attention_mask[index, length - len(row) + 1 :] = 1
+        return PolicyInputs(input_ids, attention_mask, pixel_values)
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """Token ids of the prompt, BOS first; ends in `prompt_end_token_id` where the config has one."""
+        if self.tokenizer is None:
+            raise UserError("the checkpoint has no tokenizer.json: put the tokenizer's files beside its config.json")
+        if instruction not in self._prompt_ids:
+            prompt = self.config.prompt_template.format(instruction=instruction.lower())
+            ids = list(self.tokenizer(prompt)["input_ids"])
+            end = self.config.prompt_end_token_id
+            self._prompt_ids[instruction] = ids if end is None or ids[-1] == end else [*ids, end]
+        return self._prompt_ids[instruction]

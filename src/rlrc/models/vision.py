@@ -1,0 +1,136 @@
+"""The vision backbone: ViT towers read after their second-to-last block, features concatenated by channel.
+
+Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which published OpenVLA checkpoints use, so that their
+tensors need no renaming. What inference never reads is never built: the last block of each tower, its final norm and
+SigLIP's attention pool (43 M parameters of OpenVLA-7B).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rlrc.models.config import VisionTowerConfig
+
+
+class PatchEmbed(nn.Module):
+    """Pixels (B, 3, H, W) to patch embeddings (B, P, hidden)."""
+
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        channels = [3, *(config.stem_channels or [])]
+        self.stem = nn.Sequential()
+        for c_in, c_out in zip(channels, channels[1:], strict=False):
+            self.stem.extend([nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GELU()])
+        stride = config.patch_size // 2 ** (len(channels) - 1)
+        self.proj = nn.Conv2d(channels[-1], config.hidden_size, stride, stride)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.proj(self.stem(pixel_values)).flatten(2).transpose(1, 2)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.scale_factor = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale_factor
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, hidden = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = _attend(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, hidden))
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    if q.requires_grad and q.device.type == "cpu":
+        # The backward pass of the fused CPU kernel takes several times as long as the three plain operations.
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.ls2 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class VisionTower(nn.Module):
+    """A ViT without its last block: pixels (B, 3, H, W) to patch features (B, P, hidden), prefix tokens dropped."""
+
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, config.hidden_size))
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.num_register_tokens:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # The position embedding covers the patches only (timm's no_embed_class), so the prefix joins after it.
+        x = self.patch_embed(pixel_values) + self.pos_embed
+        prefix = [
+            getattr(self, name).expand(len(x), -1, -1) for name in ("cls_token", "reg_token") if hasattr(self, name)
+        ]
+        num_patches = x.shape[1]
+        x = torch.cat([*prefix, x], dim=1) if prefix else x
+        for block in self.blocks:
+            x = block(x)
+        return x[:, -num_patches:]
+
+
+class VisionBackbone(nn.Module):
+    """One or two towers side by side: pixels (B, 3 * towers, H, W) to features (B, P, sum of hidden sizes)."""
+
+    def __init__(self, towers: list[VisionTowerConfig]) -> None:
+        super().__init__()
+        self.featurizer = VisionTower(towers[0])
+        if len(towers) > 1:
+            self.fused_featurizer = VisionTower(towers[1])
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = [tower(x) for tower, x in zip(self.children(), pixel_values.split(3, dim=1), strict=True)]
+        return torch.cat(features, dim=-1)
+
+
+class Projector(nn.Module):
+    """Vision features to the decoder's embeddings, patch by patch: (B, P, vision) -> (B, P, hidden)."""
+
+    def __init__(self, vision_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_size, 4 * vision_size)
+        self.fc2 = nn.Linear(4 * vision_size, hidden_size)
+        self.fc3 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))

@@ -1,0 +1,160 @@
+"""Quantize: store the weights of linear layers in 4 or 8 bits, in groups along their inputs; nothing is trained.
+
+    rlrc quantize --policy runs/default/rl/checkpoint --bits 4
+
+Only weights are packed (see `models/linear.py`); activations stay as they are. Bytes are counted, never estimated:
+those of the saved tensors and those of the tensors in memory, scales and zero points included.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+import rlrc
+from rlrc.config import Config
+from rlrc.errors import UserError
+from rlrc.models.checkpoint import weight_files
+from rlrc.models.linear import QuantizedLinear, get_linear, quantization_config
+from rlrc.progress import say, track
+from rlrc.tables import human_bytes
+
+PARTS = {"decoder": "language_model.model.layers", "vision": "vision_backbone", "projector": "projector"}
+
+
+class QuantizeConfig(Config):
+    """Store a policy's weights in 4 or 8 bits."""
+
+    policy: Path
+    """The checkpoint."""
+    bits: Literal[4, 8] = 4
+    """Of each weight."""
+    group_size: int = Field(default=32, ge=1)
+    """Weights along a layer's input that share a scale and a zero point."""
+    parts: tuple[Literal["decoder", "vision", "projector"], ...] = Field(default=("decoder",), min_length=1)
+    """Whose linear layers are packed."""
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """What packing one layer did to its weight."""
+
+    name: str
+    bf16_bytes: int
+    bytes: int
+    sqnr_db: float | None
+    """Signal-to-quantization-noise ratio of the weight; None where nothing was lost."""
+
+
+def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
+    """Pack the layers and write `out/checkpoint`.
+
+    Returns:
+        Bytes of the packed layers against bf16 (`replaced`) and of all tensors before and after (`total`), both on disk
+        and in memory; `left_dense`, each layer that was not packed with the reason; and `per_layer`.
+
+    Raises:
+        UserError: the policy is quantized already, a weight holds NaN or infinity, or no layer can be packed.
+    """
+    policy = rlrc.load(config.policy)
+    if getattr(policy.model.config, "quantization_config", None) is not None:
+        raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
+    before = {"disk": sum(stored_bytes(policy.source or config.policy).values()), "memory": _bytes_in_memory(policy.model)}
+    names = linear_names(policy.model, config.parts)
+    packed, left = quantize_linears(policy.model, names, config.bits, config.group_size)
+    if not packed:
+        raise UserError(
+            f"{config.policy}: none of {len(names)} layers shrinks ({next(iter(left.values()), 'no layers')})"
+        )
+    policy.model.config.quantization_config = quantization_config(
+        config.bits, config.group_size, [layer.name for layer in packed]
+    )
+    bf16, memory = sum(layer.bf16_bytes for layer in packed), sum(layer.bytes for layer in packed)
+    metrics = {"layers": len(packed), "bytes": memory, "bf16_bytes": bf16, "ratio": memory / bf16, "left_dense": left}
+    stage = {"verb": "quantize", "config": config.model_dump(mode="json"), "metrics": metrics}
+    policy.save(out / "checkpoint", stage=stage)
+
+    stored = stored_bytes(out / "checkpoint")
+    disk = sum(stored[f"{layer.name}.{leaf}"] for layer in packed for leaf in ("codes", "scales", "zeros"))
+    after = {"disk": sum(stored.values()), "memory": _bytes_in_memory(policy.model)}
+    for where, count in (("on disk", disk), ("in memory", memory)):
+        say(f"{len(packed)} layers {where}: {count:,} bytes, {count / bf16:.4f} of {human_bytes(bf16)} in bf16")
+    worst = min(packed, key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
+    say(f"least signal-to-noise: {worst.sqnr_db or math.inf:.1f} dB, {worst.name}")
+    for name, reason in left.items():
+        say(f"left dense: {name}: {reason}")
+    return {
+        "replaced": {
+            "layers": len(packed),
+            "bf16": bf16,
+            "disk": disk,
+            "disk_ratio": disk / bf16,
+            "memory": memory,
+            "memory_ratio": memory / bf16,
+        },
+        "total": {"before": before, "after": after},
+        "left_dense": left,
+        "per_layer": [asdict(layer) for layer in packed],
+    }
+
+
+def linear_names(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Dotted names of the linear layers of the policy's `parts`."""
+    prefixes = tuple(PARTS[part] + "." for part in parts)
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith(prefixes)
+    ]
+
+
+def quantize_linears(
+    model: nn.Module, names: Sequence[str], bits: int, group_size: int
+) -> tuple[list[PackedLayer], dict[str, str]]:
+    """Put a `QuantizedLinear` in the place of each named layer, one at a time, so that memory only shrinks.
+
+    Returns:
+        What was packed, and the reason for each layer that was left dense.
+
+    Raises:
+        UserError: a weight holds NaN or infinity.
+    """
+    packed, left = [], {}
+    for name in track(names, "quantize"):
+        linear = get_linear(model, name)
+        weight = linear.weight.detach()
+        if not weight.isfinite().all():
+            raise UserError(f"{name}: the weight holds NaN or infinity; the checkpoint is broken")
+        quantized = QuantizedLinear.from_linear(linear, bits, group_size)
+        bf16_bytes = 2 * weight.numel()
+        if quantized.nbytes >= bf16_bytes:
+            left[name] = f"{bits}-bit codes and scales of shape {tuple(weight.shape)} take more bytes than bf16"
+            continue
+        model.set_submodule(name, quantized)
+        packed.append(PackedLayer(name, bf16_bytes, quantized.nbytes, sqnr_db(weight, quantized.dequantize())))
+    return packed, left
+
+
+def sqnr_db(weight: torch.Tensor, approximation: torch.Tensor) -> float | None:
+    """10 log10 of the energy of `weight` over that of the error; None where there is no error."""
+    signal, noise = weight.float().square().sum(), (weight.float() - approximation.float()).square().sum()
+    return 10 * math.log10(signal / noise) if noise > 0 else None
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each tensor of a checkpoint, read from the safetensors headers."""
+    sizes = {}
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+        sizes.update({name: end - start for name, (start, end) in offsets.items()})
+    return sizes
+
+
+def _bytes_in_memory(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())

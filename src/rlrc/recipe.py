@@ -1,0 +1,115 @@
+"""A recipe: the base policy, the world, and the stages to run, in YAML.
+
+    name: default
+    base: checkpoints/tabletop-base
+    world: tabletop
+    stages:
+      - {verb: collect, name: demos, episodes: 500}
+      - {verb: prune, policy: base, dataset: demos, ratio: 0.9}
+      - {verb: evaluate, name: prune-eval, policy: prune}
+
+Every key but `verb` and `name` (the verb, unless given) belongs to the verb's config. Where a config asks for a path,
+`base` and the names of earlier stages stand for what they made. Other paths are relative to the working directory.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from rlrc.config import Config, read_yaml
+from rlrc.errors import UserError
+from rlrc.stage import Stage, content_hash, path_fields
+from rlrc.verbs import VERBS, config_class
+
+STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "inspect")]
+
+
+class Recipe(Config):
+    """What a recipe file says, its stages not yet validated."""
+
+    name: str
+    """Names the run's folder and titles its page; the file's name unless given."""
+    base: Path | None = None
+    """The policy to start from."""
+    world: str = "tabletop"
+    """For every stage that needs a world."""
+    stages: list[dict[str, Any]]
+    """Run in this order."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Parse a recipe file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or has an unknown, missing or ill-typed key.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+    return Recipe.parse({"name": path.stem, **values}, str(path))
+
+
+def stage_name(entry: dict[str, Any]) -> str:
+    """What a stage is called: its `name`, or else its verb."""
+    return str(entry.get("name", entry.get("verb")))
+
+
+def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
+    """The stages by name, validated as a whole: a mistake in the last one is found before the first one runs.
+
+    Raises:
+        UserError: a verb, key, value or reference is wrong, or a path names nothing.
+    """
+    stages: dict[str, Stage] = {}
+    hashes: dict[Path, str] = {}
+    for number, entry in enumerate(recipe.stages, start=1):
+        verb = entry.get("verb")
+        values = {key: value for key, value in entry.items() if key not in ("verb", "name")}
+        if verb not in STAGE_VERBS:
+            raise UserError(f"recipe {recipe.name}: stage {number}: unknown verb '{verb}' ({', '.join(STAGE_VERBS)})")
+        name = stage_name(entry)
+        where = f"recipe {recipe.name}: stage {number} ({name})"
+        if name in stages or name == "base":
+            raise UserError(f"{where}: the name is taken, give the stage another `name`")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+            raise UserError(f"{where}: a name is made of lower-case letters, digits and -_.")
+        cls = config_class(verb)
+        given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
+        config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
+        stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
+    return stages
+
+
+def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dict[Path, str], where: str) -> Stage:
+    """Put real paths in the place of references, and note what identifies each path's contents."""
+    sources: dict[str, str] = {}
+
+    def locate(field: str, path: Path) -> Path:
+        source = earlier.get(str(path))
+        if source is not None:
+            wanted = "dataset" if field == "dataset" else "checkpoint"
+            if VERBS[source.verb].artifact != wanted:
+                raise UserError(f"{where}: {field}: stage '{path}' makes no {wanted}")
+            sources[str(source.artifact)] = source.fingerprint
+            return source.artifact
+        if field == "run":  # a run's page shows every stage before it
+            everything = "".join(stage.fingerprint for stage in earlier.values())
+            sources[str(path)] = hashlib.sha256(everything.encode()).hexdigest()
+            return path
+        if str(path) == "base" and recipe.base is not None:
+            path = recipe.base
+        if not path.exists():
+            known = ", ".join(["base"] * (recipe.base is not None) + list(earlier))
+            raise UserError(f"{where}: {field}: '{path}' is neither an earlier stage ({known}) nor an existing path")
+        if path not in hashes:
+            hashes[path] = content_hash(path)
+        sources[str(path)] = hashes[path]
+        return path
+
+    changes: dict[str, Any] = {}
+    for field, paths in path_fields(stage.config).items():
+        located = [locate(field, path) for path in paths]
+        value = getattr(stage.config, field)
+        changes[field] = located[0] if isinstance(value, Path) else type(value)(located)
+    return Stage(stage.verb, stage.config.model_copy(update=changes), stage.folder, sources)

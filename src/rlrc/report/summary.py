@@ -1,0 +1,141 @@
+"""The table a run ends with: each policy's success and cost, against the first one evaluated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, read_episodes, success_rate
+from rlrc.errors import UserError
+from rlrc.files import read_json
+from rlrc.recipe import Recipe, read_recipe, stage_name
+from rlrc.stage import Finished, read_finished
+from rlrc.tables import human_bytes, human_count, print_table
+
+
+@dataclass
+class PolicyRow:
+    """One policy of the run; what was not measured is absent."""
+
+    name: str
+    episodes: list[Episode] = field(default_factory=list)
+    rates: dict[str, Rate] = field(default_factory=dict)
+    """By condition: 'ind', 'ood', 'ood/texture', ..."""
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    """Against the reference, by condition; absent for the reference itself."""
+    cost: dict[str, Any] | None = None
+    """The policy's entry in bench.json."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run, read from its folder."""
+
+    recipe: Recipe
+    stages: list[Finished]
+    rows: list[PolicyRow]
+    bench: dict[str, Any] | None
+
+    @property
+    def reference(self) -> PolicyRow:
+        return self.rows[0]
+
+    @property
+    def conditions(self) -> list[str]:
+        """All conditions of all rows, in order of appearance."""
+        return list(dict.fromkeys(condition for row in self.rows for condition in row.rates))
+
+
+def summarise_run(folder: Path) -> Summary:
+    """Read what the stages of a run left behind.
+
+    Raises:
+        UserError: `folder` is not a run's, or no evaluation or benchmark has ended in it yet.
+    """
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder}: not a run's folder (it has no recipe.yaml); start one with `rlrc run RECIPE`")
+    recipe = read_recipe(folder / "recipe.yaml")
+    finished = [read_finished(folder / stage_name(entry)) for entry in recipe.stages]
+    stages = [stage for stage in finished if stage is not None]
+    rows: dict[str, PolicyRow] = {}
+
+    def row(policy: str) -> PolicyRow:
+        name = _policy_name(policy, folder, recipe)
+        return rows.setdefault(name, PolicyRow(name))
+
+    for stage in stages:
+        if stage.verb == "evaluate":
+            row(stage.config["policy"]).episodes.extend(read_episodes(stage.folder / "episodes.parquet"))
+    bench = next((read_json(stage.folder / "bench.json") for stage in stages if stage.verb == "bench"), None)
+    for cost in bench["policies"] if bench else []:
+        row(cost["policy"]).cost = cost
+    if not rows:
+        raise UserError(f"{folder}: nothing to show yet: no evaluation or benchmark has ended")
+    reference = by_condition(next(iter(rows.values())).episodes)
+    for number, this in enumerate(rows.values()):
+        for condition, episodes in by_condition(this.episodes).items():
+            this.rates[condition] = success_rate(episodes)
+            if number > 0 and condition in reference:
+                this.comparisons[condition] = compare(episodes, reference[condition])
+    return Summary(recipe, stages, list(rows.values()), bench)
+
+
+def headline_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows, as text, for the console and the page."""
+    columns = ["policy"]
+    for condition in summary.conditions:
+        columns += [f"{condition.upper()} success", f"vs {summary.reference.name}"]
+    columns += ["parameters", "weights", "latency p50", "speed"]
+    return columns, [_cells(row, summary) for row in summary.rows]
+
+
+def print_summary(summary: Summary) -> None:
+    columns, rows = headline_table(summary)
+    print_table(f"{summary.recipe.name}: success at the end of the episode, 95 % intervals", columns, rows)
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """'-3.1 [-8.0, +1.9] p=0.29', in percentage points."""
+    low, high = 100 * comparison.low, 100 * comparison.high
+    p = "p<0.001" if comparison.p < 0.001 else f"p={comparison.p:.3f}"
+    return f"{100 * comparison.difference:+.1f} [{low:+.0f}, {high:+.0f}] {p}"
+
+
+def _cells(row: PolicyRow, summary: Summary) -> list[str]:
+    cells = [row.name]
+    for condition in summary.conditions:
+        rate, comparison = row.rates.get(condition), row.comparisons.get(condition)
+        cells += [
+            "" if rate is None else f"{rate} n={rate.n}",
+            "" if comparison is None else format_comparison(comparison),
+        ]
+    if row.cost is None:
+        return [*cells, "", "", "", ""]
+    return [
+        *cells,
+        human_count(row.cost["parameters"]["total"]),
+        human_bytes(row.cost["bytes"]["memory"]),
+        f"{row.cost['latency_ms']['p50']:.1f} ms",
+        f"{row.cost['speedup']:.2f}x",
+    ]
+
+
+def _policy_name(policy: str, folder: Path, recipe: Recipe) -> str:
+    """A policy is called by the stage that made it, 'base', or else its folder's name."""
+    path = Path(policy)
+    if path.name == "checkpoint" and path.parent.parent == folder:
+        return path.parent.name
+    return "base" if path == recipe.base else path.name
+
+
+def as_json(rows: Sequence[PolicyRow]) -> list[dict[str, Any]]:
+    """The rows without their episodes, for machines."""
+    return [
+        {
+            "policy": row.name,
+            "rates": {condition: vars(rate) for condition, rate in row.rates.items()},
+            "comparisons": {condition: vars(comparison) for condition, comparison in row.comparisons.items()},
+            "cost": row.cost,
+        }
+        for row in rows
+    ]

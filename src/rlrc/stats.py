@@ -1,0 +1,92 @@
+"""Intervals and tests for success rates.
+
+Success over episodes is a binomial proportion, so it is reported with Wilson's interval. Two policies are run on the
+same episodes, so they are compared as pairs: only episodes where exactly one of them succeeds carry information.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
+
+from rlrc.errors import UserError
+
+
+class PairedDifference(NamedTuple):
+    """`difference` = rate of b minus rate of a, with its interval; all are fractions in [-1, 1]."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson, JASA 22, 1927), without continuity correction.
+
+    Raises:
+        UserError: there are no trials.
+    """
+    if n == 0:
+        raise UserError("no episodes: a success rate needs at least one")
+    interval = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value of McNemar's exact test that a and b (n,) succeed equally often, paired episode by episode.
+
+    Under the hypothesis each discordant pair is a fair coin (McNemar, Psychometrika 12, 1947; exact binomial form).
+
+    Raises:
+        UserError: a and b are not of the same, positive length.
+    """
+    only_a, only_b, _ = _discordant(a, b)
+    return float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> PairedDifference:
+    """Success rate of b minus that of a, both (n,) bool over the same episodes, with Tango's score interval.
+
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+    Statistics in Medicine 17, 1998. Unlike Wald's it keeps its coverage with few or no discordant pairs.
+
+    Raises:
+        UserError: a and b are not of the same, positive length.
+    """
+    only_a, only_b, n = _discordant(a, b)
+    z = float(norm.ppf((1 + confidence) / 2))
+    difference = (only_b - only_a) / n
+
+    def excess(delta: float, sign: int) -> float:
+        return sign * _tango_score(only_a, only_b, n, delta) - z
+
+    edge = 1 - 1e-12  # at +-1 itself the score divides by zero
+    low = brentq(excess, -edge, difference, args=(1,)) if excess(-edge, 1) > 0 else -1.0
+    high = brentq(excess, difference, edge, args=(-1,)) if excess(edge, -1) > 0 else 1.0
+    return PairedDifference(difference, low, high)
+
+
+def paired_lower_bound(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> float:
+    """One-sided lower bound of b's rate minus a's: b loses less than this much (non-inferiority) at `confidence`."""
+    return paired_difference(a, b, 2 * confidence - 1).low
+
+
+def _discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
+    """How many pairs only a wins, only b wins, and how many pairs there are."""
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
+        raise UserError(f"paired comparison needs the same episodes on both sides, got shapes {a.shape} and {b.shape}")
+    return int((a & ~b).sum()), int((~a & b).sum()), a.size
+
+
+def _tango_score(only_a: int, only_b: int, n: int, delta: float) -> float:
+    """Standardised distance of the observed difference from `delta`, at the nuisance parameter's restricted MLE."""
+    linear = -only_a - only_b + (2 * n - only_b + only_a) * delta
+    constant = -only_a * delta * (1 - delta)
+    q = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+    variance = n * (2 * q + delta * (1 - delta))
+    distance = only_b - only_a - n * delta
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0

@@ -1,0 +1,57 @@
+"""Shared fixtures: where the reference tensors are, and small policies to test on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from rlrc.models.policy import Policy
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference tensors beside the checkout; tests that need it skip where it is absent."""
+    if not (SHARED / "fixtures").is_dir():
+        pytest.skip(f"reference tensors not found: {SHARED / 'fixtures'} does not exist")
+    return SHARED
+
+
+TINY_STATS = {
+    "tabletop": {
+        "action": {
+            "q01": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5, -1.0],
+            "q99": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5, 1.0],
+            "mask": [True] * 6 + [False],
+        }
+    }
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random OpenVLA of 0.3 M parameters, saved as a checkpoint (float32): ten heads and 40 channels a layer."""
+    from rlrc.models.presets import Shape, TowerShape, new_policy
+
+    tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
+    shape = Shape(
+        patch_size=32,
+        towers=(tower.model_copy(update={"class_token": True, "layer_scale": True, "num_register_tokens": 2}), tower),
+        hidden_size=40,
+        num_hidden_layers=3,
+        intermediate_size=40,
+    )
+    instructions = ["put carrot on plate", "put red cube on plate"]
+    path = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    new_policy(shape, instructions, TINY_STATS).save(path)
+    return path
+
+
+@pytest.fixture
+def tiny_policy(tiny_checkpoint: Path) -> "Policy":
+    """`tiny_checkpoint`, loaded anew for each test."""
+    import rlrc
+
+    return rlrc.load(tiny_checkpoint)

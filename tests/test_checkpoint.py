@@ -1,0 +1,195 @@
+"""What is saved loads again, anywhere, with equal logits; what is damaged is refused in one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import rlrc
+from rlrc.errors import UserError
+from rlrc.models.linear import QuantizedLinear, quantization_config
+from rlrc.models.policy import Policy
+from rlrc.models.presets import Shape, TowerShape, new_policy
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+INSTRUCTIONS = ["put carrot on plate", "put red cube on the big plate"]
+
+FRESH = """
+import json, sys, numpy as np, torch, rlrc
+images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+instructions = {instructions!r}
+policy = rlrc.load(sys.argv[1])
+if sys.argv[2] == "auto":
+    from transformers import AutoModelForImageTextToText
+    policy.model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype="auto").eval()
+inputs = policy.prepare(images, instructions)
+tokens = policy.sample(inputs).tokens
+with torch.no_grad():
+    print(json.dumps(policy.model.action_logits(inputs, tokens)[0].float().tolist()))
+"""
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    inputs = policy.prepare(IMAGES, INSTRUCTIONS)
+    with torch.no_grad():
+        return policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0].float()
+
+
+def fresh_logits(path: Path, how: str) -> torch.Tensor:
+    code = FRESH.format(instructions=INSTRUCTIONS)
+    done = subprocess.run([sys.executable, "-c", code, str(path), how], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.tensor(json.loads(done.stdout))
+
+
+def per_layer_policy() -> Policy:
+    """A random policy whose three layers have three shapes."""
+    tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
+    shape = Shape(patch_size=32, towers=(tower, tower), hidden_size=40, num_hidden_layers=3, intermediate_size=40)
+    policy = new_policy(shape, INSTRUCTIONS, None)
+    config = policy.model.config
+    config.text_config.per_layer_config = {
+        1: {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 4},
+        2: {"num_attention_heads": 3, "num_key_value_heads": 3, "intermediate_size": 16},
+    }
+    torch.manual_seed(1)
+    policy.model = type(policy.model)(config).eval()
+    return policy
+
+
+def quantized(policy: Policy) -> Policy:
+    names = [
+        name
+        for name, module in policy.model.language_model.named_modules(prefix="language_model")
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    ]
+    for name in names:
+        policy.model.set_submodule(name, QuantizedLinear.from_linear(policy.model.get_submodule(name), 4, 32))
+    policy.model.config.quantization_config = quantization_config(4, 32, names)
+    return policy
+
+
+@pytest.mark.parametrize("how", ["rlrc", "auto"])
+@pytest.mark.parametrize("kind", ["dense", "per-layer", "per-layer-4bit"])
+def test_fresh_process_gives_equal_logits(kind: str, how: str, tiny_policy: Policy, tmp_path: Path) -> None:
+    policy = tiny_policy if kind == "dense" else per_layer_policy()
+    policy = quantized(policy) if kind.endswith("4bit") else policy
+    policy.save(tmp_path / "saved")
+    torch.testing.assert_close(fresh_logits(tmp_path / "saved", how), logits(policy), atol=1e-5, rtol=1e-5)
+
+
+def test_bf16_keeps_dtype_and_size(tiny_policy: Policy, tmp_path: Path) -> None:
+    tiny_policy.save(tmp_path / "bf16", dtype=torch.bfloat16)
+    loaded = rlrc.load(tmp_path / "bf16")
+    assert loaded.model.dtype == torch.bfloat16
+    assert loaded.act(IMAGES, INSTRUCTIONS).dtype == np.float32
+    for name, tensor in tiny_policy.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor.to(torch.bfloat16)), name
+
+
+def test_value_head_travels(tiny_policy: Policy, tmp_path: Path) -> None:
+    tiny_policy.model.add_value_head(seed=3)
+    tiny_policy.save(tmp_path / "critic")
+    loaded = rlrc.load(tmp_path / "critic")
+    a, b = (policy.sample(policy.prepare(IMAGES, INSTRUCTIONS)).values for policy in (tiny_policy, loaded))
+    assert a is not None and b is not None and torch.equal(a, b)
+
+
+def test_lineage_names_the_parent(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    policy = rlrc.load(tiny_checkpoint)
+    policy.save(tmp_path / "child", stage={"verb": "prune", "config": {"ratio": 0.9}, "metrics": {}})
+    lineage = json.loads((tmp_path / "child" / "compression.json").read_text())
+    assert [stage["verb"] for stage in lineage["stages"]] == ["prune"]
+    assert lineage["parent"]["sha256"].keys() == {"model.safetensors"}
+    grandchild = rlrc.load(tmp_path / "child")
+    grandchild.save(tmp_path / "grandchild", stage={"verb": "sft", "config": {}})
+    lineage = json.loads((tmp_path / "grandchild" / "compression.json").read_text())
+    assert [stage["verb"] for stage in lineage["stages"]] == ["prune", "sft"]
+
+
+def test_no_dead_vision_weights_are_kept(tiny_policy: Policy) -> None:
+    towers = tiny_policy.model.config.towers
+    built = [len(tower.blocks) for tower in tiny_policy.model.vision_backbone.children()]
+    assert built == [tower.num_hidden_layers - 1 for tower in towers]
+
+
+def damaged(tmp_path: Path, source: Path) -> Path:
+    shutil.copytree(source, tmp_path / "damaged")
+    return tmp_path / "damaged"
+
+
+def test_truncated_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = damaged(tmp_path, tiny_checkpoint)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="damaged or cut off"):
+        rlrc.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("projector.fc1.bias"), "1 tensors are missing.*projector.fc1.bias"),
+        (lambda state: state.update(stray=torch.zeros(1)), "unexpected tensor 'stray'"),
+        (lambda state: state.update({"projector.fc1.bias": torch.zeros(3)}), r"'projector.fc1.bias' has shape \(3,\)"),
+    ],
+)
+def test_weights_that_do_not_fit(change: object, message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = damaged(tmp_path, tiny_checkpoint)
+    state = load_file(folder / "model.safetensors")
+    change(state)  # type: ignore[operator]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        rlrc.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("runs/nothing/here", "no such checkpoint folder"), ("/nowhere", "no such checkpoint folder")]
+)
+def test_missing_checkpoint(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rlrc.load(path)
+
+
+def test_pickled_weights_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = damaged(tmp_path, tiny_checkpoint)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="never loaded"):
+        rlrc.load(folder)
+
+
+def test_unknown_unnorm_key(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="unknown unnorm_key 'bridge'.*tabletop"):
+        rlrc.load(tiny_checkpoint, unnorm_key="bridge")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES.astype(np.float32), "must be uint8"),
+        (IMAGES[0], r"shape \(batch, height, width, 3\)"),
+        (IMAGES[:1], "1 images came with 2 instructions"),
+    ],
+)
+def test_wrong_images(images: np.ndarray, message: str, tiny_policy: Policy) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_policy.act(images, INSTRUCTIONS)
+
+
+def test_full_disk_leaves_nothing(tiny_policy: Policy) -> None:
+    small = Path("/dev/full")
+    if not small.exists():
+        pytest.skip("no /dev/full on this system")
+    with pytest.raises(UserError, match="disk is full"):
+        from rlrc.files import atomic_path
+
+        with atomic_path(Path("/tmp/rlrc-never")):
+            with small.open("w") as file:
+                file.write("x" * 10_000)
+    assert not list(Path("/tmp").glob("*rlrc-never*"))

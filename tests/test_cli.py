@@ -1,0 +1,136 @@
+"""The command line: quick help, JSON on stdout and nothing else there, one line for bad input."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_verbs
+
+from rlrc import cli, verbs
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, verb in toy_verbs.VERBS.items():
+        monkeypatch.setitem(verbs.VERBS, name, verb)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "skill.txt").write_text("0.5")
+
+
+def rlrc(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """Run the command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["rlrc", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("rlrc: ")
+    return printed.err
+
+
+def test_help_names_every_verb_without_importing_anything_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['rlrc', '--help']\nfrom rlrc.cli import main\nmain()\n"
+        "heavy = {'torch', 'transformers', 'mujoco', 'matplotlib', 'av', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"  {verb} " in done.stdout for verb in verbs.VERBS)
+
+
+@pytest.mark.parametrize("verb", ["collect", "sft", "run", "inspect", "report"])
+def test_a_verbs_help_lists_its_options(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rlrc(monkeypatch, verb, "--help") == 0
+    printed = capsys.readouterr().out
+    cls = verbs.config_class(verb)
+    for name, field in cls.model_fields.items():
+        assert name.replace("_", "-") in printed.lower() or "PATH" in printed
+        assert field.description, f"{cls.__name__}.{name} has no line of documentation"
+    assert "--out" in printed and "--json" in printed
+
+
+def test_json_is_all_there_is_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rlrc(monkeypatch, "sft", "--policy", "base", "--steps", "2", "--out", "x", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"skill": 0.7}
+    assert Path("x/checkpoint/skill.txt").exists() and Path("x/done.json").exists()
+
+
+def test_the_same_command_again_returns_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("sft", "--policy", "base", "--json")
+    assert rlrc(monkeypatch, *command) == 0
+    first = capsys.readouterr().out
+    assert rlrc(monkeypatch, *command) == 0
+    assert capsys.readouterr().out == first
+    assert Path("runs/sft/trace.txt").read_text() == "from 0\n"
+
+
+def test_another_experiments_folder_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rlrc(monkeypatch, "sft", "--policy", "base") == 0
+    capsys.readouterr()
+    assert rlrc(monkeypatch, "sft", "--policy", "base", "--steps", "5") == 2
+    assert "holds something else" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pruen"], "unknown verb 'pruen'"),
+        (["sft", "--policy", "nowhere"], "nowhere: no such file or folder"),
+        (["sft", "--policy", "base", "--fail"], "the input is wrong"),
+        (["run", "missing.yaml"], "missing.yaml: no such file"),
+        (["run", "broken.yaml"], "not valid YAML"),
+        (["run", "list.yaml"], "a recipe is a mapping"),
+        (["report", "base"], "not a run's folder"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.yaml").write_text("stages: [\n  {verb: sft\n")
+    Path("list.yaml").write_text("- sft\n")
+    assert rlrc(monkeypatch, *arguments) == 2
+    assert message in one_line(capsys)
+    assert not list(Path().glob("runs/*/done.json"))
+
+
+def test_unknown_options_and_values_out_of_range_exit_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rlrc(monkeypatch, "sft", "--policy", "base", "--stesp", "3") == 2
+    assert "--stesp" in capsys.readouterr().err
+    assert rlrc(monkeypatch, "sft", "--policy", "base", "--steps", "many") == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "Permission denied: 'x'"),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_one_line(
+    error: BaseException, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config: object, out: Path) -> dict:
+        raise error
+
+    monkeypatch.setattr(toy_verbs, "sft", refuse)
+    assert rlrc(monkeypatch, "sft", "--policy", "base") == status
+    assert message in one_line(capsys)

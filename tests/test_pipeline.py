@@ -1,0 +1,155 @@
+"""Recipes: validated before anything runs, finished stages skipped, cut-off ones resumed, changed ones run again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_verbs
+import yaml
+
+from rlrc import verbs
+from rlrc.errors import UserError
+from rlrc.pipeline import RunConfig, run
+from rlrc.recipe import read_recipe, resolve
+
+STAGES = [
+    {"verb": "collect", "name": "demos", "episodes": 5},
+    {"verb": "evaluate", "name": "base-eval", "policy": "base"},
+    {"verb": "sft", "policy": "base", "dataset": "demos", "steps": 4},
+    {"verb": "evaluate", "name": "sft-eval", "policy": "sft"},
+    {"verb": "bench", "policies": ["base", "sft"]},
+]
+BASE_SFT = {"verb": "sft", "policy": "base"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a base policy and a recipe, where the toy verbs are installed."""
+    for name, verb in toy_verbs.VERBS.items():
+        monkeypatch.setitem(verbs.VERBS, name, verb)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "skill.txt").write_text("0.5")
+    write_recipe(STAGES)
+    return tmp_path
+
+
+def write_recipe(stages: list[dict], **header: object) -> None:
+    Path("toy.yaml").write_text(yaml.safe_dump({"base": "base", "stages": stages, **header}))
+
+
+def run_toy() -> dict:
+    return run(RunConfig(recipe=Path("toy.yaml")), Path("runs/toy"))
+
+
+def traces(stage: str = "sft") -> list[str]:
+    return Path("runs/toy", stage, "trace.txt").read_text().splitlines()
+
+
+def test_runs_every_stage_and_compares_with_the_first_policy(folder: Path) -> None:
+    base, sft = run_toy()["summary"]
+    assert (base["policy"], sft["policy"]) == ("base", "sft")
+    assert base["rates"]["ind"]["rate"] == 0.5 and sft["rates"]["ood"]["rate"] == 0.9
+    assert sft["comparisons"]["ind"]["difference"] == pytest.approx(0.4)
+    assert sft["comparisons"]["ind"]["p"] == pytest.approx(2 * 0.5**8)  # eight discordant pairs, all one way
+    assert not base["comparisons"] and sft["cost"]["parameters"]["total"] == 100
+
+
+def test_a_second_run_does_nothing(folder: Path) -> None:
+    first = run_toy()
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != "recipe.yaml"}
+    assert run_toy() == first
+    after = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != "recipe.yaml"}
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed <= {Path("runs/toy")}  # the folder that holds recipe.yaml
+
+
+def test_a_changed_stage_runs_again_with_all_that_follow_from_it(folder: Path) -> None:
+    run_toy()
+    demos = Path("runs/toy/demos/done.json").stat().st_mtime_ns
+    write_recipe([stage | {"steps": 2} if stage["verb"] == "sft" else stage for stage in STAGES])
+    assert run_toy()["summary"][1]["rates"]["ind"]["rate"] == 0.7
+    assert traces() == ["from 0"]  # begun anew, not resumed from the other config's state
+    assert Path("runs/toy/demos/done.json").stat().st_mtime_ns == demos
+
+
+def test_a_changed_base_policy_runs_everything_that_uses_it_again(folder: Path) -> None:
+    run_toy()
+    (folder / "base" / "skill.txt").write_text("0.2")
+    assert [row["rates"]["ind"]["rate"] for row in run_toy()["summary"]] == [0.2, 0.6]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_killed_and_started_again_it_ends_with_the_same_table(folder: Path, step: int) -> None:
+    command = [sys.executable, toy_verbs.__file__, "run", "toy.yaml", "--json"]
+
+    def start(**environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+    whole = json.loads(start().stdout)
+    Path("runs").rename("whole")
+    assert start(DIE_AT=str(step)).returncode == -9
+    assert not Path("runs/toy/sft/done.json").exists()
+    resumed = json.loads(start().stdout)
+    assert resumed["summary"] == whole["summary"]
+    assert traces() == ["from 0", f"from {step}"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "header", "message"),
+    [
+        ([{"verb": "pruen"}], {}, "stage 1: unknown verb 'pruen'"),
+        ([{"verb": "run"}], {}, "unknown verb 'run'"),
+        (
+            [*STAGES, {"verb": "sft", "name": "x", "policy": "base", "stesp": 3}],
+            {},
+            r"stage 6 \(x\): unknown key 'stesp'",
+        ),
+        ([BASE_SFT | {"steps": "many"}], {}, "'steps'"),
+        ([{"verb": "sft"}], {}, "missing key 'policy'"),
+        (
+            [BASE_SFT | {"policy": "later"}, BASE_SFT | {"name": "later"}],
+            {},
+            "'later' is neither",
+        ),
+        ([STAGES[0], {"verb": "sft", "policy": "demos"}], {}, "stage 'demos' makes no checkpoint"),
+        ([BASE_SFT, BASE_SFT], {}, "the name is taken"),
+        ([BASE_SFT | {"name": "../x"}], {}, "a name is made of"),
+        (STAGES, {"base": "nowhere"}, "'nowhere' is neither an earlier stage"),
+        (STAGES, {"wrold": "tabletop"}, "unknown key 'wrold'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_runs(
+    folder: Path, stages: list[dict], header: dict, message: str
+) -> None:
+    write_recipe(stages, **header)
+    with pytest.raises(UserError, match=message) as caught:
+        run_toy()
+    assert "\n" not in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_a_stage_that_finds_its_input_wrong_is_named(folder: Path) -> None:
+    write_recipe([*STAGES[:2], STAGES[2] | {"fail": True}])
+    with pytest.raises(UserError, match="stage 'sft': the input is wrong"):
+        run_toy()
+    assert not Path("runs/toy/sft/done.json").exists() and Path("runs/toy/base-eval/done.json").exists()
+    assert "the input is wrong" in Path("runs/toy/sft/log.txt").read_text()
+
+
+def test_recipes_that_ship_are_valid_yaml_with_known_verbs() -> None:
+    for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"):
+        recipe = read_recipe(path)
+        assert recipe.name == path.stem
+        assert all(stage["verb"] in verbs.VERBS for stage in recipe.stages)
+
+
+def test_moving_the_folder_keeps_finished_stages(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run_toy()
+    recipe = read_recipe(Path("toy.yaml"))
+    here = {name: stage.fingerprint for name, stage in resolve(recipe, Path("runs/toy")).items()}
+    there = {name: stage.fingerprint for name, stage in resolve(recipe, Path("elsewhere")).items()}
+    assert here == there
