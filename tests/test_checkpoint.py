@@ -165,7 +165,7 @@ def test_pickled_weights_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> N
 
 
 def test_unknown_unnorm_key(tiny_checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="unknown unnorm_key 'bridge'.*tabletop"):
+    with pytest.raises(UserError, match=r"unknown unnorm_key 'bridge'.*tabletop"):
         rlrc.load(tiny_checkpoint, unnorm_key="bridge")
 
 
@@ -189,7 +189,6 @@ def test_full_disk_leaves_nothing(tiny_policy: Policy) -> None:
     with pytest.raises(UserError, match="disk is full"):
         from rlrc.files import atomic_path
 
-        with atomic_path(Path("/tmp/rlrc-never")):
-            with small.open("w") as file:
-                file.write("x" * 10_000)
+        with atomic_path(Path("/tmp/rlrc-never")), small.open("w") as file:
+            file.write("x" * 10_000)
     assert not list(Path("/tmp").glob("*rlrc-never*"))

@@ -89,7 +89,7 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 class MetricsLog:
-    """A run's metrics: `metrics.jsonl`, one flat object a line, and TensorBoard scalars in `tensorboard/`, below `folder`.
+    """A run's metrics in `folder`: `metrics.jsonl`, one flat object a line, and TensorBoard scalars (`tensorboard/`).
 
     Opening an existing log appends to it. A run that resumes from a checkpoint calls `truncate_after` first. Numbers
     that JSON cannot hold (nan, inf) are written as null.

@@ -1,7 +1,7 @@
-"""Actions as tokens: the last 256 ids of the vocabulary are bins over [-1, 1], and statistics turn those into physical units.
+"""Actions as tokens: the last 256 ids of the vocabulary are bins over [-1, 1]; statistics give them physical units.
 
-The arithmetic is OpenVLA's (Kim et al., 2024, and its published code): the bin is counted down from the end of the *unpadded* vocabulary,
-and only dimensions whose `mask` is true are un-normalised.
+The arithmetic is OpenVLA's (Kim et al., 2024, and its published code): the bin is counted down from the end of the
+*unpadded* vocabulary, and only dimensions whose `mask` is true are un-normalised.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """A policy on disk: a plain Hugging Face repository that loads anywhere, and nothing pickled.
 
-`config.json`, `model.safetensors` (or shards and an index), tokenizer and processor files, `compression.json` (the lineage) and a model
-card. Published OpenVLA checkpoints have the same names and load by the same code, shard by shard, read-only.
+`config.json`, `model.safetensors` (or shards and an index), tokenizer and processor files, `compression.json` (the
+lineage) and a model card. Published OpenVLA checkpoints have the same names and load by the same code, shard by shard,
+read-only.
 """
 
 import re
@@ -48,7 +49,8 @@ def load(
     """
     folder = _resolve(path_or_hub_id)
     config = read_config(folder)
-    model = read_weights(folder, config, dtype).to(device).eval()
+    model = read_weights(folder, config, dtype).eval()
+    model.to(torch.device(device))  # type: ignore[arg-type]
     lineage = read_json(folder / LINEAGE_FILE) if (folder / LINEAGE_FILE).is_file() else {"stages": []}
     policy = Policy(model, Processor.load(folder, config), unnorm_key, lineage)
     policy.source = folder
@@ -62,9 +64,8 @@ def read_weights(folder: Path, config: OpenVLAConfig, dtype: torch.dtype | None)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         if quantization.get("quant_method") != "rlrc":
-            raise UserError(
-                f"{folder}: quantized by '{quantization.get('quant_method')}', which rlrc does not read; start from the bf16 weights"
-            )
+            method = quantization.get("quant_method")
+            raise UserError(f"{folder}: quantized by '{method}', which rlrc does not read; start from the bf16 weights")
         replace_linears(model, quantization["modules"], quantization["bits"], quantization["group_size"])
     shards = weight_files(folder)
     if any(key.startswith("value_head.") for shard in shards for key in _keys(shard)):
@@ -148,7 +149,7 @@ def _write_weights(state: dict[str, torch.Tensor], folder: Path, dtype: torch.dt
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    # Codes and zero points of packed layers are integers and stay as they are; their bf16 scales are what they should be.
+    # Codes and zero points of packed layers are integers and stay as they are, and so do their bf16 scales.
     narrows = dtype is not None and tensor.is_floating_point() and tensor.element_size() > dtype.itemsize
     return (tensor.to(dtype) if narrows else tensor).contiguous()
 
@@ -210,9 +211,8 @@ def _assign(
     owner = model.get_submodule(owner_name)
     current = getattr(owner, leaf)
     if current.shape != tensor.shape:
-        raise UserError(
-            f"{folder}: '{name}' has shape {tuple(tensor.shape)} in the weights and {tuple(current.shape)} by config.json"
-        )
+        found, expected = tuple(tensor.shape), tuple(current.shape)
+        raise UserError(f"{folder}: '{name}' has shape {found} in the weights and {expected} by config.json")
     if isinstance(current, torch.nn.Parameter):
         setattr(owner, leaf, torch.nn.Parameter(tensor.to(dtype or tensor.dtype)))
     else:

@@ -12,7 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from rlrc.errors import UserError
 
-DINOV2_LARGE = {
+DINOV2_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
@@ -22,7 +22,7 @@ DINOV2_LARGE = {
     "class_token": True,
     "layer_scale": True,
 }
-SIGLIP_SO400M = {
+SIGLIP_SO400M: dict[str, Any] = {
     "hidden_size": 1152,
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
@@ -81,7 +81,7 @@ class OpenVLAConfig(PreTrainedConfig):
     model_type = "openvla"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=DecoderConfig, model_type="llama")}  # noqa: RUF012
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
     vision_towers: list[dict] | None = None
     timm_model_ids: list[str] | None = None
     image_sizes: list[int] | None = None
@@ -126,4 +126,4 @@ class OpenVLAConfig(PreTrainedConfig):
     @property
     def action_vocab_end(self) -> int:
         """One past the last action id: the vocabulary before padding (32000 for Llama-2's 32064)."""
-        return self.text_config.vocab_size - self.pad_to_multiple_of  # type: ignore[union-attr]
+        return self.text_config.vocab_size - self.pad_to_multiple_of

@@ -1,7 +1,7 @@
 """The language model: transformers' Llama, with layers that may each have their own number of heads and MLP width.
 
-Every layer is built from its own config (`config.per_layer_config[i]`, transformers' native sparse schema), so attention kernels,
-caches and later native support for such models come for free.
+Every layer is built from its own config (`config.per_layer_config[i]`, transformers' native sparse schema), so
+attention kernels, caches and later native support for such models come for free.
 """
 
 from torch import nn
@@ -25,12 +25,11 @@ class HeterogeneousLlamaModel(LlamaModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(
-            LlamaDecoderLayer(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
-        )
-        for layer in self.layers:
-            # Attention asks its config for the kernel alone; sharing the global one lets `set_attn_implementation` reach it.
+        layers = [LlamaDecoderLayer(config.per_layer_config[i], i) for i in range(config.num_hidden_layers)]  # type: ignore[arg-type]
+        for layer in layers:
+            # Attention asks its config for the kernel alone; with the global one `set_attn_implementation` reaches it.
             layer.self_attn.config = config
+        self.layers = nn.ModuleList(layers)
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False

@@ -1,35 +1,36 @@
 """OpenVLA as our own module: vision towers, projector, Llama decoder, 256 action bins, and a value head for PPO.
 
-The published checkpoint's remote code does not run on today's transformers, and where patched it answers without looking at the image. This
-module keeps its parameter names and its arithmetic (tests hold it to tensors of the original code) and adds what compression
-and reinforcement learning need: layers of any shape, teacher-forced action logits, batched sampling.
+The published checkpoint's remote code does not run on today's transformers, and where patched it answers without
+looking at the image. This module keeps its parameter names and its arithmetic (tests hold it to tensors of the original
+code) and adds what compression and reinforcement learning need: layers of any shape, teacher-forced action logits,
+batched sampling.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    DynamicCache,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlrc.models import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.decoder import HeterogeneousLlamaForCausalLM
-from rlrc.models.vision import VisionBackbone, LayerScale, Projector, VisionTower
+from rlrc.models.vision import LayerScale, Projector, VisionBackbone, VisionTower
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Where sampling noise comes from: one generator for the batch, one for each row, or torch's own."""
 
 
 @dataclass(frozen=True)
 class PolicyInputs:
     """A left-padded batch: `input_ids` (B, L) = [BOS, padding, prompt], `attention_mask` (B, L), and the image.
 
-    The image is `pixel_values` (B, 3 * towers, H, W), or `image_embeddings` (B, P, hidden) where the projector has already run.
+    The image is `pixel_values` (B, 3 * towers, H, W), or `image_embeddings` (B, P, hidden) where the projector has
+    already run.
     """
 
     input_ids: torch.Tensor
@@ -53,7 +54,7 @@ class PolicyInputs:
 
 @dataclass(frozen=True)
 class ActionSample:
-    """What acting returns: `tokens` (B, 7) ids, `logprobs` (B,) summed over the tokens, `values` (B,) if there is a value head."""
+    """What acting returns: `tokens` (B, 7) ids, `logprobs` (B,) summed over them, `values` (B,) given a critic."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
@@ -102,9 +103,9 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, VisionTower):
-            for name in ("pos_embed", "cls_token", "reg_token"):
-                if hasattr(module, name):
-                    nn.init.trunc_normal_(getattr(module, name), std=0.02)
+            for token in (module.pos_embed, module.cls_token, module.reg_token):
+                if token is not None:
+                    nn.init.trunc_normal_(token, std=0.02)
         elif isinstance(module, LayerScale):
             nn.init.ones_(module.scale_factor)
         elif isinstance(module, nn.Conv2d):
@@ -128,7 +129,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     ) -> CausalLMOutputWithPast:
         """Logits over the full vocabulary at every position of [BOS][patches][rest]: (B, L + P, V).
 
-        `labels` (B, L) use -100 where nothing is predicted; the patches never are. Without `pixel_values` the prompt is read alone.
+        `labels` (B, L) use -100 where nothing is predicted; the patches never are. Without `pixel_values` the prompt is
+        read alone.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if pixel_values is None:
@@ -160,7 +162,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         return self.projector(self.vision_backbone(pixel_values.to(self.projector.fc1.weight.dtype)))
 
     def action_logits(self, inputs: PolicyInputs, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Teacher-forced logits of the action bins (B, 7, 256), and the state (B, hidden) that predicts the first token.
+        """Teacher-forced logits of the action bins (B, 7, 256), and the state (B, hidden) behind the first of them.
 
         `tokens` (B, 7) are the action ids whose prefixes are read; one pass, no cache, differentiable.
         """
@@ -178,7 +180,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     @torch.no_grad()
     def sample_actions(
-        self, inputs: PolicyInputs, temperature: float = 0.0, generator: torch.Generator | None = None
+        self, inputs: PolicyInputs, temperature: float = 0.0, generator: Generators = None
     ) -> ActionSample:
         """Decode seven action tokens with a KV cache, greedily at temperature 0, else sampled over the 256 action ids.
 
@@ -223,22 +225,30 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         """Put the patches behind BOS: embeddings (B, L + P, hidden), mask and positions (B, L + P)."""
         image = inputs.image_embeddings
         if image is None:
+            assert inputs.pixel_values is not None, "PolicyInputs needs pixel_values or image_embeddings"
             image = self.project_images(inputs.pixel_values)
         embeddings = torch.cat([text[:, :1], image.to(text.dtype), text[:, 1:]], dim=1)
         mask = torch.cat([mask[:, :1], mask.new_ones(image.shape[:2]), mask[:, 1:]], dim=1)
         return embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _choose(
-    logits: torch.Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _choose(logits: torch.Tensor, temperature: float, generator: Generators) -> tuple[torch.Tensor, torch.Tensor]:
     """Bins (B,) and their log-probabilities (B,) from logits (B, 256)."""
     logprobs = F.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
     if temperature == 0.0:
         bins = logprobs.argmax(dim=-1)
     else:
-        bins = torch.multinomial(logprobs.exp(), 1, generator=generator).squeeze(-1)
+        # Inverse transform sampling: one uniform number a row, so that each row can have a generator of its own.
+        cumulative = logprobs.exp().cumsum(dim=-1)
+        threshold = _uniform(len(logits), generator, logits.device) * cumulative[:, -1]
+        bins = (cumulative <= threshold[:, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
     return bins, logprobs.gather(-1, bins[:, None]).squeeze(-1)
+
+
+def _uniform(count: int, generator: Generators, device: torch.device) -> torch.Tensor:
+    if isinstance(generator, Sequence):
+        return torch.cat([torch.rand(1, generator=row, device=device) for row in generator])
+    return torch.rand(count, generator=generator, device=device)
 
 
 AutoConfig.register("openvla", OpenVLAConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A policy: model, processor and action statistics in one object that maps pictures and instructions to robot actions."""
+"""A policy: model, processor and action statistics in one object, from pictures and instructions to robot actions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rlrc.models.actions import ActionTokenizer, action_statistics, unnormalise
-from rlrc.models.openvla import ActionSample, OpenVLAForActionPrediction, PolicyInputs
+from rlrc.models.openvla import ActionSample, Generators, OpenVLAForActionPrediction, PolicyInputs
 from rlrc.models.processor import Processor
 
 
@@ -51,9 +51,7 @@ class Policy:
         """Pictures uint8 (B, H, W, 3) and B instructions to model inputs on the policy's device."""
         return self.processor(images, instructions).to(self.device)
 
-    def sample(
-        self, inputs: PolicyInputs, temperature: float = 0.0, generator: torch.Generator | None = None
-    ) -> ActionSample:
+    def sample(self, inputs: PolicyInputs, temperature: float = 0.0, generator: Generators = None) -> ActionSample:
         """Choose action tokens; see `OpenVLAForActionPrediction.sample_actions`."""
         return self.model.sample_actions(inputs, temperature, generator)
 
@@ -67,7 +65,7 @@ class Policy:
         images: np.ndarray,
         instructions: Sequence[str],
         temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> np.ndarray:
         """Pictures uint8 (B, H, W, 3) and B instructions to actions float32 (B, 7) in physical units.
 

@@ -81,7 +81,7 @@ def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, 
 
 
 def train_tokenizer(instructions: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-pair encoding in which the words of `instructions` are single tokens and others fall apart into letters."""
+    """A byte-pair encoding in which the words of `instructions` are single tokens and others fall apart."""
     alphabet = list(string.ascii_lowercase + string.digits + string.punctuation)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

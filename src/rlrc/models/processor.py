@@ -1,7 +1,8 @@
 """From a camera picture and an instruction to the model's inputs, by the checkpoint's own files.
 
-Pictures: resized (bicubic, antialiased; Pillow, as the original does), scaled to [0, 1], normalised once a tower and stacked to 3 channels
-a tower, all read from `preprocessor_config.json`. Prompts: the config's template, the checkpoint's tokenizer, left-padded with BOS kept at index 0.
+Pictures: resized (bicubic, antialiased; Pillow, as the original does), scaled to [0, 1], normalised once a tower and
+stacked to 3 channels a tower, all read from `preprocessor_config.json`. Prompts: the config's template, the
+checkpoint's tokenizer, left-padded with BOS kept at index 0.
 """
 
 from collections.abc import Sequence

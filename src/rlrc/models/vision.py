@@ -1,9 +1,11 @@
 """The vision backbone: ViT towers read after their second-to-last block, features concatenated by channel.
 
-Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which published OpenVLA checkpoints use, so that their
-tensors need no renaming. What inference never reads is never built: the last block of each tower, its final norm and
-SigLIP's attention pool (43 M parameters of OpenVLA-7B).
+Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which published OpenVLA checkpoints use, so
+that their tensors need no renaming. What inference never reads is never built: the last block of each tower, its final
+norm and SigLIP's attention pool (43 M parameters of OpenVLA-7B).
 """
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         channels = [3, *(config.stem_channels or [])]
         self.stem = nn.Sequential()
-        for c_in, c_out in zip(channels, channels[1:], strict=False):
+        for c_in, c_out in pairwise(channels):
             self.stem.extend([nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GELU()])
         stride = config.patch_size // 2 ** (len(channels) - 1)
         self.proj = nn.Conv2d(channels[-1], config.hidden_size, stride, stride)
@@ -90,6 +92,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, config.hidden_size))
+        self.cls_token = self.reg_token = None
         if config.class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         if config.num_register_tokens:
@@ -99,9 +102,7 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         # The position embedding covers the patches only (timm's no_embed_class), so the prefix joins after it.
         x = self.patch_embed(pixel_values) + self.pos_embed
-        prefix = [
-            getattr(self, name).expand(len(x), -1, -1) for name in ("cls_token", "reg_token") if hasattr(self, name)
-        ]
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         num_patches = x.shape[1]
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         for block in self.blocks:

@@ -57,7 +57,8 @@ def choose(
         ratio = _ratio_for_overall(overall, _parameters(groups), _parameters(group for group, _ in free))
     assert ratio is not None
     if scope == "local":
-        kept = [_keep_best(score, _local_count(group, ratio, rounding)) for group, score in free]
+        _check_ratio([group for group, _ in free], ratio, rounding)
+        kept = [_keep_best(score, _units_left(group, ratio, rounding)) for group, score in free]
     else:
         threshold = _threshold(free, ratio, by_parameters=overall is not None)
         kept = [_keep_best(score, _global_count(group, score, threshold, rounding)) for group, score in free]
@@ -83,16 +84,22 @@ def _keep_best(score: torch.Tensor, count: int) -> torch.Tensor:
     return score.argsort()[len(score) - count :].sort().values
 
 
-def _local_count(group: Group, ratio: float, rounding: Rounding) -> int:
-    count = _units_left(group, ratio, rounding)
-    if count == 0:
-        too_large = bisect_left(range(10_001), True, key=lambda r: _units_left(group, r / 10_000, rounding) == 0)
-        one = "head" if group.kind == "heads" else "channel"
-        raise UserError(
-            f"{group}: a ratio of {ratio:.4g} leaves no {one} of {group.units}; "
-            f"the largest workable ratio is {(too_large - 1) / 10_000:g}"
-        )
-    return count
+def _check_ratio(groups: Sequence[Group], ratio: float, rounding: Rounding) -> None:
+    """Refuse a ratio that empties a group, and name the group that allows least."""
+    if all(_units_left(group, ratio, rounding) for group in groups):
+        return
+    largest = {group: _largest_ratio(group, rounding) for group in groups}
+    tightest = min(groups, key=lambda group: largest[group])
+    one = "head" if tightest.kind == "heads" else "channel"
+    raise UserError(
+        f"{tightest}: a ratio of {ratio:.4g} leaves no {one} of {tightest.units}; "
+        f"the largest workable ratio is {largest[tightest]:g}"
+    )
+
+
+def _largest_ratio(group: Group, rounding: Rounding) -> float:
+    too_large = bisect_left(range(10_001), True, key=lambda r: _units_left(group, r / 10_000, rounding) == 0)
+    return (too_large - 1) / 10_000
 
 
 def _units_left(group: Group, ratio: float, rounding: Rounding) -> int:

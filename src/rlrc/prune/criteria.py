@@ -61,12 +61,13 @@ class LlmPruner(Config):
         return not self.importance.startswith("magnitude")
 
     def scores(
-        self, layers: Sequence[LlamaDecoderLayer], groups: Sequence[Group], loss: Loss, samples: int
+        self, layers: Sequence[LlamaDecoderLayer], groups: Sequence[Group], loss: Loss | None, samples: int
     ) -> list[torch.Tensor]:
         """Importance of every unit: float32 (units,) for each group.
 
         Args:
-            loss: called with all sample numbers 0..samples-1 at once, and one by one where second order needs it.
+            loss: called with all sample numbers 0..samples-1 at once, and one by one where second order needs it; the
+                magnitudes do without.
 
         Raises:
             UserError: a score is NaN or infinite.
@@ -77,7 +78,7 @@ class LlmPruner(Config):
         channel_scores = self._channel_scores(weights, loss, samples)
         return [self._combine(group, channel_scores) for group in groups]
 
-    def _channel_scores(self, weights: Weights, loss: Loss, samples: int) -> ChannelScores:
+    def _channel_scores(self, weights: Weights, loss: Loss | None, samples: int) -> ChannelScores:
         """Sums of the saliency over each row or column that a member may lose."""
         scores: ChannelScores = {}
         if self.importance == "param_second":  # linear in F, so that each sample's squares can be summed and forgotten
@@ -105,7 +106,7 @@ class LlmPruner(Config):
                 scores[key] = _sum_across(key[1], weight.detach().float().abs().pow(power))
         return scores
 
-    def _curvature(self, weights: Weights, loss: Loss, samples: int) -> ChannelScores:
+    def _curvature(self, weights: Weights, loss: Loss | None, samples: int) -> ChannelScores:
         """F, the mean of squared per-sample gradients, for every weight."""
         mean_square = {key: torch.zeros_like(weight, dtype=torch.float32) for key, weight in weights.items()}
 
@@ -131,11 +132,12 @@ Criterion = LlmPruner
 
 def _for_gradients(
     weights: Weights,
-    loss: Loss,
+    loss: Loss | None,
     batches: Sequence[Sequence[int]],
     use: Callable[[Key, torch.Tensor, torch.Tensor], None],
 ) -> None:
     """Backpropagate the loss of each batch; `use(key, weight, gradient)` sees each pair once, in float32."""
+    assert loss is not None
     with bar("importance", total=len(weights) * len(batches)) as progress:
 
         def hook(key: Key) -> Callable[[torch.Tensor], None]:

@@ -1,0 +1,31 @@
+# make         compress the shipped policy, evaluate every step, and write the page (about 25 minutes on 2 cores)
+# make test    all tests             make check   linter, formatter and type checker
+# make base    train the shipped base policy again from scratch
+#
+# The first of them sets up .venv; see scripts/setup.sh for PYTHON and TORCH_INDEX.
+
+RLRC := .venv/bin/rlrc
+export PYTHON TORCH_INDEX
+
+.PHONY: run base test check setup
+.DEFAULT_GOAL := run
+
+run: setup
+	$(RLRC) run recipes/default.yaml
+
+base: setup
+	$(RLRC) run recipes/base.yaml
+
+test: setup
+	.venv/bin/pytest
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh
+	@touch $@

@@ -1,0 +1,255 @@
+"""What a policy costs: parameters, exact weight bytes, peak memory, latency by stage, throughput.
+
+    rlrc bench --policies checkpoints/tabletop-base runs/default/quantize/checkpoint --out runs/bench
+
+Policies take turns, round by round, and are compared within each round, so that their ratios hold on a machine that is
+busy with other things; absolute times there do not.
+"""
+
+import multiprocessing
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import transformers
+from pydantic import Field
+from torch import nn
+
+import rlrc
+from rlrc.config import Config
+from rlrc.files import write_json
+from rlrc.inspect import describe
+from rlrc.models.policy import Policy
+from rlrc.progress import bar
+from rlrc.quantize import stored_bytes
+from rlrc.tables import human_bytes, human_count, print_table
+
+STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
+"""Of one action: picture and prompt to tensors, the towers, the projector, the decoder over the prompt with the first
+token, the decoder over the other tokens, and what is left (embedding, choosing tokens, un-normalising)."""
+
+INSTRUCTION = "put carrot on plate"
+
+
+class BenchConfig(Config):
+    """Measure what policies cost; the first one is what the others are compared with."""
+
+    policies: list[Path] = Field(min_length=1)
+    """The checkpoints."""
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """At which throughput is measured."""
+    repeats: int = Field(default=30, ge=1)
+    """Rounds of each measurement."""
+    warmup: int = Field(default=3, ge=0)
+    """Rounds before those that count."""
+
+
+def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
+    """Measure, print a table, and write `bench.json`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = [peak_memory(path, device) for path in config.policies]
+    policies = [rlrc.load(path, device=device) for path in config.policies]
+    rounds = config.warmup + config.repeats
+    with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
+        latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
+        stages = _interleaved([_timed_stages(policy) for policy in policies], rounds, progress.advance)
+        batches = {
+            size: _interleaved([_timed_action(policy, size) for policy in policies], rounds, progress.advance)
+            for size in config.batch_sizes
+        }
+    warm = slice(config.warmup, None)
+    latency = latency[:, warm]
+    entries = []
+    for i, (path, policy) in enumerate(zip(config.policies, policies, strict=True)):
+        described = describe(policy)
+        total_bytes = described["bytes"].pop("total")
+        entries.append(
+            {
+                "policy": str(path),
+                "dtype": described["dtype"],
+                "quantization": described["quantization"],
+                "parameters": described["parameters"],
+                "bytes": {"memory": total_bytes, "disk": sum(stored_bytes(path).values()), "parts": described["bytes"]},
+                "peak_memory": memory[i],
+                "latency_ms": _percentiles(1000 * latency[i]),
+                "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},
+                "actions_per_second": {str(size): size / float(np.median(t[i, warm])) for size, t in batches.items()},
+                "speedup": float(np.median(latency[0] / latency[i])),
+            }
+        )
+    result = {"machine": machine(), "device": device, "repeats": config.repeats, "policies": entries}
+    write_json(out / "bench.json", result)
+    _print(entries)
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    info = {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rlrc": rlrc.__version__,
+    }
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    described = subprocess.run(git, capture_output=True, text=True, check=False)
+    return info | {"commit": described.stdout.strip() or None}
+
+
+def peak_memory(path: Path, device: str) -> dict[str, int]:
+    """Bytes of memory that a fresh process takes to load the policy and act three times.
+
+    `baseline` is that process with its libraries imported and nothing loaded, `peak` its largest resident size; on a
+    GPU also the largest `allocated` and `reserved`.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(_load_and_act, path, device).result()
+
+
+def _load_and_act(path: Path, device: str) -> dict[str, int]:
+    baseline = psutil.Process().memory_info().rss
+    policy = rlrc.load(path, device=device)
+    for _ in range(3):
+        policy.act(*_inputs(policy, 1))
+    measured = {"baseline": baseline, "peak": _peak_resident()}
+    if device == "cuda":
+        measured |= {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return measured
+
+
+def _peak_resident() -> int:
+    # Linux hands ru_maxrss down to child processes; VmHWM is this process's own.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _interleaved(measures: Sequence[Callable[[], Any]], rounds: int, after_round: Callable[[], None]) -> np.ndarray:
+    """Call all `measures` in every round, each round beginning with another one: (measures, rounds, ...)."""
+    results: list[list[Any]] = [[] for _ in measures]
+    for number in range(rounds):
+        for i in range(len(measures)):
+            which = (i + number) % len(measures)
+            results[which].append(measures[which]())
+        after_round()
+    return np.asarray(results)
+
+
+def _timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
+    inputs = _inputs(policy, batch_size)
+
+    def measure() -> float:
+        started = _now(policy.device)
+        policy.act(*inputs)
+        return _now(policy.device) - started
+
+    return measure
+
+
+def _timed_stages(policy: Policy) -> Callable[[], list[float]]:
+    images, instructions = _inputs(policy, 1)
+
+    def measure() -> list[float]:
+        started = _now(policy.device)
+        inputs = policy.prepare(images, instructions)
+        prepared = _now(policy.device)
+        with stage_clock(policy) as seconds:
+            policy.decode(policy.sample(inputs).tokens)
+        seconds = {"preprocess": prepared - started, **seconds}
+        seconds["other"] = _now(policy.device) - started - sum(seconds.values())
+        return [seconds[stage] for stage in STAGES]
+
+    return measure
+
+
+@contextmanager
+def stage_clock(policy: Policy) -> Iterator[dict[str, float]]:
+    """Within the block, collects the seconds spent in the modules that make up one action, by hooks on them."""
+    seconds = {"vision": 0.0, "projector": 0.0, "prefill": 0.0, "decode": 0.0}
+    decoder = policy.model.language_model.model
+    modules: dict[nn.Module, str] = {
+        policy.model.vision_backbone: "vision",
+        policy.model.projector: "projector",
+        decoder: "prefill",
+    }
+    started = 0.0
+
+    def before(module: nn.Module, _: Any) -> None:
+        nonlocal started
+        started = _now(policy.device)
+
+    def after(module: nn.Module, *_: Any) -> None:
+        seconds[modules[module]] += _now(policy.device) - started
+        if module is decoder:
+            modules[decoder] = "decode"  # its first call reads the prompt, the others add a token each
+
+    handles = [module.register_forward_pre_hook(before) for module in modules]
+    handles += [module.register_forward_hook(after) for module in modules]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _inputs(policy: Policy, batch_size: int) -> tuple[np.ndarray, list[str]]:
+    side = policy.image_size
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
+    return images, [INSTRUCTION] * batch_size
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90))}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _print(entries: Sequence[dict[str, Any]]) -> None:
+    sizes = entries[0]["actions_per_second"]
+    columns = ["policy", "parameters", "in memory", "on disk", "peak", "p50 ms", "p90 ms"]
+    columns += [f"actions/s at {size}" for size in sizes] + ["speed"]
+    rows = [
+        [
+            entry["policy"],
+            human_count(entry["parameters"]["total"]),
+            human_bytes(entry["bytes"]["memory"]),
+            human_bytes(entry["bytes"]["disk"]),
+            human_bytes(entry["peak_memory"]["peak"]),
+            *(f"{entry['latency_ms'][key]:.1f}" for key in ("p50", "p90")),
+            *(f"{entry['actions_per_second'][size]:.1f}" for size in sizes),
+            f"{entry['speedup']:.2f}x",
+        ]
+        for entry in entries
+    ]
+    print_table("cost of a policy", columns, rows)

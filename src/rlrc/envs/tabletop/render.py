@@ -1,0 +1,95 @@
+"""Pictures: one offscreen OpenGL context a process and picture size, shared by all scenes.
+
+Cheap on purpose (no shadow map, reflection or multisampling, coarse round shapes). In place of the shadow map a flat dark ellipse
+lies under the hand: it shows where over the table the hand is and how far its fingers are open.
+"""
+
+from functools import cache
+
+import mujoco
+import numpy as np
+from mujoco.gl_context import GLContext
+
+from rlrc.envs.tabletop.scene import compile_scene
+
+_MAX_GEOMS = 128
+_SHADOW_RGBA = np.array([0.0, 0.0, 0.0, 0.45], np.float32)
+_SHADOW_WIDTH, _SHADOW_MARGIN, _SHADOW_LIFT = 0.014, 0.012, 0.001
+
+
+class Painter:
+    """Draws scenes compiled by `compile_scene` as square pictures of `size` px."""
+
+    def __init__(self, size: int) -> None:
+        model = compile_scene()
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._context = GLContext(size, size)
+        self._context.make_current()
+        self._buffers = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers)
+        self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera("front").id
+        self._options = mujoco.MjvOption()
+        self._rect = mujoco.MjrRect(0, 0, size, size)
+        self._pixels = np.zeros((size, size, 3), np.uint8)
+
+    def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+        """The front camera's picture, uint8 (size, size, 3)."""
+        self._update(model, data)
+        self._add_shadow(model, data)
+        return self._read()
+
+    def foreground(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
+        """Where the picture shows something other than the table, bool (size, size)."""
+        self._update(model, data)
+        flags = [mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR]
+        self._scene.flags[flags] = 1
+        number = self._read() @ np.array([1, 256, 65536])
+        self._scene.flags[flags] = 0
+        table = next(g.segid for g in self._scene.geoms[: self._scene.ngeom] if g.objid == model.geom("table").id)
+        return (number > 0) & (number != table + 1)
+
+    def _update(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        mujoco.mjv_updateScene(
+            model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+
+    def _read(self) -> np.ndarray:
+        self._context.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._buffers)
+        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._buffers)
+        return self._pixels[::-1]
+
+    def _add_shadow(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        hand = data.site("tcp")
+        position, opening_axis = hand.xpos, hand.xmat.reshape(3, 3)[:, 1]
+        yaw = np.arctan2(-opening_axis[0], opening_axis[1])
+        spread = data.qpos[model.joint("left_finger").qposadr[0]] + _SHADOW_MARGIN
+        turn = np.array([[np.cos(yaw), -np.sin(yaw), 0.0], [np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
+        mujoco.mjv_initGeom(
+            self._scene.geoms[self._scene.ngeom],
+            mujoco.mjtGeom.mjGEOM_CYLINDER,
+            np.array([_SHADOW_WIDTH, spread, 1e-4]),
+            np.array([position[0], position[1], _ground(model, data, position) + _SHADOW_LIFT]),
+            turn.ravel(),
+            _SHADOW_RGBA,
+        )
+        self._scene.ngeom += 1
+
+
+@cache
+def painter(size: int) -> Painter:
+    """This process's painter for pictures of `size` px."""
+    return Painter(size)
+
+
+def _ground(model: mujoco.MjModel, data: mujoco.MjData, position: np.ndarray) -> float:
+    """Height (m) of the table, or of the receptacle under `position`: receptacles are the mocap bodies, 8 mm high."""
+    if data.mocap_pos.size == 0:
+        return 0.0
+    nearest = np.linalg.norm(data.mocap_pos[:, :2] - position[:2], axis=1).min()
+    return 0.008 if nearest < 0.07 else 0.0

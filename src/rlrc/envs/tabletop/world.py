@@ -1,0 +1,165 @@
+"""One tabletop episode at a time: "put {object} on {plate}" at 5 Hz with 7-D end-effector delta actions.
+
+The action is (dx, dy, dz) in m and a rotation vector in rad, both in the arm's base frame, then the gripper: open where positive,
+else closed. Nothing is welded or teleported: the object is held by friction between the fingers or not at all.
+"""
+
+import mujoco
+import numpy as np
+
+from rlrc.envs.tabletop.arm import DOWN, FINGER_TRAVEL, Arm, Pose, rotation_matrix, rotation_vector, site_pose
+from rlrc.envs.tabletop.render import painter
+from rlrc.envs.tabletop.scene import TIMESTEP, compile_scene
+from rlrc.envs.tabletop.tables import texture
+from rlrc.envs.tabletop.variants import MOVE_STEP, draw_episode
+from rlrc.envs.vector import Reading
+
+SUBSTEPS = 25
+CONTROL_HZ = 1 / (SUBSTEPS * TIMESTEP)
+START = Pose(np.array([0.26, 0.0, 0.16]), DOWN)
+"""Where the hand starts, except in the variant ee-pose."""
+
+STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
+"""The hand: position (m), rotation vector from pointing down (rad), distance between the fingers (m)."""
+ENVIRONMENT_STATE = (
+    *STATE,
+    *("object_x", "object_y", "object_z", "object_tilt"),
+    *("grasp_sin", "grasp_cos"),
+    *("plate_x", "plate_y", "plate_z"),
+    *("held", "on_plate"),
+)
+"""Privileged: the hand, the named object's underside (m) and its axis' lean (rad), the yaw of the hand that grasps it (sine and
+cosine), the named plate's top (m), whether both fingers hold the object, whether the plate bears it."""
+
+_GRASP_FORCE, _PLATE_FORCE = 0.5, 0.03
+"""N; ManiSkill's thresholds for this task."""
+_CONSECUTIVE = 5
+_SETTLE_STEPS = 12
+
+
+class Tabletop:
+    """The world of one environment; `rlrc.envs.vector` runs many."""
+
+    def __init__(self, image_size: int) -> None:
+        self._image_size = image_size
+        self._arm = Arm()
+
+    def reset(self, split: str, variant: str, episode_id: int) -> Reading:
+        """Lay the table of an episode, let things settle with the hand at its start."""
+        self.episode = draw_episode(split, variant, episode_id)
+        self.model = compile_scene(self.episode.objects, self.episode.receptacles)
+        self.data = mujoco.MjData(self.model)
+        self._tcp = self.model.site("tcp").id
+        for index, (x, y) in enumerate(self.episode.receptacle_positions):
+            self.data.mocap_pos[self.model.body(f"plate{index}").mocapid[0]] = [x, y, 0.0]
+        for index, (x, y) in enumerate(self.episode.object_positions):
+            self._put_object(index, np.array([x, y, self.episode.object_yaws[index]]))
+        joints = self._arm.place(_start(self.episode.start_offset))
+        self.data.qpos[:8] = [*joints, FINGER_TRAVEL, FINGER_TRAVEL]
+        self.data.ctrl[:] = [*joints, FINGER_TRAVEL]
+        mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
+        self._noise = np.random.default_rng(self.episode.noise_seed)
+        self._steps = self._grasp_steps = 0
+        self._grasped = self._consecutive = False
+        return self._read()
+
+    def step(self, action: np.ndarray) -> Reading:
+        """One control step (0.2 s) with an action (7,)."""
+        self.data.ctrl[:6] = self._arm.move(action[:6].astype(np.float64), site_pose(self.data, self._tcp))
+        self.data.ctrl[6] = FINGER_TRAVEL if action[6] > 0 else 0.0
+        mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS)
+        self._steps += 1
+        if self.episode.moved_to is not None and self._steps == MOVE_STEP:
+            self._put_object(0, self.episode.moved_to)
+            mujoco.mj_forward(self.model, self.data)
+        self._grasp_steps = self._grasp_steps + 1 if self._held() else 0
+        self._grasped |= self._grasp_steps > 0
+        self._consecutive |= self._grasp_steps >= _CONSECUTIVE
+        return self._read()
+
+    def draw(self) -> np.ndarray:
+        """The camera's picture with the variant's blend, uint8 (S,S,3). Noise differs from step to step."""
+        self.model.geom_matid[self.model.geom("table").id] = self.model.material(f"table{self.episode.table}").id
+        image = painter(self._image_size).draw(self.model, self.data)
+        return self._blended(image)
+
+    def _put_object(self, index: int, pose: np.ndarray) -> None:
+        """At rest on the table at (x, y, yaw)."""
+        joint = self.data.joint(f"object{index}")
+        joint.qpos[:] = [pose[0], pose[1], 0.0005, np.cos(pose[2] / 2), 0.0, 0.0, np.sin(pose[2] / 2)]
+        joint.qvel[:] = 0.0
+
+    def _read(self) -> Reading:
+        hand = site_pose(self.data, self._tcp)
+        opening = self.data.joint("left_finger").qpos[0] + self.data.joint("right_finger").qpos[0]
+        state = np.concatenate([hand.position, rotation_vector(hand.rotation @ DOWN.T), [opening]])
+        item, plate = self.data.body("object0"), self.data.body("plate0")
+        axes = item.xmat.reshape(3, 3)
+        grasp = _grasp_yaw(float(np.arctan2(axes[1, 0], axes[0, 0])), self.episode.objects[0].symmetry)
+        held, on_plate = self._held(), self._on_plate()
+        privileged = np.concatenate([
+            state,
+            item.xpos, [np.arccos(np.clip(axes[2, 2], -1.0, 1.0))],
+            [np.sin(grasp), np.cos(grasp)],
+            plate.xpos[:2], [self.episode.receptacles[0].height],
+            [held, on_plate],
+        ])
+        return Reading(
+            instruction=self.episode.instruction,
+            state=state.astype(np.float32),
+            environment_state=privileged.astype(np.float32),
+            success=on_plate and not self._touched(),
+            grasped=self._grasped,
+            consecutive_grasp=self._consecutive,
+        )
+
+    def _force(self, sensor: str) -> float:
+        return float(np.linalg.norm(self.data.sensor(sensor).data))
+
+    def _held(self) -> bool:
+        """Whether both fingers squeeze it: forces along the axis on which the fingers open."""
+        axis = self.data.site_xmat[self._tcp].reshape(3, 3)[:, 1]
+        squeezes = [abs(self.data.sensor(f"{side}_touch").data @ axis) for side in ("left", "right")]
+        return min(squeezes) >= _GRASP_FORCE
+
+    def _touched(self) -> bool:
+        return max(self._force("left_touch"), self._force("right_touch")) >= _GRASP_FORCE
+
+    def _on_plate(self) -> bool:
+        """Within the plate's radius and borne by it, not by the table."""
+        receptacle = self.episode.receptacles[0]
+        offset = self.data.body("object0").xpos[:2] - self.data.body("plate0").xpos[:2]
+        return float(np.linalg.norm(offset)) <= receptacle.radius and self._force("plate_touch") > _PLATE_FORCE
+
+    def _blended(self, image: np.ndarray) -> np.ndarray:
+        """The picture with this episode's noise or texture laid over it."""
+        strength = self.episode.strength
+        match self.episode.blend:
+            case "none":
+                return image
+            case "noise":
+                over = image + self._noise.normal(0.0, 255 * strength, image.shape)
+            case "whole":
+                over = (1 - strength) * image + strength * self._texture()
+            case "objects":
+                mask = painter(self._image_size).foreground(self.model, self.data)[..., None]
+                over = image + strength * mask * (self._texture() - image.astype(float))
+        return np.clip(np.round(over), 0, 255).astype(np.uint8)
+
+    def _texture(self) -> np.ndarray:
+        """The episode's unseen texture, stretched over the picture."""
+        pixels = texture(self.episode.texture)
+        rows = np.arange(self._image_size) * len(pixels) // self._image_size
+        return pixels[rows][:, rows]
+
+
+def _start(offset: np.ndarray) -> Pose:
+    return Pose(START.position + offset[:3], rotation_matrix(offset[3:]) @ START.rotation)
+
+
+def _grasp_yaw(object_yaw: float, symmetry: int) -> float:
+    """The hand's yaw (rad) that grasps an object, the equal one nearest to 0."""
+    if symmetry == 0:
+        return 0.0
+    period = 2 * np.pi / symmetry
+    return (object_yaw + period / 2) % period - period / 2

@@ -1,0 +1,83 @@
+"""What a policy is made of: parameters and bytes by part, the shape of each layer, quantization and lineage."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import tyro
+from torch import nn
+
+import rlrc
+from rlrc.config import Config
+from rlrc.models.linear import QuantizedLinear
+from rlrc.models.policy import Policy
+from rlrc.progress import say
+from rlrc.quantize import PARTS
+from rlrc.tables import human_bytes, human_count, print_table
+
+
+class InspectConfig(Config):
+    """Print what a policy is made of."""
+
+    policy: tyro.conf.Positional[Path]
+    """The checkpoint."""
+
+
+def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
+    """Print a policy's parts, layers and lineage; nothing is written."""
+    policy = rlrc.load(config.policy)
+    described = describe(policy)
+    parameters, sizes = described["parameters"], described["bytes"]
+    rows = [[part, human_count(parameters[part]), human_bytes(sizes[part])] for part in parameters]
+    print_table(str(config.policy), ["part", "parameters", "bytes in memory"], rows)
+    layers = described["layers"]
+    rows = [[str(i), *(str(layer[key]) for key in ("heads", "kv_heads", "channels"))] for i, layer in enumerate(layers)]
+    print_table("decoder", ["layer", "heads", "key-value heads", "MLP channels"], rows)
+    if described["quantization"] is not None:
+        packed = described["quantization"]
+        say(f"{packed['layers']} layers in {packed['bits']} bits, groups of {packed['group_size']}")
+    for stage in described["lineage"]["stages"]:
+        say(f"made by: {stage['verb']} {stage.get('config', {})}")
+    return described
+
+
+def describe(policy: Policy) -> dict[str, Any]:
+    """Exact counts, JSON-able.
+
+    `parameters` by part and in total, where a packed weight counts as the weights it stands for; `bytes` of all tensors
+    in memory likewise; `layers` of the decoder; `quantization` (None if there is none); `lineage`.
+    """
+    packed = {name: module for name, module in policy.model.named_modules() if isinstance(module, QuantizedLinear)}
+    parameters, sizes = Counter[str](), Counter[str]()
+    for name, layer in packed.items():
+        parameters[_part(name)] += layer.in_features * layer.out_features
+    for name, parameter in policy.model.named_parameters():
+        parameters[_part(name)] += parameter.numel()
+        sizes[_part(name)] += parameter.nbytes
+    for name, buffer in policy.model.named_buffers():
+        sizes[_part(name)] += buffer.nbytes
+    quantization = policy.model.config.quantization_config if packed else None
+    return {
+        "parameters": dict(parameters) | {"total": parameters.total()},
+        "bytes": dict(sizes) | {"total": sizes.total()},
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "layers": [_layer_shape(layer) for layer in policy.model.language_model.model.layers],
+        "quantization": quantization and {"layers": len(packed)} | {k: quantization[k] for k in ("bits", "group_size")},
+        "lineage": policy.lineage,
+    }
+
+
+def _part(name: str) -> str:
+    """The part of the policy that a tensor or layer of this dotted name belongs to."""
+    if name.startswith("value_head."):
+        return "value head"
+    return next((part for part, prefix in PARTS.items() if name.startswith(f"{prefix}.")), "embeddings")
+
+
+def _layer_shape(layer: nn.Module) -> dict[str, int]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return {
+        "heads": attention.q_proj.out_features // attention.head_dim,
+        "kv_heads": attention.k_proj.out_features // attention.head_dim,
+        "channels": mlp.gate_proj.out_features,
+    }

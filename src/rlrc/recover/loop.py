@@ -1,0 +1,329 @@
+"""What supervised and reinforcement learning share: precision, trainable parameters, AdamW, processes, exact resume.
+
+A run that is killed and started again ends with the same bits as one that was not. So nothing random has a history:
+every draw comes from a generator seeded by (seed, what it is for, step), and the learning rate is a function of the step.
+What is left to store is the trainable parameters, Adam's moments and the step, in one safetensors file.
+"""
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, LoraModel
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from rlrc.config import Config
+from rlrc.errors import UserError
+from rlrc.files import atomic_path
+from rlrc.models.policy import Policy
+from rlrc.progress import MetricsLog, bar
+
+STATE_FILE = "state.safetensors"
+DECODER_LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+class Lora(Config):
+    """Low-rank adapters (Hu et al., 2021) on every linear layer of the decoder, merged when training ends."""
+
+    rank: int = Field(default=32, ge=1)
+    """Rank of the update of each matrix."""
+    alpha: float = Field(default=16, gt=0)
+    """The update is scaled by alpha / rank."""
+
+
+class LearnerConfig(Config):
+    """What every kind of training lets one choose."""
+
+    train: Literal["all", "decoder"] = "all"
+    """Which parameters move. With "decoder" the vision towers and the projector stay as they are."""
+    lora: Lora | None = None
+    """Train adapters in place of the decoder's weights (everything else stays as it is)."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled; for weight matrices and kernels only, not for norms, biases and embeddings."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Batches whose gradients are averaged for one optimizer step."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: autocast, with float32 master weights and moments."""
+    save_every: float = Field(default=60.0, ge=0)
+    """Seconds between two training states on disk; a run that was cut off continues from the last."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything random."""
+
+
+class Learner:
+    """A policy with its optimizer and its process group.
+
+    Gradients are averaged over processes by one all-reduce of the flattened gradients instead of by wrapping the model
+    for DDP: acting, critic warm-up and behaviour cloning each run other parts of the model, which DDP would have to
+    be told of each time.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: LearnerConfig,
+        out: Path,
+        extra_modules: dict[str, nn.Module] | None = None,
+        learning_rates: dict[str, float] | None = None,
+    ) -> None:
+        """
+        Args:
+            extra_modules: modules outside the model to train beside it, by name.
+            learning_rates: those of parameters whose names start with the key; the others have the config's.
+
+        Raises:
+            UserError: the policy is quantized.
+        """
+        if getattr(policy.model.config, "quantization_config", None) is not None:
+            raise UserError("a quantized policy cannot be trained; train first and quantize the result")
+        self.policy = policy
+        self.config = config
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
+        )
+        self.device = self.accelerator.device
+        self._stored_dtype = policy.model.dtype
+        self._lora = _choose_trainable(policy.model, config)
+        modules = {"model": policy.model, **(extra_modules or {})}
+        for module in modules.values():
+            module.to(self.device)
+        self.parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.float()
+        if config.precision == "fp32":
+            policy.model.float()
+        self.optimizer = _adamw(self.parameters, modules.values(), config, learning_rates or {})
+        self.out = out
+        self._state_path = out / STATE_FILE
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.accelerator.is_main_process
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return self.accelerator.autocast()
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over processes."""
+        return self.accelerator.reduce(value.detach(), "mean")
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes, joined along the first axis."""
+        return self.accelerator.gather(tensor)
+
+    def step(self, learning_rate_factor: float = 1.0) -> torch.Tensor:
+        """One step of AdamW on the gradients that are there; parameters without any stay untouched.
+
+        Returns:
+            The norm of the gradient before it was scaled down.
+
+        Raises:
+            UserError: the gradient is infinite or NaN.
+        """
+        trained = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+        self._average_gradients(trained)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
+        if not norm.isfinite():
+            raise UserError("training diverged: the gradient is not finite; lower the learning rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * learning_rate_factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        if self.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters]
+        flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def resume(self) -> int:
+        """Take up the last training state, if there is one, and return the steps that were done.
+
+        Raises:
+            UserError: the state is not one of this model and config.
+        """
+        if not self._state_path.exists():
+            return 0
+        with safe_open(self._state_path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            step = int(file.metadata()["step"])
+        if {name.partition("/")[2] for name in stored if name.startswith("parameter/")} != set(self.parameters):
+            raise UserError(f"{self._state_path}: the state of another training run; choose another folder or delete it")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(stored[f"parameter/{name}"])
+                moments = {key: stored.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+                if moments["step"] is not None:  # a parameter that never had a gradient has no moments
+                    self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
+        return step
+
+    def save(self, step: int) -> None:
+        """Write the training state after `step` steps, in place of the one before."""
+        self._saved_at = time.monotonic()
+        if not self.is_main:
+            return
+        tensors = {f"parameter/{name}": parameter.data for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": value for key, value in moments.items()}
+        with atomic_path(self._state_path) as aside:
+            save_file(tensors, aside, metadata={"step": str(step)})
+
+    def save_if_due(self, step: int) -> None:
+        """Write the training state if the last one is older than `save_every` seconds."""
+        if time.monotonic() - self._saved_at >= self.config.save_every:
+            self.save(step)
+
+    @contextmanager
+    def logbook(self, verb: str, total: int, done: int) -> Iterator["Record"]:
+        """A bar and the metrics in `out`, from step `done` on; yields record(step, values, note), to be called in order.
+
+        Only the main process shows and writes anything.
+        """
+        if not self.is_main:
+            yield lambda step, values, note: None
+            return
+        with bar(verb, total, start=done) as progress, MetricsLog(self.out) as log:
+            log.truncate_after(done)
+            last = done
+
+            def record(step: int, values: dict[str, float], note: str) -> None:
+                nonlocal last
+                log.log(step, **values)
+                progress.advance(step - last, note)
+                last = step
+
+            yield record
+
+    def finish(self, verb: str) -> dict[str, Any]:
+        """Merge the adapters, write `out/checkpoint` in the precision that was loaded, and drop the training state.
+
+        Returns:
+            The last row of metrics; on processes other than the main one, nothing.
+        """
+        if self._lora is not None:
+            self._lora.merge_and_unload()
+        last_row: dict[str, Any] = {}
+        if self.is_main:
+            last_row = json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])
+            stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row}
+            self.policy.save(self.out / "checkpoint", stage, dtype=self._stored_dtype)
+            self._state_path.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        return last_row
+
+
+Record = Callable[[int, dict[str, float], str], None]
+
+
+class Means:
+    """Running means of named scalars, kept on the device until they are taken."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def add(self, **values: torch.Tensor) -> None:
+        for name, value in values.items():
+            self._values[name].append(value.detach().float())
+
+    def take(self, learner: Learner) -> dict[str, float]:
+        """The means over what was added, and over processes; starts anew."""
+        names, values = list(self._values), list(self._values.values())
+        self._values = defaultdict(list)
+        if not names:
+            return {}
+        means = learner.mean(torch.stack([torch.stack(value).mean() for value in values]))
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
+    """The generator of one draw: independent for every purpose and key, whatever was drawn before."""
+    return np.random.default_rng([seed, *purpose.encode(), *key])
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Literal["constant", "cosine"]) -> float:
+    """What the peak learning rate is multiplied by at `step` (counted from 0): linear warm-up, then constant or a
+    cosine that reaches 0 at `steps`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def _choose_trainable(model: nn.Module, config: LearnerConfig) -> LoraModel | None:
+    """Let the chosen parameters require gradients, the others not; returns the adapters where there are any.
+
+    A value head is always trained.
+    """
+    model.requires_grad_(config.train == "all" and config.lora is None)
+    adapters = None
+    if config.lora is not None:
+        peft_config = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=DECODER_LINEARS)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            adapters = LoraModel(model.language_model, peft_config, "default")
+    else:
+        model.language_model.requires_grad_(True)
+    if model.value_head is not None:
+        model.value_head.requires_grad_(True)
+    return adapters
+
+
+def _adamw(
+    parameters: dict[str, nn.Parameter],
+    modules: Iterable[nn.Module],
+    config: LearnerConfig,
+    learning_rates: dict[str, float],
+) -> torch.optim.AdamW:
+    decayed = {
+        id(layer.weight)
+        for module in modules
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        rate = next((rate for prefix, rate in learning_rates.items() if name.startswith(prefix)), config.learning_rate)
+        decay = config.weight_decay if id(parameter) in decayed else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "peak_lr": rate, "lr": rate, "weight_decay": decay}
+            for (rate, decay), members in groups.items()
+        ],
+        fused=True,
+    )

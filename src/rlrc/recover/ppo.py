@@ -1,0 +1,229 @@
+"""Reinforcement learning: PPO on action tokens, in one file.
+
+    rlrc rl --policy runs/default/sft/checkpoint --world tabletop --out runs/default/rl
+    accelerate launch --multi_gpu --num_processes 2 -m rlrc rl ...        (the same where there is no GPU)
+
+As RL4VLA does it (Liu et al., arXiv 2505.19789), which RLRC follows: episodes of fixed length in parallel worlds; the
+log-probability of an action is the sum over its seven tokens; actor and critic share the whole transformer, and the
+critic reads the state that predicts the first action token. RLRC's critic warm-up and behaviour cloning are options.
+
+One iteration: act; read the whole buffer once more, teacher-forced, for the old log-probabilities and values; estimate
+advantages; update. The second reading is there because tokens are sampled with a key-value cache, whose rounding in
+bf16 differs from that of a pass over whole sequences: with its own log-probabilities, ratios would start off 1.
+"""
+
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+
+import rlrc
+from rlrc import envs
+from rlrc.data import Demonstrations
+from rlrc.envs.reward import RewardTerms
+from rlrc.episodes import success_rate
+from rlrc.evaluate import rollout
+from rlrc.models.openvla import PolicyInputs
+from rlrc.models.policy import Policy
+from rlrc.recover.gae import approx_kl, explained_variance, gae, normalise, policy_loss, value_loss
+from rlrc.recover.loop import Learner, LearnerConfig, Means, rng
+from rlrc.recover.sft import Frames, action_losses
+
+FIRST_TRAINING_EPISODE = 1_000_000
+"""Training draws episode ids from here on, one after the other; smaller ids are left to evaluation."""
+FIRST_CURVE_EPISODE = 900_000
+"""The learning curve's own episodes: neither trained on nor in anyone's table."""
+
+
+class RlConfig(LearnerConfig):
+    """Improve a policy by acting (PPO)."""
+
+    policy: Path
+    """The checkpoint to start from."""
+    world: str = "tabletop"
+    """Where to act."""
+    num_envs: int = Field(default=32, ge=1)
+    """Episodes run at once, for each process."""
+    num_workers: int = Field(default=2, ge=0)
+    """Processes that simulate them."""
+    iterations: int = Field(default=100, ge=1)
+    """How often to act and update, critic warm-up included."""
+    reward: RewardTerms = RewardTerms()
+    """What each bit of progress is worth."""
+    temperature: float = Field(default=1.0, gt=0)
+    """At which actions are sampled; PPO improves the policy it samples from."""
+    gamma: float = Field(default=0.99, ge=0, le=1)
+    """Discount of future rewards."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """From one-step (0) to Monte-Carlo (1) advantages."""
+    train: Literal["all", "decoder"] = "decoder"
+    """Which parameters move. With "decoder" the pictures pass the vision towers only once, while acting."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the buffer in each iteration."""
+    batch_size: int = Field(default=160, ge=1)
+    """Steps in a minibatch, for each process."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """AdamW's, of the policy."""
+    value_learning_rate: float = Field(default=3e-3, gt=0)
+    """AdamW's, of the value head."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled; for weight matrices and kernels only, not for norms, biases and embeddings."""
+    max_grad_norm: float = Field(default=10.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    clip: float = Field(default=0.2, gt=0)
+    """How far the ratio of new to old probabilities may move the policy loss from 1."""
+    value_clip: float = Field(default=0.2, gt=0)
+    """How far a value may move from its old value before the clipped loss takes over."""
+    huber_delta: float = Field(default=10.0, gt=0)
+    """Errors of the value beyond this count linearly."""
+    value_coefficient: float = Field(default=1.0, ge=0)
+    """Weight of the value loss."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus."""
+    critic_warmup_iterations: int = Field(default=0, ge=0)
+    """First iterations in which the value head alone learns."""
+    critic_warmup_epochs: int = Field(default=10, ge=1)
+    """Passes over the buffer in each of them; they are cheap, since the transformer stands still."""
+    bc_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of behaviour cloning on `dataset` beside PPO."""
+    dataset: Path | None = None
+    """Demonstrations for behaviour cloning."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """An iteration's updates stop once the policy has moved this far from the one that acted."""
+    eval_every: int = Field(default=0, ge=0)
+    """Iterations between two points of the learning curve; 0 draws none."""
+    eval_episodes: int = Field(default=64, ge=1)
+    """Episodes in and out of distribution, each, for such a point."""
+    eval_temperature: float = Field(default=0.0, ge=0)
+    """At which the policy acts in them; 0 is greedy."""
+
+    @model_validator(mode="after")
+    def _cloning_has_data(self) -> Self:
+        if (self.bc_coefficient > 0) != (self.dataset is not None):
+            raise ValueError("give bc_coefficient > 0 and dataset together, or neither")
+        return self
+
+
+@dataclass
+class Buffer:
+    """T steps of N episodes; time comes first, so that (t, n) lies at t * N + n when flattened."""
+
+    inputs: PolicyInputs
+    """The prompts of the N episodes, without pictures."""
+    instructions: tuple[str, ...]
+    images: torch.Tensor
+    """Projected patches (T, N, P, hidden) where the vision is frozen, else pictures uint8 (T, N, H, W, 3); on the CPU."""
+    tokens: torch.Tensor
+    """Action ids (T, N, 7)."""
+    logprobs: torch.Tensor
+    """(T, N), as sampled."""
+    rewards: torch.Tensor
+    masks: torch.Tensor
+    """(T + 1, N): 0 after a step that ended the episode."""
+    success: torch.Tensor
+    """Bool (T, N)."""
+    grasped: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.rewards.numel()
+
+    def batch(self, policy: Policy, index: torch.Tensor) -> tuple[PolicyInputs, torch.Tensor]:
+        """Model inputs and tokens (B, 7) of flat numbers (B,)."""
+        images = self.images.flatten(0, 1)[index.cpu()]
+        episode = index % self.rewards.shape[1]
+        if images.dtype == torch.uint8:
+            inputs = policy.prepare(images.numpy(), [self.instructions[i] for i in episode.tolist()])
+        else:
+            inputs = replace(self.inputs[episode], image_embeddings=images.to(policy.device))
+        return inputs, self.tokens.flatten(0, 1)[index]
+
+
+def rl(config: RlConfig, out: Path) -> dict[str, Any]:
+    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the value head).
+
+    Returns:
+        The last row of metrics.
+    """
+    policy = rlrc.load(config.policy)
+    policy.model.add_value_head(config.seed)
+    learner = Learner(policy, config, out, learning_rates={"model.value_head.": config.value_learning_rate})
+    frames = None
+    if config.dataset is not None:
+        demonstrations = Demonstrations.load(config.dataset)
+        frames = Frames(policy, demonstrations, config.batch_size, config.seed, learner.rank, learner.world_size)
+    env = envs.make(config.world, num_envs=config.num_envs, num_workers=config.num_workers, reward=config.reward)
+    done = learner.resume()
+    with closing(env), learner.logbook("rl", config.iterations, done) as record:
+        for iteration in range(done, config.iterations):
+            started = time.monotonic()
+            with learner.autocast(), torch.no_grad():
+                buffer = act(policy, env, iteration, config, learner)
+                acted = time.monotonic()
+                reading = read(policy, buffer, config)
+            values = update(policy, buffer, reading, frames, iteration, config, learner)
+            values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}
+            values["steps_per_second"] = len(buffer) * learner.world_size / (time.monotonic() - started)
+            if config.eval_every and (iteration + 1) % config.eval_every == 0:
+                values |= learning_curve_point(policy, env, config, learner)
+            record(iteration + 1, values, f"success {100 * values['success_at_end']:.0f} %")
+            learner.save_if_due(iteration + 1)
+    policy.model.value_head = None
+    return learner.finish("rl")
+
+
+def act(policy: Policy, env: gym.vector.VectorEnv, iteration: int, config: RlConfig, learner: Learner) -> Buffer:
+    """Sample one batch of whole episodes, new ones in each iteration and on each process."""
+    first = FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * env.num_envs
+    ids = np.arange(first, first + env.num_envs)
+    noise = learner.generator("act", iteration)
+    observation, _ = env.reset(options={"split": "ind", "variant": "main", "episode_ids": ids})
+    instructions = observation["instruction"]
+    steps: list[tuple[torch.Tensor, ...]] = []
+    ended = np.zeros(env.num_envs, dtype=bool)
+    while not ended.all():
+        inputs = policy.prepare(observation["image"], instructions)
+        images = torch.from_numpy(observation["image"].copy())
+        if not learner.trains_vision:
+            images = policy.model.project_images(inputs.pixel_values).cpu()
+            inputs = replace(inputs, pixel_values=None, image_embeddings=images.to(policy.device))
+        sample = policy.sample(inputs, config.temperature, noise)
+        observation, reward, terminated, truncated, info = env.step(policy.decode(sample.tokens))
+        ended = terminated | truncated
+        outcome = (reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"])
+        on_device = [torch.tensor(column, device=policy.device) for column in outcome]
+        steps.append((images, sample.tokens, sample.logprobs, *on_device))
+    images, tokens, logprobs, rewards, masks, success, grasped = (torch.stack(column) for column in zip(*steps, strict=True))
+    masks = torch.cat([torch.ones_like(masks[:1]), masks])
+    prompts = replace(inputs, pixel_values=None, image_embeddings=None)
+    return Buffer(prompts, instructions, images, tokens, logprobs, rewards, masks, success, grasped)
+
+
+@dataclass
+class Reading:
+    """What the policy that acted says of its buffer: all (T * N, ...), and T * N in the buffer's order."""
+
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    hidden: torch.Tensor
+
+
+def evaluate_actions(
+    policy: Policy, inputs: PolicyInputs, tokens: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities (B,) of actions `tokens` (B, 7), entropies (B,) and the critic's states (B, hidden).
+
+    The log-probability is the sum, the entropy the mean over the tokens, both of the distribution over the 256 action
+    ids at the temperature that was sampled from.
+    """
+    logits, hidden = policy.model.action_logits(inputs, tokens)
+    logprobs = F.log_softmax(logits.float() / temperature, dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=-1)
+    chosen = logprobs.gather(-1, policy.actions.ids_to_bins(tokens)[..., None]).squeeze(-1)
+    return chosen.sum(dim=-1), entropy, hidden

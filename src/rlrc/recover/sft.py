@@ -1,0 +1,172 @@
+"""Supervised fine-tuning: cross-entropy on the seven action tokens of demonstrations.
+
+    rlrc sft --policy runs/default/prune/checkpoint --dataset runs/default/collect/dataset --out runs/default/sft
+    accelerate launch --multi_gpu --num_processes 2 -m rlrc sft ...        (the same where there is no GPU)
+
+`fit` is the training loop; training a base policy from scratch runs the same one.
+"""
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+import rlrc
+from rlrc.data import Demonstrations
+from rlrc.models.actions import action_statistics
+from rlrc.models.openvla import PolicyInputs
+from rlrc.models.policy import Policy
+from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, rng
+
+LOG_EVERY = 10
+"""Steps between two rows of metrics. Training states are written with a row only, so that a resumed run logs the same."""
+
+
+class SupervisedConfig(LearnerConfig):
+    """What one chooses to train on demonstrations."""
+
+    dataset: Path
+    """Demonstrations, a LeRobotDataset v3 folder."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=64, ge=1)
+    """Frames in a batch, for each process."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate after warm-up: falling to zero, or constant."""
+    augment: bool = False
+    """Randomly crop pictures and change their colours, as OpenVLA does."""
+    label_spread: float = Field(default=0.0, ge=0)
+    """Standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins; 0 keeps it whole."""
+
+
+class SftConfig(SupervisedConfig):
+    """Fine-tune a policy on demonstrations."""
+
+    policy: Path
+    """The checkpoint to start from."""
+
+
+def sft(config: SftConfig, out: Path) -> dict[str, Any]:
+    """Fine-tune a policy and write `out/checkpoint`; returns what `fit` does."""
+    return fit("sft", rlrc.load(config.policy), config, Demonstrations.load(config.dataset), out)
+
+
+def fit(
+    verb: str,
+    policy: Policy,
+    config: SupervisedConfig,
+    demonstrations: Demonstrations,
+    out: Path,
+    auxiliary: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Train `policy`, continuing where `out` was left, and write `out/checkpoint` and metrics.
+
+    Args:
+        auxiliary: a second loss, called with the projected image patches (B, P, hidden) and the numbers (B,) of their
+            frames in `demonstrations`. Its parameters are trained beside the policy's and then thrown away.
+
+    Returns:
+        The last row of metrics.
+    """
+    learner = Learner(policy, config, out, {} if auxiliary is None else {"auxiliary": auxiliary})
+    frames = Frames(policy, demonstrations, config.batch_size, config.seed, learner.rank, learner.world_size)
+    done = learner.resume()
+    means, started = Means(), time.monotonic()
+    with learner.logbook(verb, config.steps, done) as record:
+        for step in range(done, config.steps):
+            for part in range(config.gradient_accumulation):
+                rows = frames.rows(step * config.gradient_accumulation + part)
+                inputs, actions = frames.batch(rows, config.augment)
+                with learner.autocast():
+                    embeddings = policy.model.project_images(inputs.pixel_values)
+                    inputs = replace(inputs, pixel_values=None, image_embeddings=embeddings)
+                    losses = action_losses(policy, inputs, actions, config.label_spread)
+                    if auxiliary is not None:
+                        losses["auxiliary_loss"] = auxiliary(embeddings, rows)
+                total = losses["loss"] + losses.get("auxiliary_loss", 0.0)
+                (total / config.gradient_accumulation).backward()
+                means.add(**losses)
+            factor = learning_rate_factor(step, config.steps, config.warmup_steps, config.schedule)
+            means.add(grad_norm=learner.step(factor))
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
+                values = means.take(learner)
+                values["learning_rate"] = config.learning_rate * factor
+                samples = (step + 1 - done) * config.gradient_accumulation * config.batch_size * learner.world_size
+                values["samples_per_second"] = samples / (time.monotonic() - started)
+                record(step + 1, values, f"loss {values['loss']:.3f}")
+                learner.save_if_due(step + 1)
+    return learner.finish(verb)
+
+
+def action_losses(
+    policy: Policy, inputs: PolicyInputs, actions: torch.Tensor, label_spread: float = 0.0
+) -> dict[str, torch.Tensor]:
+    """How well a policy predicts actions (B, 7), normalised to [-1, 1]: scalars `loss`, `token_accuracy` and `l1_error`.
+
+    The loss is the cross-entropy over the 256 action ids; the error is that of the likeliest action, in the actions' unit.
+    """
+    tokens = torch.from_numpy(policy.actions.encode(actions.cpu().numpy())).to(actions.device)
+    logits = policy.model.action_logits(inputs, tokens)[0].float().flatten(0, 1)
+    labels = policy.actions.ids_to_bins(tokens).flatten()
+    loss = F.cross_entropy(logits, _spread(labels, label_spread, logits.shape[-1]) if label_spread else labels)
+    predicted = logits.argmax(dim=-1)
+    ids = np.arange(policy.actions.first_id, policy.actions.vocab_end)
+    centres = torch.from_numpy(policy.actions.decode(ids)).to(actions)
+    return {
+        "loss": loss,
+        "token_accuracy": (predicted == labels).float().mean(),
+        "l1_error": (centres[predicted] - actions.flatten()).abs().mean(),
+    }
+
+
+def _spread(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
+    """Bin numbers (B,) to distributions (B, bins): a Gaussian around each label."""
+    distance = torch.arange(bins, device=labels.device) - labels[:, None]
+    return (-0.5 * (distance / spread) ** 2).softmax(dim=-1)
+
+
+class Frames:
+    """Endless batches of demonstrated frames, each epoch in its own order; every process has its share of each batch."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        demonstrations: Demonstrations,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._policy = policy
+        self._demonstrations = demonstrations
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._actions = normalise(demonstrations.actions, action_statistics(policy.norm_stats, policy.unnorm_key))
+
+    def rows(self, batch: int) -> np.ndarray:
+        """The frames' numbers (B,) of this process' share of a batch."""
+        first = (batch * self._world_size + self._rank) * self._batch_size
+        epochs, places = np.divmod(np.arange(first, first + self._batch_size), len(self._actions))
+        return np.array([self._order(epoch)[place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+
+    def batch(self, rows: np.ndarray, augment: bool = False) -> tuple[PolicyInputs, torch.Tensor]:
+        """Model inputs and normalised actions (B, 7) of the given frames."""
+        images = self._demonstrations.images[rows]
+        instructions = [self._demonstrations.instructions[row] for row in rows]
+        inputs = self._policy.prepare(images, instructions)
+        return inputs, torch.from_numpy(self._actions[rows]).to(inputs.input_ids.device)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        return rng(self._seed, "epoch", epoch).permutation(len(self._actions))

@@ -1,0 +1,194 @@
+"""Evaluation: what is recorded of an episode, that episodes can be paired, and that a cut-off evaluation continues."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from toy_world import FPS, STEPS, ToyWorld
+
+from rlrc.episodes import Episode, compare, read_episodes, success_rate, write_episodes
+from rlrc.errors import UserError
+from rlrc.evaluate import Camera, EvaluateConfig, evaluate, motion, rollout, video_path
+from rlrc.models.policy import Policy
+from rlrc.video import read_video, write_video
+
+
+class Straight:
+    """Stands in for a policy: moves every hand by `velocity` (m a step) along x, and notes the noise it is given."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, velocity: float) -> None:
+        self.velocity = velocity
+
+    def act(self, images: np.ndarray, instructions: tuple, temperature: float, noise: object) -> np.ndarray:
+        assert len(images) == len(instructions)
+        actions = np.zeros((len(images), 7), np.float32)
+        actions[:, 0] = self.velocity
+        return actions
+
+
+@pytest.fixture
+def worlds(monkeypatch: pytest.MonkeyPatch) -> list[ToyWorld]:
+    """Puts the toy world in the place of every world; the list holds those that were made."""
+    made: list[ToyWorld] = []
+
+    def make(world: str, num_envs: int, **_: object) -> ToyWorld:
+        made.append(ToyWorld(num_envs))
+        return made[-1]
+
+    monkeypatch.setattr("rlrc.envs.make", make, raising=False)
+    return made
+
+
+def test_an_episode_that_passes_through_the_target_succeeds_once_but_not_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("toy_world.target", lambda split, id_: np.array([0.01 * id_ + 0.005, 0, 0]))
+    early, late, never = rollout(Straight(0.01), ToyWorld(2), [5, STEPS, 50], "ind")
+    assert (early.success_once, early.success_at_end, early.grasped) == (True, False, True)
+    assert early.steps == 4  # 0.04 m is the first stop within 0.02 m of 0.055 m, and 0.07 m the last
+    assert (late.success_once, late.success_at_end) == (True, True)
+    assert (never.success_once, never.grasped, never.steps) == (False, False, None)
+    assert early.path_length == pytest.approx(0.01 * STEPS, rel=1e-4)
+    assert early.jerk == pytest.approx(0.0, abs=1e-4)
+    assert early.sum_reward == 4 and early.max_reward == 1 and never.sum_reward == 0
+
+
+def test_motion_of_known_curves() -> None:
+    t = np.arange(20) / FPS
+    cubic = np.stack([t**3, np.zeros_like(t), np.zeros_like(t)], axis=-1)
+    circle = np.stack([np.cos(t), np.sin(t), t * 0], axis=-1)
+    length, jerk = motion(np.stack([cubic, circle], axis=1), FPS)
+    assert length[0] == pytest.approx(t[-1] ** 3) and jerk[0] == pytest.approx(6.0)
+    assert length[1] == pytest.approx(t[-1], rel=2e-3) and jerk[1] == pytest.approx(1.0, rel=2e-2)
+    assert motion(cubic[:3, None], FPS)[1] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_episode_goes_the_same_way_whatever_runs_beside_it(tiny_policy: Policy, temperature: float) -> None:
+    together = rollout(tiny_policy, ToyWorld(4), [0, 1, 2, 3, 4], "ood", temperature=temperature)
+    apart = rollout(tiny_policy, ToyWorld(2), [4, 2, 0], "ood", temperature=temperature)
+    for episode in apart:
+        twin = together[episode.episode_id]
+        assert episode.path_length == pytest.approx(twin.path_length, rel=1e-5)
+        assert episode.success_at_end == twin.success_at_end
+    if temperature > 0:
+        other = rollout(tiny_policy, ToyWorld(2), [0], "ood", temperature=temperature, seed=1)
+        assert other[0].path_length != pytest.approx(together[0].path_length, rel=1e-3)
+        assert together[0].path_length != pytest.approx(together[1].path_length, rel=1e-3)
+
+
+def test_writes_tables_rates_and_videos(tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld]) -> None:
+    config = EvaluateConfig(policy=tiny_checkpoint, episodes=5, first_episode_id=10, num_envs=4, videos=2)
+    result = evaluate(config, tmp_path)
+    assert worlds[0].closed_by_user
+    episodes = read_episodes(tmp_path / "episodes.parquet")
+    assert [(e.split, e.episode_id) for e in episodes] == [(s, i) for s in ("ind", "ood") for i in range(10, 15)]
+    assert {(e.policy, e.world, e.variant, e.seed) for e in episodes} == {(str(tiny_checkpoint), "tabletop", "main", 0)}
+    assert json.loads((tmp_path / "eval.json").read_text()) == result
+    rate = result["conditions"]["ind"]["success_at_end"]
+    assert rate["n"] == 5 and rate["successes"] == sum(e.success_at_end for e in episodes[:5])
+
+    films = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    assert films == ["ind-00010.mp4", "ind-00011.mp4", "ood-00010.mp4", "ood-00011.mp4"]
+    with av.open(tmp_path / "videos" / films[0]) as film:
+        stream = film.streams.video[0]
+        assert (stream.codec.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", FPS)
+        assert stream.width == stream.height and stream.width >= 256 and stream.width % 2 == 0
+    frames = read_video(tmp_path / "videos" / films[0])
+    assert len(frames) == STEPS + 1
+    red = frames[:, 200, 100, 0].astype(int)
+    assert np.abs(red - 20 * np.arange(STEPS + 1)).max() < 12  # the toy world's clock, as filmed
+
+
+def test_eval_info_is_lerobots(tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld]) -> None:
+    evaluate(EvaluateConfig(policy=tiny_checkpoint, episodes=3, num_envs=3, videos=1), tmp_path)
+    info = json.loads((tmp_path / "eval_info.json").read_text())
+    assert set(info) == {"per_task", "per_group", "overall"}
+    assert set(info["per_task"][0]) == {"task_group", "task_id", "metrics"}
+    assert set(info["per_task"][0]["metrics"]) == {"sum_rewards", "max_rewards", "successes", "video_paths"}
+    assert len(info["per_task"][1]["metrics"]["successes"]) == 3
+    shared = {"avg_sum_reward", "avg_max_reward", "pc_success", "n_episodes", "video_paths"}
+    assert set(info["per_group"]) == {"ind", "ood"} and set(info["per_group"]["ind"]) == shared
+    assert set(info["overall"]) == shared | {"eval_s", "eval_ep_s"} and info["overall"]["n_episodes"] == 6
+
+
+def test_a_cut_off_evaluation_continues(
+    tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvaluateConfig(policy=tiny_checkpoint, episodes=5, num_envs=2, videos=0)
+    whole = evaluate(config, tmp_path / "whole")
+    resets = []
+    reset = ToyWorld.reset
+
+    def cut_off(self: ToyWorld, **arguments: dict) -> tuple[dict, dict]:
+        resets.append((arguments["options"]["split"], *arguments["options"]["episode_ids"]))
+        if len(resets) == 5:
+            raise KeyboardInterrupt
+        return reset(self, **arguments)
+
+    monkeypatch.setattr(ToyWorld, "reset", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, tmp_path / "cut")
+    assert len(read_episodes(tmp_path / "cut" / "episodes.parquet")) == 7
+    assert evaluate(config, tmp_path / "cut") == whole
+    assert resets[5:] == [("ood", 2, 3), ("ood", 4, 4)]
+    assert read_episodes(tmp_path / "cut" / "episodes.parquet") == read_episodes(
+        tmp_path / "whole" / "episodes.parquet"
+    )
+
+
+def some_episodes(successes: list[bool], policy: str = "a") -> list[Episode]:
+    example = Episode(policy, "w", "ind", "main", 0, 0, True, True, True, None, 0.0, 0.0, 0.0, 0.0)
+    return [
+        replace(example, episode_id=i, success_at_end=won, steps=i if won else None) for i, won in enumerate(successes)
+    ]
+
+
+def test_rates_carry_wilsons_interval() -> None:
+    rate = success_rate(some_episodes([True] * 57 + [False] * 7))
+    p, n, z = 57 / 64, 64, 1.959964
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert (rate.low, rate.high) == pytest.approx(
+        ((centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)), abs=1e-6
+    )
+
+
+def test_policies_are_compared_episode_by_episode() -> None:
+    reference = some_episodes([True] * 6 + [False] * 4, "a")
+    other = some_episodes([True] * 4 + [False] * 2 + [True] * 4, "b")
+    comparison = compare(list(reversed(other)), reference)
+    assert comparison.difference == pytest.approx(0.2)
+    assert comparison.p == pytest.approx(2 * sum(math.comb(6, k) for k in range(3)) / 2**6)  # 2 against 4
+    with pytest.raises(UserError, match="same episodes"):
+        compare(other[1:], reference)
+
+
+def test_the_table_survives_the_disk(tmp_path: Path) -> None:
+    episodes = some_episodes([False, True])
+    write_episodes(tmp_path / "x.parquet", episodes)
+    assert read_episodes(tmp_path / "x.parquet") == episodes
+    (tmp_path / "y.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(UserError, match="not a table of episodes"):
+        read_episodes(tmp_path / "y.parquet")
+    with pytest.raises(UserError, match="was the policy evaluated"):
+        read_episodes(tmp_path / "z.parquet")
+
+
+def test_a_camera_films_only_its_episodes(tmp_path: Path) -> None:
+    camera = Camera([3])
+    rollout(Straight(0.0), ToyWorld(2), [2, 3, 4], "ind", camera=camera)
+    camera.write(tmp_path, "ind/texture", FPS)
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["ind-texture-00003.mp4"]
+    assert len(read_video(video_path(tmp_path, "ind/texture", 3))) == STEPS + 1
+
+
+def test_odd_sizes_are_made_even(tmp_path: Path) -> None:
+    write_video(tmp_path / "x.mp4", [np.zeros((301, 403, 3), np.uint8)], FPS)
+    assert read_video(tmp_path / "x.mp4").shape == (1, 300, 402, 3)

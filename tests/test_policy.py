@@ -1,0 +1,69 @@
+"""Decoding against independent computations: a plain forward pass, numpy, and sampling statistics."""
+
+import numpy as np
+import torch
+
+from rlrc.models.actions import ActionTokenizer
+from rlrc.models.openvla import _choose
+from rlrc.models.policy import Policy
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put an unheard-of thing on plate"]
+
+
+def test_cached_decoding_equals_the_plain_forward_pass(tiny_policy: Policy) -> None:
+    """Token by token through the full-vocabulary forward of one unpadded prompt at a time."""
+    sample = tiny_policy.sample(tiny_policy.prepare(IMAGES, INSTRUCTIONS))
+    first, end = tiny_policy.actions.first_id, tiny_policy.actions.vocab_end
+    for row in range(3):
+        inputs = tiny_policy.prepare(IMAGES[row : row + 1], INSTRUCTIONS[row : row + 1])
+        ids = inputs.input_ids
+        for step in range(7):
+            with torch.no_grad():
+                logits = tiny_policy.model(ids, pixel_values=inputs.pixel_values).logits[0, -1, first:end]
+            token = int(logits.argmax()) + first
+            assert token == int(sample.tokens[row, step])
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_prompt_without_known_words_is_padded_in_the_middle(tiny_policy: Policy) -> None:
+    inputs = tiny_policy.prepare(IMAGES, INSTRUCTIONS)
+    assert (inputs.input_ids[:, 0] == tiny_policy.processor.tokenizer.bos_token_id).all()
+    assert inputs.attention_mask[:, 0].all() and inputs.attention_mask[:, -1].all()
+    lengths = [len(tiny_policy.processor.prompt_ids(text)) for text in INSTRUCTIONS]
+    assert inputs.attention_mask.sum(dim=1).tolist() == lengths and lengths[2] > lengths[0]
+
+
+def test_sampling_follows_the_tempered_distribution() -> None:
+    logits = torch.linspace(-2, 2, 256)[None].expand(20_000, -1)
+    bins, logprobs = _choose(logits, 0.5, torch.Generator().manual_seed(0))
+    probabilities = (logits[0] / 0.5).softmax(-1)
+    torch.testing.assert_close(logprobs.exp(), probabilities[bins])
+    mean, spread = (probabilities * torch.arange(256)).sum(), bins.float().std() / 20_000**0.5
+    assert abs(bins.float().mean() - mean) < 4 * spread
+
+
+def test_a_row_with_its_own_generator_ignores_its_neighbours(tiny_policy: Policy) -> None:
+    def tokens(rows: list[int]) -> torch.Tensor:
+        inputs = tiny_policy.prepare(IMAGES[rows], [INSTRUCTIONS[row] for row in rows])
+        noise = [torch.Generator().manual_seed(row) for row in rows]
+        return tiny_policy.sample(inputs, 1.0, noise).tokens
+
+    assert torch.equal(tokens([0, 1, 2])[1], tokens([1])[0])
+
+
+def test_action_tokens_round_trip_within_half_a_bin() -> None:
+    tokenizer = ActionTokenizer(32000)
+    actions = np.random.default_rng(0).uniform(-1.2, 1.2, (1000, 7))
+    ids = tokenizer.encode(actions)
+    assert ids.min() >= 31744 and ids.max() <= 31999
+    np.testing.assert_allclose(tokenizer.decode(ids), actions.clip(-1, 1), atol=1 / 255 + 1e-9)
+
+
+def test_statistics_give_physical_units(tiny_policy: Policy) -> None:
+    """The extreme bins of a masked-in dimension reach q01 and q99 within half a bin; the gripper stays in [-1, 1]."""
+    first, last = tiny_policy.actions.first_id, tiny_policy.actions.vocab_end - 1
+    high, low = (tiny_policy.decode(torch.full((1, 7), token))[0] for token in (first, last))
+    np.testing.assert_allclose(high[:3], 0.05, atol=0.05 / 254)
+    np.testing.assert_allclose(low[3:6], -0.5, atol=0.5 / 254)
+    np.testing.assert_allclose([low[6], high[6]], [-1, 1], atol=1 / 254)

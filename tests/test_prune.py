@@ -1,0 +1,341 @@
+"""Pruning: what leaves, what stays, and that the cut policy computes what the zeroed one does."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import rlrc
+from rlrc.errors import UserError
+from rlrc.models.policy import Policy
+from rlrc.prune import PruneConfig, prune
+from rlrc.prune.allocate import Rounding, choose
+from rlrc.prune.calibrate import ActionLoss, normalise
+from rlrc.prune.criteria import LlmPruner
+from rlrc.prune.groups import Group, Member, coupled_groups, describe
+from rlrc.prune.structured import cut
+from rlrc.quantize import QuantizeConfig, quantize
+
+
+@dataclass
+class Frames:
+    """Stands in for `rlrc.data.Demonstrations`: 12 frames of noise."""
+
+    images: np.ndarray
+    instructions: list[str]
+    actions: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path) -> "Frames":
+        rng = np.random.default_rng(3)
+        images = rng.integers(0, 256, (12, 96, 96, 3), dtype=np.uint8)
+        words = ["put carrot on plate", "put red cube on plate"]
+        return cls(images, [words[i % 2] for i in range(12)], rng.uniform(-0.05, 0.05, (12, 7)).astype(np.float32))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("rlrc.data.Demonstrations", Frames, raising=False)
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "frames").write_text("noise")
+    return folder
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3}
+    config = LlamaConfig(**{**shape, "num_attention_heads": 8, "head_dim": 4, "max_position_embeddings": 64, **changes})
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def heads(units: int, layer: int = 0, head_dim: int = 4) -> Group:
+    return Group(layer, "heads", units, (Member("self_attn.q_proj", 0, head_dim),), 100)
+
+
+def channels(units: int, layer: int = 0) -> Group:
+    return Group(layer, "channels", units, (Member("mlp.gate_proj", 0, 1),), 10)
+
+
+def sizes(groups: list[Group], ratio: float | None = None, **options: Any) -> list[int]:
+    """How many units stay, with scores 0, 1, 2... in every group."""
+    given = {"protected": frozenset(), "scope": "local", "overall": None, "rounding": Rounding(), **options}
+    scores = [torch.arange(float(group.units)) for group in groups]
+    return [len(units) for units in choose(groups, scores, ratio=ratio, **given)]
+
+
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key_value_heads", [8, 2])
+@pytest.mark.parametrize("biased", [False, True])
+def test_groups_own_all_linear_parameters(key_value_heads: int, biased: bool) -> None:
+    model = llama(num_key_value_heads=key_value_heads, attention_bias=biased, mlp_bias=biased)
+    groups = coupled_groups(model.model.layers)
+    assert [group.units for group in groups[:2]] == [key_value_heads, 40]
+    owned = sum(group.units * group.unit_parameters for group in groups)
+    linears = [m for layer in model.model.layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    output_biases = 3 * 2 * 32 if biased else 0  # of o and down: they belong to the layer's output, which stays
+    assert owned == sum(p.numel() for linear in linears for p in linear.parameters()) - output_biases
+
+
+def test_describe_names_every_matrix_once_for_layers_of_one_shape() -> None:
+    text = describe(coupled_groups(llama(num_key_value_heads=2).model.layers))
+    assert text.splitlines()[:2] == [
+        "layers 0-2: 2 attention heads of 1,280 parameters; one takes",
+        "    self_attn.q_proj  16 rows",
+    ]
+    assert text.count("_proj") == 7
+
+
+# -- criteria ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("importance", ["vectorize", "param_first", "param_second", "param_mix"])
+def test_grouped_query_scores_match_the_formula_written_out(importance: str) -> None:
+    """The independent implementation keeps all gradients and loops over units, as the paper's formulas read."""
+    model = llama(num_key_value_heads=2)
+    layers, ids = model.model.layers, torch.randint(50, (5, 9))
+
+    def loss(samples: Any) -> torch.Tensor:
+        rows = ids[list(samples)]
+        return model(rows, labels=rows, use_cache=False).loss
+
+    groups = coupled_groups(layers)
+    found = LlmPruner(importance=importance).scores(layers, groups, loss, len(ids))
+
+    weights = {name: p for name, p in model.named_parameters() if "_proj" in name}
+    names = list(weights)
+    g = dict(zip(names, torch.autograd.grad(loss(range(5)), list(weights.values())), strict=True))
+    square = {name: torch.zeros_like(p) for name, p in weights.items()}
+    for sample in range(5):
+        for name, grad in zip(names, torch.autograd.grad(loss([sample]), list(weights.values())), strict=True):
+            square[name] += grad**2 / 5
+    for group, scores in zip(groups, found, strict=True):
+        expected = []
+        for unit in range(group.units):
+            total = 0.0
+            for member in group.members:
+                name = f"model.layers.{group.layer}.{member.name}.weight"
+                for channel in range(unit * member.width, (unit + 1) * member.width):
+                    w, grad, f = (t[name].detach().select(member.axis, channel) for t in (weights, g, square))
+                    s = {
+                        "vectorize": (w * grad).sum(),
+                        "param_first": w * grad,
+                        "param_second": w * f * w,
+                        "param_mix": w * grad - 0.5 * w * f * w,
+                    }[importance]
+                    total += float(s.abs().sum())
+            expected.append(total)
+        torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-7)
+
+
+def test_scoring_leaves_no_gradients_and_no_hooks(tiny_policy: Policy) -> None:
+    model = tiny_policy.model.requires_grad_(False)
+    layers = list(model.language_model.model.layers)
+    loss = ActionLoss(tiny_policy, Frames.load(Path()), samples=4, seed=0)
+    LlmPruner().scores(layers, coupled_groups(layers), loss, 4)
+    assert not any(p.requires_grad or p.grad is not None or p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_nan_weights_are_refused(tiny_policy: Policy) -> None:
+    layers = list(tiny_policy.model.language_model.model.layers)
+    layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
+    criterion = LlmPruner(importance="magnitude_l1")
+    with pytest.raises(UserError, match="decoder layer 1, MLP channels: importance is NaN"):
+        criterion.scores(layers, coupled_groups(layers), None, 0)
+
+
+def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(tiny_policy: Policy) -> None:
+    frames = Frames.load(Path())
+    loss = ActionLoss(tiny_policy, frames, samples=12, seed=0)
+    decoded = tiny_policy.decode(loss.tokens)
+    scale = np.array([0.05] * 3 + [0.5] * 3 + [1.0])
+    assert (np.abs(decoded - frames.actions) <= scale * (1 / 255 + 1e-6)).all()
+    one_by_one = torch.stack([loss([sample]) for sample in range(12)]).mean()
+    torch.testing.assert_close(loss(range(12)), one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_normalise_undoes_unnormalise() -> None:
+    statistics = {"q01": np.array([-2.0, 0.0]), "q99": np.array([4.0, 1.0]), "mask": np.array([True, False])}
+    np.testing.assert_allclose(
+        normalise(np.array([[1.0, 0.3], [9.0, 5.0]]), statistics), [[0.0, 0.3], [1.0, 5.0]], atol=1e-7
+    )
+
+
+# -- allocation --------------------------------------------------------------------------------------------------------
+
+
+def test_published_ratios_give_published_shapes() -> None:
+    assert sizes([heads(32, head_dim=128), channels(11008)], 0.9) == [4, 1100]
+    assert sizes([heads(32, head_dim=128), channels(11008)], 0.25) == [24, 8256]
+
+
+def test_overall_target_with_protected_layers_asks_more_of_the_others() -> None:
+    """OpenVLA-7B with its first and last layer kept: 90 % overall is 96 % of the other thirty, 1.758 B parameters."""
+    groups = []
+    for layer in range(32):
+        q, gate = Member("self_attn.q_proj", 0, 128), Member("mlp.gate_proj", 0, 1)
+        groups += [Group(layer, "heads", 32, (q,), 2_097_152), Group(layer, "channels", 11008, (gate,), 12_288)]
+    left = sizes(groups, overall=0.9, protected=frozenset({0, 31}))
+    assert left[:2] == left[-2:] == [32, 11008]
+    assert set(zip(left[2:-2:2], left[3:-2:2], strict=True)) == {(2, 440)}
+    linear = sum(count * group.unit_parameters for count, group in zip(left, groups, strict=True))
+    assert round((7_541_237_184 - 6_476_005_376 + linear) / 1e9, 3) == 1.758
+
+
+def test_global_overall_target_counts_parameters_not_units() -> None:
+    groups = [heads(10), channels(200)]  # 1000 and 2000 parameters
+    scores = [torch.full((10,), 5.0) + torch.arange(10), torch.linspace(0, 4, 200)]
+    kept = choose(groups, scores, frozenset(), "global", None, 0.5, Rounding())
+    assert [len(units) for units in kept] == [10, 50]
+
+
+def test_global_threshold_leaves_whole_what_it_would_empty() -> None:
+    scores = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0, 6.0])]
+    kept = choose([heads(2), channels(4)], scores, frozenset(), "global", 0.5, None, Rounding())
+    assert [units.tolist() for units in kept] == [[0, 1], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(("direction", "left"), [("up", 64), ("down", 32), ("nearest", 64)])
+def test_rounding(direction: Any, left: int) -> None:
+    assert sizes([heads(10), channels(100)], 0.5, rounding=Rounding(32, direction)) == [5, left]
+
+
+def test_rounding_up_never_exceeds_what_there_is() -> None:
+    assert sizes([channels(100)], 0.01, rounding=Rounding(128, "up")) == [100]
+
+
+def test_a_ratio_that_leaves_nothing_names_the_layer_and_the_largest_workable_ratio() -> None:
+    groups = [heads(6, layer=2), channels(40, layer=2), heads(6, layer=3), channels(20, layer=3)]
+    with pytest.raises(UserError, match=r"decoder layer 3, MLP channels: .* leaves no channel of 20; .* is 0\.95$"):
+        sizes(groups, 0.99)
+    assert sizes(groups, 0.95) == [1, 2, 1, 1]
+    with pytest.raises(
+        UserError, match=r"attention heads: .* leaves no head of 6; the largest workable ratio is 0\.95"
+    ):
+        sizes(groups[:2], 1.0)
+    with pytest.raises(UserError, match=r"the largest workable ratio is 0\.2"):
+        sizes([channels(40)], 0.9, rounding=Rounding(32, "down"))
+    with pytest.raises(UserError, match="all others"):
+        sizes(groups, 1.0, scope="global")
+
+
+def test_an_overall_target_out_of_reach_is_refused() -> None:
+    groups = [channels(40, layer) for layer in range(4)]
+    with pytest.raises(UserError, match=r"overall 0\.6 is out of reach: the unprotected layers hold 0\.5000"):
+        sizes(groups, overall=0.6, protected=frozenset({0, 3}))
+
+
+# -- cutting -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key_value_heads", [8, 2])
+def test_cutting_equals_zeroing(key_value_heads: int) -> None:
+    dense, sliced = (llama(num_key_value_heads=key_value_heads, attention_bias=True) for _ in range(2))
+    groups = coupled_groups(dense.model.layers)
+    generator = torch.Generator().manual_seed(1)
+    kept = []
+    for group in groups:
+        kept.append(torch.randperm(group.units, generator=generator)[: 1 + group.units // 3].sort().values)
+    for group, units in zip(groups, kept, strict=True):
+        output = group.members[-1]
+        columns = torch.ones(group.units, output.width, dtype=torch.bool)
+        columns[units] = False
+        weight = dense.model.layers[group.layer].get_submodule(output.name).weight
+        weight.data[:, columns.flatten()] = 0
+
+    cut(sliced.model.layers, sliced.config, groups, kept)
+    ids = torch.randint(50, (2, 11))
+    with torch.no_grad():
+        torch.testing.assert_close(sliced(ids).logits, dense(ids).logits)
+        torch.testing.assert_close(
+            sliced.generate(ids, max_new_tokens=4, do_sample=False),
+            dense.generate(ids, max_new_tokens=4, do_sample=False),
+        )
+
+
+# -- the verb ----------------------------------------------------------------------------------------------------------
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    loss = ActionLoss(policy, Frames.load(Path()), samples=6, seed=0)
+    with torch.no_grad():
+        return policy.model.action_logits(loss.inputs, loss.tokens)[0]
+
+
+def test_prune_writes_a_smaller_policy_with_exact_counts(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.9, protect=(-1,), samples=8)
+    result = prune(config, tmp_path)
+    with safe_open(tmp_path / "checkpoint" / "model.safetensors", framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == result["metrics"]["parameters"]
+    prefix = "language_model.model.layers"
+    assert shapes[f"{prefix}.0.self_attn.q_proj.weight"] == [4, 40]
+    assert shapes[f"{prefix}.1.mlp.down_proj.weight"] == [40, 3]
+    assert shapes[f"{prefix}.2.self_attn.o_proj.weight"] == [40, 40]
+
+    lineage = json.loads((tmp_path / "checkpoint" / "compression.json").read_text())
+    stage = lineage["stages"][-1]
+    assert stage["kept"] == result["kept"] and len(stage["kept"][0]["heads"]) == 1
+    assert stage["config"]["criterion"]["importance"] == "param_first" and len(stage["dataset_sha256"]) == 64
+
+    dense, pruned = rlrc.load(tiny_checkpoint), rlrc.load(tmp_path / "checkpoint")
+    for layer, kept in zip(dense.model.language_model.model.layers, result["kept"], strict=True):
+        head_dim = layer.self_attn.head_dim
+        gone = [c for c in range(layer.self_attn.o_proj.in_features) if c // head_dim not in kept["heads"]]
+        layer.self_attn.o_proj.weight.data[:, gone] = 0
+        gone = [c for c in range(layer.mlp.down_proj.in_features) if c not in kept["channels"]]
+        layer.mlp.down_proj.weight.data[:, gone] = 0
+    torch.testing.assert_close(logits(pruned), logits(dense), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_policy_can_be_pruned_again(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    first = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4)
+    prune(first, tmp_path / "a")
+    result = prune(first.model_copy(update={"policy": tmp_path / "a" / "checkpoint"}), tmp_path / "b")
+    assert [len(layer["heads"]) for layer in result["kept"]] == [3, 3, 3]
+    assert len(rlrc.load(tmp_path / "b" / "checkpoint").lineage["stages"]) == 2
+
+
+def test_equal_seeds_choose_equal_units(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4, dry_run=True)
+    kept = [prune(c, tmp_path)["kept"] for c in (config, config, config.model_copy(update={"seed": 1}))]
+    assert kept[0] == kept[1] != kept[2]
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5)
+    for change, message in [
+        ({"protect": (0, 3)}, "no decoder layer 3, they are numbered 0 to 2"),
+        ({"samples": 13}, "the dataset holds 12 frames"),
+        ({"ratio": 0.999}, "leaves no head of 10; the largest workable ratio is 0.975"),
+        ({"ratio": None, "overall": 0.9, "protect": (0, -1)}, "out of reach"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            prune(config.model_copy(update=change), tmp_path / "out")
+    quantize(QuantizeConfig(policy=tiny_checkpoint), tmp_path / "packed")
+    with pytest.raises(UserError, match="prune first, quantize last"):
+        prune(config.model_copy(update={"policy": tmp_path / "packed" / "checkpoint"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ratio": 0.5, "overall": 0.5, "dataset": "d"}, "either ratio or overall"),
+        ({"dataset": "d"}, "either ratio or overall"),
+        ({"ratio": 0.5}, "needs a dataset"),
+        ({"ratio": 0.5, "dataset": "d", "criterion": {"kind": "llm-pruner", "importnace": "x"}}, "importnace"),
+    ],
+)
+def test_bad_configs_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PruneConfig.parse({"policy": "p", **values}, "recipe")

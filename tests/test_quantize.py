@@ -1,0 +1,265 @@
+"""Packed weights: exact codes, bounded error, bytes that are really saved, and equal logits after loading anywhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import rlrc
+from rlrc.errors import UserError
+from rlrc.models.linear import QuantizedLinear, pack, quantize_groups, replace_linears, unpack
+from rlrc.models.policy import Policy
+from rlrc.models.presets import Shape, new_policy
+from rlrc.quantize import QuantizeConfig, linear_names, quantize, quantize_linears, sqnr_db, stored_bytes
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
+
+FRESH = """
+import json, sys, numpy as np, torch, rlrc
+images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+policy = rlrc.load(sys.argv[1])
+if sys.argv[2] == "auto":
+    from transformers import AutoModelForImageTextToText
+    policy.model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype="auto").eval()
+inputs = policy.prepare(images, ["put carrot on plate", "put red cube on plate"])
+with torch.no_grad():
+    print(json.dumps(policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0].tolist()))
+"""
+
+
+def linear(in_features: int, out_features: int, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(in_features)
+    return nn.Linear(in_features, out_features, bias=bias)
+
+
+# -- the layer ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 64])
+def test_packing_matches_one_code_at_a_time(width: int) -> None:
+    codes = torch.randint(0, 16, (3, width), dtype=torch.uint8)
+    packed = pack(codes, bits=4)
+    for row in range(3):
+        bytes_ = [0] * ((width + 1) // 2)
+        for column in range(width):
+            bytes_[column // 2] += int(codes[row, column]) * (16 if column % 2 else 1)
+        assert packed[row].tolist() == bytes_
+    assert torch.equal(unpack(packed, 4, width), codes)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("in_features", "group_size"), [(64, 32), (70, 32), (51, 16), (10, 128)])
+def test_dequantize_matches_the_formula_written_out(bits: int, in_features: int, group_size: int) -> None:
+    layer = QuantizedLinear.from_linear(linear(in_features, 5), bits, group_size)
+    weight = layer.dequantize()
+    for row in range(5):
+        for column in range(in_features):
+            group = column // group_size
+
+            def code(tensor: torch.Tensor, index: int, row: int = row) -> int:
+                if bits == 8:
+                    return int(tensor[row, index])
+                return int(tensor[row, index // 2]) // (16 if index % 2 else 1) % 16
+
+            expected = (code(layer.codes, column) - code(layer.zeros, group)) * float(layer.scales[row, group])
+            assert float(weight[row, column]) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_error_is_half_a_step_where_nothing_is_clipped(bits: int) -> None:
+    weight = torch.randn(50, 3, 32, generator=torch.Generator().manual_seed(0))
+    codes, scales, zeros = quantize_groups(weight, bits)
+    scale, zero = scales.float()[..., None], zeros[..., None].float()
+    inside = (codes > 0) & (codes < 2**bits - 1)
+    error = ((codes.float() - zero) * scale - weight).abs()
+    assert inside.float().mean() > 0.7
+    assert (error <= scale / 2 * (1 + 1e-5))[inside].all()
+
+
+def test_the_search_over_ranges_beats_the_plain_range() -> None:
+    weight = torch.randn(200, 2, 32, generator=torch.Generator().manual_seed(0))
+    low, high = weight.amin(-1, keepdim=True).clamp(max=0), weight.amax(-1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 15).bfloat16().float()
+    zero = (-low / scale).round()
+    plain = ((weight / scale + zero).round().clamp(0, 15) - zero) * scale
+    codes, scales, zeros = quantize_groups(weight, bits=4)
+    found = (codes.float() - zeros[..., None].float()) * scales.float()[..., None]
+    assert sqnr_db(weight, found) > sqnr_db(weight, plain) + 0.2
+    assert (((found - weight) ** 2).sum(-1) <= ((plain - weight) ** 2).sum(-1) * (1 + 1e-5)).all()
+
+
+def test_zeros_and_all_zero_groups_stay_exact() -> None:
+    layer = linear(64, 4)
+    layer.weight.data[:, 32:] = 0
+    layer.weight.data[0] = 0
+    layer.weight.data[1, 3] = 0
+    weight = QuantizedLinear.from_linear(layer).dequantize()
+    assert (weight[layer.weight == 0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_forward_is_the_product_with_the_dequantized_weight(bits: int, dtype: torch.dtype) -> None:
+    layer = QuantizedLinear.from_linear(linear(70, 9, bias=True), bits)
+    x = torch.randn(2, 3, 70)
+    expected = x @ layer.dequantize().T + layer.bias
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    out = layer(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), expected, **tolerance)
+
+
+def test_casting_the_model_leaves_the_packed_bytes_alone() -> None:
+    layer = QuantizedLinear.from_linear(linear(64, 8, bias=True))
+    before = {name: tensor.clone() for name, tensor in layer.named_buffers()}
+    layer.half().float().to(torch.float64)
+    assert layer.bias.dtype == torch.float64
+    assert all(tensor.dtype == before[name].dtype for name, tensor in layer.named_buffers())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.named_buffers())
+    assert layer.nbytes == 8 * 64 * (4 + (16 + 4) / 32) / 8
+
+
+def test_empty_layers_on_the_meta_device_take_a_state_dict() -> None:
+    packed = nn.Sequential(QuantizedLinear.from_linear(linear(40, 6, bias=True)))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(40, 6))
+    replace_linears(empty, ["0"], bits=4, group_size=32)
+    empty.load_state_dict(packed.state_dict(), assign=True)
+    x = torch.randn(3, 40)
+    assert torch.equal(empty(x), packed(x))
+    with pytest.raises(UserError, match="names '1'"):
+        replace_linears(empty, ["1"], bits=4, group_size=32)
+
+
+def test_unknown_widths_are_refused() -> None:
+    with pytest.raises(UserError, match="4 or 8 bits"):
+        QuantizedLinear(8, 8, bits=3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cuda_packs_and_computes_as_the_processor_does(bits: int) -> None:
+    dense, x = linear(128, 64, bias=True), torch.randn(5, 128)
+    here = QuantizedLinear.from_linear(dense, bits)
+    there = QuantizedLinear.from_linear(dense.cuda(), bits)
+    assert (here.codes == there.codes.cpu()).float().mean() > 0.999
+    moved = here.to("cuda")
+    torch.testing.assert_close(moved(x.cuda()).cpu(), here.cpu()(x), rtol=1e-3, atol=1e-3)
+
+
+# -- the verb ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random policy whose widths are multiples of 32."""
+    shape = Shape(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    path = tmp_path_factory.mktemp("dense") / "checkpoint"
+    statistics = {"q01": [-1.0] * 7, "q99": [1.0] * 7}
+    new_policy(shape, INSTRUCTIONS, {"tabletop": {"action": statistics}}).save(path)
+    return path
+
+
+def logits(policy: Policy) -> torch.Tensor:
+    inputs = policy.prepare(IMAGES, INSTRUCTIONS)
+    with torch.no_grad():
+        return policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0]
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(4, 0.3), (8, 0.55)])
+def test_bytes_are_saved_on_disk_and_in_memory(checkpoint: Path, tmp_path: Path, bits: Any, largest: float) -> None:
+    result = quantize(QuantizeConfig(policy=checkpoint, bits=bits), tmp_path)
+    prefix = "language_model.model.layers."
+    dense = {name: t for name, t in load_file(checkpoint / "model.safetensors").items() if name.startswith(prefix)}
+    saved = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    packed = {name: t for name, t in saved.items() if name.rpartition(".")[2] in ("codes", "scales", "zeros")}
+    replaced = 2 * sum(t.numel() for name, t in dense.items() if "_proj" in name)
+    assert result["replaced"]["bf16"] == replaced and result["replaced"]["layers"] == 14
+    assert sum(t.nbytes for t in packed.values()) == result["replaced"]["disk"] <= largest * replaced
+    assert not [name for name in saved if "_proj.weight" in name]
+
+    policy = rlrc.load(tmp_path / "checkpoint")
+    in_memory = [m.nbytes for m in policy.model.modules() if isinstance(m, QuantizedLinear)]
+    assert sum(in_memory) == result["replaced"]["memory"] == result["replaced"]["disk"]
+    total = sum(t.nbytes for t in policy.model.state_dict().values())
+    assert total == result["total"]["after"]["memory"] == sum(stored_bytes(tmp_path / "checkpoint").values())
+    least = {4: 18.0, 8: 40.0}[bits]
+    assert all(layer["sqnr_db"] > least for layer in result["per_layer"])
+
+
+@pytest.mark.parametrize("how", ["rlrc", "auto"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_fresh_process_computes_equal_logits(checkpoint: Path, tmp_path: Path, bits: Any, how: str) -> None:
+    quantize(QuantizeConfig(policy=checkpoint, bits=bits), tmp_path)
+    path = tmp_path / "checkpoint"
+    here = logits(rlrc.load(path))
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(path), how], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.tensor(json.loads(done.stdout.splitlines()[-1])), here)
+
+
+def test_every_part_can_be_packed_and_8_bits_change_little(checkpoint: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(policy=checkpoint, bits=8, parts=("decoder", "vision", "projector"))
+    result = quantize(config, tmp_path)
+    assert {layer["name"].split(".")[0] for layer in result["per_layer"]} == {
+        "language_model",
+        "vision_backbone",
+        "projector",
+    }
+    dense, packed = rlrc.load(checkpoint), rlrc.load(tmp_path / "checkpoint")
+    inputs = dense.prepare(IMAGES, INSTRUCTIONS)
+    tokens = dense.sample(inputs).tokens
+    with torch.no_grad():
+        expected, found = (policy.model.action_logits(inputs, tokens)[0] for policy in (dense, packed))
+    assert sqnr_db(expected, found) > 30
+
+
+def test_a_layer_that_would_not_shrink_is_left_dense_and_named(
+    tiny_policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layer in tiny_policy.model.language_model.model.layers:
+        layer.mlp.gate_proj, layer.mlp.up_proj = linear(40, 1), linear(40, 1)
+        layer.mlp.down_proj = linear(1, 40)
+    text_config = tiny_policy.model.config.text_config
+    text_config.per_layer_config = {index: {"intermediate_size": 1} for index in range(3)}
+    tiny_policy.save(tmp_path / "narrow")
+    result = quantize(QuantizeConfig(policy=tmp_path / "narrow"), tmp_path)
+    name = "language_model.model.layers.1.mlp.down_proj"
+    assert name in result["left_dense"] and len(result["left_dense"]) == 3
+    assert f"left dense: {name}" in capsys.readouterr().err
+    reloaded = rlrc.load(tmp_path / "checkpoint")
+    assert isinstance(reloaded.model.get_submodule(name), nn.Linear)
+
+
+def test_bad_input_is_told_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    quantize(QuantizeConfig(policy=checkpoint), tmp_path / "once")
+    with pytest.raises(UserError, match="quantized already"):
+        quantize(QuantizeConfig(policy=tmp_path / "once" / "checkpoint"), tmp_path / "twice")
+    policy = rlrc.load(checkpoint)
+    names = linear_names(policy.model, ["decoder"])
+    policy.model.get_submodule(names[3]).weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=f"{names[3]}: the weight holds NaN"):
+        quantize_linears(policy.model, names, bits=4, group_size=32)
+    for values in ({"bits": 3}, {"group_size": 0}, {"parts": ["hands"]}, {"parts": []}):
+        with pytest.raises(UserError):
+            QuantizeConfig.parse({"policy": "p", **values}, "recipe")
+
+
+def test_a_wrong_shaped_packed_tensor_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    quantize(QuantizeConfig(policy=checkpoint), tmp_path)
+    path = tmp_path / "checkpoint" / "model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if name.endswith("codes"))
+    save_file({**state, name: state[name][:, :-1].contiguous()}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="has shape"):
+        rlrc.load(tmp_path / "checkpoint")

@@ -1,0 +1,56 @@
+"""A world without physics: the hand goes where the action says, and success is being near a target."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+STEPS = 12
+FPS = 5
+RADIUS = 0.02
+
+
+class ToyWorld(gym.vector.VectorEnv):
+    """The contract of `rlrc.envs` over points in space; an episode's target is drawn from its id and split."""
+
+    metadata = {"render_fps": FPS}  # noqa: RUF012
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.closed_by_user = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        assert options is not None and len(options["episode_ids"]) == self.num_envs
+        self.targets = np.stack([target(options["split"], int(id_)) for id_ in options["episode_ids"]])
+        self.hands = np.zeros((self.num_envs, 3), np.float32)
+        self.step_count = 0
+        return self._observation(), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        assert actions.shape == (self.num_envs, 7) and actions.dtype == np.float32
+        self.hands = self.hands + actions[:, :3]
+        self.step_count += 1
+        info = self._info()
+        over = np.full(self.num_envs, self.step_count == STEPS)
+        return self._observation(), info["success"].astype(np.float32), np.zeros_like(over), over, info
+
+    def close(self, **_: Any) -> None:
+        self.closed_by_user = True
+
+    def _observation(self) -> dict[str, Any]:
+        images = np.zeros((self.num_envs, 96, 96, 3), np.uint8)
+        images[:, :, :, 0] = 20 * self.step_count
+        images[:, :48, :, 1] = np.clip(600 * self.targets[:, :1, None] + 100, 0, 255)
+        return {"image": images, "instruction": ("put carrot on plate",) * self.num_envs}
+
+    def _info(self) -> dict[str, np.ndarray]:
+        distance = np.linalg.norm(self.hands - self.targets, axis=1)
+        return {
+            "success": distance < RADIUS,
+            "grasped": distance < 2 * RADIUS,
+            "environment_state": np.concatenate([self.hands, self.targets], axis=1).astype(np.float32),
+        }
+
+
+def target(split: str, episode_id: int) -> np.ndarray:
+    return np.random.default_rng([len(split), ord(split[0]), episode_id]).uniform(-0.1, 0.1, 3)
