@@ -42,7 +42,7 @@ done
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
 # 3. Packages, torch first: its builds differ by machine, everything else is the same everywhere.
-pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet"
+pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -qq"
 echo "setup: installing Python packages into .venv"
 $pip ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
 $pip -c constraints.txt -e '.[dev]'

@@ -1,7 +1,6 @@
 """Pruning: what leaves, what stays, and that the cut policy computes what the zeroed one does."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,36 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rlrc
+from rlrc.data import Demonstrations
+from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
 from rlrc.models.policy import Policy
 from rlrc.prune import PruneConfig, prune
 from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.calibrate import ActionLoss, normalise
+from rlrc.prune.calibrate import ActionLoss
 from rlrc.prune.criteria import LlmPruner
 from rlrc.prune.groups import Group, Member, coupled_groups, describe
 from rlrc.prune.structured import cut
 from rlrc.quantize import QuantizeConfig, quantize
 
 
-@dataclass
-class Frames:
-    """Stands in for `rlrc.data.Demonstrations`: 12 frames of noise."""
-
-    images: np.ndarray
-    instructions: list[str]
-    actions: np.ndarray
-
-    @classmethod
-    def load(cls, path: Path) -> "Frames":
-        rng = np.random.default_rng(3)
-        images = rng.integers(0, 256, (12, 96, 96, 3), dtype=np.uint8)
-        words = ["put carrot on plate", "put red cube on plate"]
-        return cls(images, [words[i % 2] for i in range(12)], rng.uniform(-0.05, 0.05, (12, 7)).astype(np.float32))
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of six frames of noise."""
+    rng = np.random.default_rng(3)
+    path = tmp_path_factory.mktemp("noise") / "dataset"
+    with write_dataset(path, fps=5, robot_type="none") as writer:
+        for task in ("put carrot on plate", "put red cube on plate"):
+            images = rng.integers(0, 256, (6, 96, 96, 3), dtype=np.uint8)
+            actions = rng.uniform(-0.05, 0.05, (6, 7)).astype(np.float32)
+            state = np.zeros((6, 1), np.float32)
+            writer.append(task, {"observation.images.front": images, "observation.state": state, "action": actions})
+    return path
 
 
-@pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("rlrc.data.Demonstrations", Frames, raising=False)
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    (folder / "frames").write_text("noise")
-    return folder
+@pytest.fixture(scope="module")
+def frames(dataset: Path) -> Demonstrations:
+    return Demonstrations.load(dataset)
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
@@ -88,7 +83,7 @@ def test_groups_own_all_linear_parameters(key_value_heads: int, biased: bool) ->
 def test_describe_names_every_matrix_once_for_layers_of_one_shape() -> None:
     text = describe(coupled_groups(llama(num_key_value_heads=2).model.layers))
     assert text.splitlines()[:2] == [
-        "layers 0-2: 2 attention heads of 1,280 parameters; one takes",
+        "decoder layers 0-2: 2 key-value heads (each with its 4 query heads) of 1,280 parameters; one takes",
         "    self_attn.q_proj  16 rows",
     ]
     assert text.count("_proj") == 7
@@ -136,12 +131,39 @@ def test_grouped_query_scores_match_the_formula_written_out(importance: str) -> 
         torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-7)
 
 
-def test_scoring_leaves_no_gradients_and_no_hooks(tiny_policy: Policy) -> None:
+def test_reductions_of_a_coupled_group() -> None:
+    layers = llama().model.layers
+    mlp = layers[0].mlp
+    gate, up = mlp.gate_proj.weight.detach().square().sum(1), mlp.up_proj.weight.detach().square().sum(1)
+    down = mlp.down_proj.weight.detach().square().sum(0)
+    expected = {
+        "sum": gate + up + down,
+        "mean": (gate + up + down) / 3,
+        "max": torch.maximum(torch.maximum(gate, up), down),
+        "prod": gate * up * down,
+        "first": gate,
+    }
+    for reduction, scores in expected.items():
+        criterion = LlmPruner(importance="magnitude_l2", reduction=reduction)
+        torch.testing.assert_close(criterion.scores(layers, coupled_groups(layers), None, 0)[1], scores)
+
+
+def test_scoring_holds_one_gradient_at_a_time_and_leaves_none(tiny_policy: Policy, frames: Demonstrations) -> None:
     model = tiny_policy.model.requires_grad_(False)
     layers = list(model.language_model.model.layers)
-    loss = ActionLoss(tiny_policy, Frames.load(Path()), samples=4, seed=0)
+    alive = []
+    for parameter in model.parameters():
+        if parameter.is_leaf and parameter.ndim == 2:
+            parameter.requires_grad_(True)
+            parameter.register_post_accumulate_grad_hook(
+                lambda _: alive.append(sum(p.grad is not None for p in model.parameters()))
+            )
+            parameter.requires_grad_(False)
+    loss = ActionLoss(tiny_policy, frames, samples=4, seed=0)
     LlmPruner().scores(layers, coupled_groups(layers), loss, 4)
-    assert not any(p.requires_grad or p.grad is not None or p._post_accumulate_grad_hooks for p in model.parameters())
+    assert len(alive) == 3 * 7 and set(alive) == {1}
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert not any(len(p._post_accumulate_grad_hooks or ()) > 1 for p in model.parameters())
 
 
 def test_nan_weights_are_refused(tiny_policy: Policy) -> None:
@@ -152,21 +174,15 @@ def test_nan_weights_are_refused(tiny_policy: Policy) -> None:
         criterion.scores(layers, coupled_groups(layers), None, 0)
 
 
-def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(tiny_policy: Policy) -> None:
-    frames = Frames.load(Path())
+def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
+    tiny_policy: Policy, frames: Demonstrations
+) -> None:
     loss = ActionLoss(tiny_policy, frames, samples=12, seed=0)
     decoded = tiny_policy.decode(loss.tokens)
     scale = np.array([0.05] * 3 + [0.5] * 3 + [1.0])
     assert (np.abs(decoded - frames.actions) <= scale * (1 / 255 + 1e-6)).all()
     one_by_one = torch.stack([loss([sample]) for sample in range(12)]).mean()
     torch.testing.assert_close(loss(range(12)), one_by_one, rtol=1e-4, atol=1e-5)
-
-
-def test_normalise_undoes_unnormalise() -> None:
-    statistics = {"q01": np.array([-2.0, 0.0]), "q99": np.array([4.0, 1.0]), "mask": np.array([True, False])}
-    np.testing.assert_allclose(
-        normalise(np.array([[1.0, 0.3], [9.0, 5.0]]), statistics), [[0.0, 0.3], [1.0, 5.0]], atol=1e-7
-    )
 
 
 # -- allocation --------------------------------------------------------------------------------------------------------
@@ -264,13 +280,15 @@ def test_cutting_equals_zeroing(key_value_heads: int) -> None:
 # -- the verb ----------------------------------------------------------------------------------------------------------
 
 
-def logits(policy: Policy) -> torch.Tensor:
-    loss = ActionLoss(policy, Frames.load(Path()), samples=6, seed=0)
+def logits(policy: Policy, frames: Demonstrations) -> torch.Tensor:
+    loss = ActionLoss(policy, frames, samples=6, seed=0)
     with torch.no_grad():
         return policy.model.action_logits(loss.inputs, loss.tokens)[0]
 
 
-def test_prune_writes_a_smaller_policy_with_exact_counts(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+def test_prune_writes_a_smaller_policy_with_exact_counts(
+    tiny_checkpoint: Path, dataset: Path, frames: Demonstrations, tmp_path: Path
+) -> None:
     config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.9, protect=(-1,), samples=8)
     result = prune(config, tmp_path)
     with safe_open(tmp_path / "checkpoint" / "model.safetensors", framework="pt") as file:
@@ -283,38 +301,64 @@ def test_prune_writes_a_smaller_policy_with_exact_counts(tiny_checkpoint: Path, 
 
     lineage = json.loads((tmp_path / "checkpoint" / "compression.json").read_text())
     stage = lineage["stages"][-1]
-    assert stage["kept"] == result["kept"] and len(stage["kept"][0]["heads"]) == 1
+    assert [len(stage["kept"][kind]["0"]) for kind in ("heads", "channels")] == [1, 3]
+    assert result["layers"][0] == {"layer": 0, "heads": 1, "channels": 3}
+    assert result["layers"][2] == {"layer": 2, "heads": 10, "channels": 40} and "2" not in stage["kept"]["heads"]
     assert stage["config"]["criterion"]["importance"] == "param_first" and len(stage["dataset_sha256"]) == 64
 
     dense, pruned = rlrc.load(tiny_checkpoint), rlrc.load(tmp_path / "checkpoint")
-    for layer, kept in zip(dense.model.language_model.model.layers, result["kept"], strict=True):
-        head_dim = layer.self_attn.head_dim
-        gone = [c for c in range(layer.self_attn.o_proj.in_features) if c // head_dim not in kept["heads"]]
+    for index in ("0", "1"):
+        layer = dense.model.language_model.model.layers[int(index)]
+        gone = [c for c in range(40) if c // layer.self_attn.head_dim not in stage["kept"]["heads"][index]]
         layer.self_attn.o_proj.weight.data[:, gone] = 0
-        gone = [c for c in range(layer.mlp.down_proj.in_features) if c not in kept["channels"]]
+        gone = [c for c in range(40) if c not in stage["kept"]["channels"][index]]
         layer.mlp.down_proj.weight.data[:, gone] = 0
-    torch.testing.assert_close(logits(pruned), logits(dense), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(pruned, frames), logits(dense, frames), rtol=1e-4, atol=1e-5)
 
 
 def test_a_pruned_policy_can_be_pruned_again(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
     first = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4)
     prune(first, tmp_path / "a")
     result = prune(first.model_copy(update={"policy": tmp_path / "a" / "checkpoint"}), tmp_path / "b")
-    assert [len(layer["heads"]) for layer in result["kept"]] == [3, 3, 3]
+    assert [layer["heads"] for layer in result["layers"]] == [3, 3, 3]
     assert len(rlrc.load(tmp_path / "b" / "checkpoint").lineage["stages"]) == 2
 
 
+def test_a_bfloat16_policy_stays_bfloat16(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    rlrc.load(tiny_checkpoint).save(tmp_path / "half", dtype=torch.bfloat16)
+    for importance in ("param_first", "param_mix"):
+        config = PruneConfig(policy=tmp_path / "half", dataset=dataset, ratio=0.5, samples=4)
+        criterion = LlmPruner(importance=importance)
+        prune(config.model_copy(update={"criterion": criterion}), tmp_path / importance)
+        model = rlrc.load(tmp_path / importance / "checkpoint").model
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 def test_equal_seeds_choose_equal_units(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4, dry_run=True)
-    kept = [prune(c, tmp_path)["kept"] for c in (config, config, config.model_copy(update={"seed": 1}))]
+    kept = []
+    for run, seed in enumerate((0, 0, 1)):
+        config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4, seed=seed)
+        prune(config, tmp_path / str(run))
+        kept.append(rlrc.load(tmp_path / str(run) / "checkpoint").lineage["stages"][-1]["kept"])
     assert kept[0] == kept[1] != kept[2]
-    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_dry_run_tells_the_same_counts_and_writes_nothing(
+    tiny_checkpoint: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, overall=0.5, protect=(0,), samples=4)
+    told = prune(config.model_copy(update={"dry_run": True}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "mlp.down_proj     1 column" in capsys.readouterr().err
+    assert told == prune(config, tmp_path / "out")
+    assert abs(told["metrics"]["removed"] - 0.5) < 0.05
 
 
 def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
     config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5)
     for change, message in [
         ({"protect": (0, 3)}, "no decoder layer 3, they are numbered 0 to 2"),
+        ({"protect": (0, 1, -1)}, "names all 3 decoder layers"),
         ({"samples": 13}, "the dataset holds 12 frames"),
         ({"ratio": 0.999}, "leaves no head of 10; the largest workable ratio is 0.975"),
         ({"ratio": None, "overall": 0.9, "protect": (0, -1)}, "out of reach"),

@@ -84,7 +84,7 @@ def _parse(verb: str, arguments: list[str]) -> Any:
             prog=f"rlrc {verb}",
             description=cls.__doc__,
             args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -99,6 +99,11 @@ def read_episodes(path: Path) -> list[Episode]:
         raise UserError(f"{path}: not a table of episodes ({error})") from error
 
 
+def video_path(evaluation: Path, condition: str, episode_id: int) -> Path:
+    """Where an evaluation's folder has the film of an episode, if it was filmed."""
+    return evaluation / "videos" / f"{condition.replace('/', '-')}-{episode_id:05d}.mp4"
+
+
 def by_condition(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """Episodes grouped by split and variant, in the order they appear."""
     groups: dict[str, list[Episode]] = {}

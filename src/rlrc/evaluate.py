@@ -10,17 +10,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import rlrc
 from rlrc import envs
 from rlrc.config import Config
-from rlrc.episodes import Episode, Outcome, by_condition, read_episodes, success_rate, write_episodes
+from rlrc.episodes import Episode, Outcome, by_condition, read_episodes, success_rate, video_path, write_episodes
 from rlrc.files import write_json
 from rlrc.models.policy import Policy
 from rlrc.progress import bar
@@ -41,9 +41,9 @@ class EvaluateConfig(Config):
     splits: tuple[Literal["ind", "ood"], ...] = ("ind", "ood")
     """In and out of the distribution that was demonstrated."""
     variants: tuple[str, ...] = ("main",)
-    """The world's named variants, each run on every split."""
+    """The world's named variants; main has both splits, each of the others is out of distribution."""
     episodes: int = Field(default=128, ge=1)
-    """For each split and variant."""
+    """For each condition, that is, split and variant."""
     first_episode_id: int = Field(default=0, ge=0)
     """Episode ids count up from here; equal ids are equal episodes."""
     num_envs: int = Field(default=32, ge=1)
@@ -55,11 +55,22 @@ class EvaluateConfig(Config):
     seed: int = 0
     """Of the sampling noise."""
     videos: int = Field(default=4, ge=0)
-    """How many episodes of each split and variant to film."""
+    """How many episodes of each condition to film."""
+
+    @model_validator(mode="after")
+    def _known_conditions(self) -> Self:
+        for variant in self.variants:
+            if variant not in envs.variants(self.world):
+                raise ValueError(f"unknown variant '{variant}' ({', '.join(envs.variants(self.world))})")
+        if not self.conditions:
+            raise ValueError("no condition is left: every variant but main needs the split ood")
+        return self
 
     @property
-    def total(self) -> int:
-        return self.episodes * len(self.splits) * len(self.variants)
+    def conditions(self) -> list[tuple[str, str]]:
+        """Splits and variants to run."""
+        pairs = product(self.variants, self.splits)
+        return [(split, variant) for variant, split in pairs if variant == "main" or split == "ood"]
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
@@ -68,13 +79,14 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     Writes `episodes.parquet` (after every batch), `eval.json`, LeRobot's `eval_info.json` and `videos/`.
     """
     started = time.monotonic()
-    policy = rlrc.load(config.policy)
-    env = envs.make(config.world, num_envs=config.num_envs, num_workers=config.num_workers)
+    policy = rlrc.load(config.policy, device="cuda" if torch.cuda.is_available() else "cpu")
+    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     last_id = config.first_episode_id + config.episodes
-    with closing(env), bar("evaluate", config.total, start=len(episodes)) as progress:
-        for split, variant in product(config.splits, config.variants):
+    total = config.episodes * len(config.conditions)
+    with closing(env), bar("evaluate", total, start=len(episodes)) as progress:
+        for split, variant in config.conditions:
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
             for first_id in range(config.first_episode_id + finished, last_id, config.num_envs):
                 ids = range(first_id, min(first_id + config.num_envs, last_id))
@@ -105,14 +117,9 @@ class Camera:
             if id_ in self.episode_ids:
                 self.frames.setdefault(id_, []).append(image.copy())
 
-    def write(self, out: Path, condition: str, fps: int) -> None:
+    def write(self, out: Path, condition: str, fps: float) -> None:
         for id_, frames in self.frames.items():
             write_video(video_path(out, condition, id_), frames, fps)
-
-
-def video_path(out: Path, condition: str, episode_id: int) -> Path:
-    """Where `evaluate` puts the film of an episode."""
-    return out / "videos" / f"{condition.replace('/', '-')}-{episode_id:05d}.mp4"
 
 
 def rollout(

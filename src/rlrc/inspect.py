@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from torch import nn
 
 import rlrc
 from rlrc.config import Config
@@ -74,7 +73,7 @@ def _part(name: str) -> str:
     return next((part for part, prefix in PARTS.items() if name.startswith(f"{prefix}.")), "embeddings")
 
 
-def _layer_shape(layer: nn.Module) -> dict[str, int]:
+def _layer_shape(layer: Any) -> dict[str, int]:
     attention, mlp = layer.self_attn, layer.mlp
     return {
         "heads": attention.q_proj.out_features // attention.head_dim,

@@ -9,21 +9,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from rlrc.data import format as fmt
+from rlrc.data.series import ParquetSeries, VideoSeries
 from rlrc.data.summaries import ImageSummary, VectorSummary
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, write_json
 
 CameraDtype = Literal["image", "video"]
-
-VIDEO_OPTIONS = {"crf": "18", "g": "2", "bf": "0", "preset": "veryfast"}
-"""A keyframe every other frame, as in LeRobot's own encoder, because training reads frames in random order."""
 
 
 @contextmanager
@@ -67,8 +64,8 @@ class DatasetWriter:
         self._summaries: dict[str, ImageSummary | VectorSummary] = {}
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
-        self._data = _ParquetFiles(root)
-        self._videos: dict[str, _VideoFiles] = {}
+        self._data = ParquetSeries(root)
+        self._videos: dict[str, VideoSeries] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count())  # Pillow lets go of the GIL while it compresses
         self.num_frames = 0
 
@@ -142,13 +139,13 @@ class DatasetWriter:
         for key, feature in features.items():
             self._summaries[key] = VectorSummary() if len(feature["shape"]) == 1 else ImageSummary()
             if feature["dtype"] == "video":
-                self._videos[key] = _VideoFiles(self._root, key, self._fps)
+                self._videos[key] = VideoSeries(self._root, key, self._fps)
 
     def _feature(self, key: str, values: np.ndarray) -> dict[str, Any]:
         """A feature's entry in `info.json`."""
         if values.ndim == 4:
             height, width, channels = values.shape[1:]
-            camera = {"dtype": self._camera_dtype, "shape": [height, width, channels]}
+            camera: dict[str, Any] = {"dtype": self._camera_dtype, "shape": [height, width, channels]}
             camera["names"] = ["height", "width", "channels"]
             if self._camera_dtype == "video":
                 camera["info"] = _video_info(height, width, self._fps)
@@ -180,26 +177,38 @@ class DatasetWriter:
         return pa.array(values)
 
 
-class _Numbered:
-    """The place of the current file in a series: chunk 0 file 0, chunk 0 file 1, ..."""
+def _encode_png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
-    def __init__(self, root: Path, pattern: str, megabytes: int) -> None:
-        self._root = root
-        self._pattern = pattern
-        self._limit = megabytes * 1024**2
-        self._number = -1
 
-    def place(self) -> dict[str, int]:
-        chunk, file = divmod(self._number, fmt.FILES_PER_CHUNK)
-        return {"chunk_index": chunk, "file_index": file}
+def _video_info(height: int, width: int, fps: int) -> dict[str, Any]:
+    stream = {"height": height, "width": width, "codec": "h264", "pix_fmt": "yuv420p", "is_depth_map": False}
+    stream |= {"fps": fps, "channels": 3}
+    return {f"video.{name}": value for name, value in stream.items()} | {"has_audio": False}
 
-    def path(self) -> Path:
-        return self._root / self._pattern.format(**self.place())
 
-    def next_path(self) -> Path:
-        self._number += 1
-        self.path().parent.mkdir(parents=True, exist_ok=True)
-        return self.path()
+def _hub_features(features: Mapping[str, dict[str, Any]]) -> str:
+    """The schema as the `datasets` library reads it from a parquet file; it makes the Hub show pictures as pictures."""
+    hub: dict[str, Any] = {}
+    for key, feature in features.items():
+        value = {"dtype": feature["dtype"], "_type": "Value"}
+        if feature["dtype"] == "image":
+            hub[key] = {"_type": "Image"}
+        elif feature["dtype"] != "video":
+            scalar = key in fmt.INDEX_COLUMNS
+            hub[key] = value if scalar else {"feature": value, "length": feature["shape"][0], "_type": "Sequence"}
+    return json.dumps({"info": {"features": hub}})
 
-    def full(self) -> bool:
-        return self._number < 0 or self.path().stat().st_size >= self._limit
+
+def _tasks_table(tasks: list[str]) -> pa.Table:
+    """The tasks as pandas writes a frame indexed by task; readers look a task up by its row's position."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
+    types = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+        for name, (kind, dtype) in types.items()
+    ]
+    metadata = {"index_columns": ["task"], "column_indexes": [], "columns": columns}
+    return table.replace_schema_metadata({"pandas": json.dumps(metadata)})

@@ -25,7 +25,9 @@ def norm_stats(demonstrations: Demonstrations, unnorm_key: str) -> dict[str, Any
 
 
 def normalise(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
-    """Actions (..., D) in physical units to float32 [-1, 1]: OpenVLA's clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1).
+    """Actions (..., D) in physical units to float32 in [-1, 1].
+
+    OpenVLA's clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1), the way into its action tokens.
 
     Args:
         stats: an "action" entry of `norm_stats`; dimensions whose `mask` is false are left as they are.

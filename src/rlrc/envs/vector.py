@@ -7,6 +7,7 @@ length and there is no autoreset: who evaluates episode by episode wants to choo
 
 import multiprocessing
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -82,8 +83,6 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         reward: RewardTerms | None = None,
         max_episode_steps: int | None = None,
     ) -> None:
-        self._workers: list[_Worker] = []
-        self._images: _Images | None = None
         if num_envs < 1 or num_workers < 0 or image_size < 16:
             raise UserError(
                 f"num_envs {num_envs}, num_workers {num_workers}, image_size {image_size}: "
@@ -108,10 +107,12 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self._level = np.zeros(num_envs, np.float32)
         self._images = _Images((num_envs, image_size, image_size, 3), shared=num_workers > 0)
         slices = _split(num_envs, num_workers)
+        self._workers: list[_Worker]
         if num_workers:
             self._workers = [_Process(spec, part, self._images) for part in slices]
         else:
             self._workers = [_Local(spec, slices[0], self._images)]
+        self._release = weakref.finalize(self, _release, self._workers, self._images)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -139,14 +140,10 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
 
     def render(self) -> tuple[np.ndarray, ...]:
         """The last pictures, N of uint8 (S,S,3)."""
-        assert self._images is not None
         return tuple(self._images.array.copy())
 
     def close_extras(self, **kwargs: Any) -> None:
-        for worker in self._workers:
-            worker.close()
-        if self._images is not None:
-            self._images.close()
+        self._release()
 
     def _parse(self, options: dict[str, Any]) -> tuple[str, str, np.ndarray]:
         unknown = set(options) - {"split", "variant", "episode_ids"}
@@ -159,7 +156,6 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
 
     def _gather(self, calls: list[tuple[str, tuple[Any, ...]]]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Send every worker its call, then wait for all; failures are raised after all have answered."""
-        assert self._images is not None
         for worker, call in zip(self._workers, calls, strict=True):
             worker.send(*call)
         answers = [worker.receive() for worker in self._workers]
@@ -179,6 +175,13 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             "environment_state": np.stack([r.environment_state for r in readings]),
         }
         return observation, info
+
+
+def _release(workers: "list[_Worker]", images: "_Images") -> None:
+    """End the processes and free the shared memory; runs once, at the latest when the interpreter ends."""
+    for worker in workers:
+        worker.close()
+    images.close()
 
 
 class _Images:

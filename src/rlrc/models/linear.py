@@ -148,6 +148,13 @@ def quantization_config(bits: int, group_size: int, modules: list[str]) -> dict[
     return {"quant_method": "rlrc", "bits": bits, "group_size": group_size, "modules": modules}
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of `model`; a packed weight counts as the numbers it stands for."""
+    packed = (module for module in model.modules() if isinstance(module, QuantizedLinear))
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    return dense + sum(layer.in_features * layer.out_features for layer in packed)
+
+
 def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, scales and zero points of groups `weight` (out, groups, group_size), float32.
 

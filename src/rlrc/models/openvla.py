@@ -159,7 +159,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def project_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3 * towers, H, W) to the decoder's embeddings of the patches (B, P, hidden)."""
-        return self.projector(self.vision_backbone(pixel_values.to(self.projector.fc1.weight.dtype)))
+        return self.projector(self.vision_backbone(pixel_values.to(self.dtype)))
 
     def action_logits(self, inputs: PolicyInputs, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Teacher-forced logits of the action bins (B, 7, 256), and the state (B, hidden) behind the first of them.

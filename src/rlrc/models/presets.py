@@ -31,7 +31,7 @@ class TowerShape(Config):
     num_register_tokens: int = 0
     class_token: bool = False
     layer_scale: bool = False
-    stem_channels: tuple[int, ...] = (24, 48, 96)
+    stem_channels: tuple[int, ...] = (16, 32, 64)
 
 
 class Shape(Config):
@@ -43,7 +43,7 @@ class Shape(Config):
         TowerShape(class_token=True, num_register_tokens=4, layer_scale=True),
         TowerShape(),
     )
-    hidden_size: int = 240
+    hidden_size: int = 160
     num_hidden_layers: int = 6
     num_attention_heads: int = 10
     intermediate_size: int = 640

@@ -15,16 +15,15 @@ import torch
 from pydantic import Field, model_validator
 
 import rlrc
-from rlrc import data
 from rlrc.config import Config
+from rlrc.data import Demonstrations
 from rlrc.errors import UserError
-from rlrc.files import sha256_tree
 from rlrc.models.policy import Policy
 from rlrc.progress import say
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import ActionLoss
 from rlrc.prune.criteria import Criterion, LlmPruner
-from rlrc.prune.groups import KINDS, Group, coupled_groups, describe
+from rlrc.prune.groups import Group, coupled_groups, describe, span
 from rlrc.prune.structured import cut
 
 
@@ -68,11 +67,12 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
 
     Returns:
         `metrics`: exact parameter counts before and after, of the whole policy and of the decoder's linear layers;
-        `kept`: the indices of each layer's heads (key-value heads, where queries share them) and channels that stay.
+        `layers`: how many heads (key-value heads, where queries share them) and channels stay in each. Which ones is
+        written to the lineage.
 
     Raises:
-        UserError: a layer would keep nothing, the target is out of reach, a protected layer does not exist, the policy
-            is quantized, or the dataset holds too few frames.
+        UserError: a layer would keep nothing, the target is out of reach, `protect` names a layer that is not there or
+            all of them, the policy is quantized, or the dataset holds too few frames.
     """
     policy = rlrc.load(config.policy)
     layers = list(policy.model.language_model.model.layers)
@@ -81,7 +81,7 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     _choose(config, groups, protected, [torch.zeros(group.units) for group in groups])  # a bad target fails early
     say(describe(groups))
 
-    demonstrations = None if config.dataset is None else data.Demonstrations.load(config.dataset)
+    demonstrations = None if config.dataset is None else Demonstrations.load(config.dataset)
     loss = None if demonstrations is None else ActionLoss(policy, demonstrations, config.samples, config.seed)
     scores = config.criterion.scores(layers, groups, loss, config.samples)
     kept = _choose(config, groups, protected, scores)
@@ -92,8 +92,9 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
         stage = {
             "verb": "prune",
             "config": config.model_dump(mode="json"),
-            "dataset_sha256": None if config.dataset is None else sha256_tree(config.dataset),
+            "dataset_sha256": None if demonstrations is None else demonstrations.sha256,
             **result,
+            "kept": _kept(groups, kept),
         }
         policy.save(out / "checkpoint", stage=stage)
     return result
@@ -103,7 +104,10 @@ def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:
     for index in indices:
         if not -layers <= index < layers:
             raise UserError(f"protect: there is no decoder layer {index}, they are numbered 0 to {layers - 1}")
-    return frozenset(index % layers for index in indices)
+    protected = frozenset(index % layers for index in indices)
+    if len(protected) == layers:
+        raise UserError(f"protect names all {layers} decoder layers: nothing is left to prune")
+    return protected
 
 
 def _choose(
@@ -114,13 +118,10 @@ def _choose(
 
 
 def _result(policy: Policy, groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Exact counts before and after, and what stays, JSON-able."""
+    """Exact counts before and after, JSON-able."""
     everything = sum(parameter.numel() for parameter in policy.model.parameters())
     linear = sum(group.units * group.unit_parameters for group in groups)
     linear_left = sum(len(units) * group.unit_parameters for group, units in zip(groups, kept, strict=True))
-    layers: dict[int, dict[str, Any]] = {}
-    for group, units in zip(groups, kept, strict=True):
-        layers.setdefault(group.layer, {"layer": group.layer})[group.kind] = units.tolist()
     metrics = {
         "parameters_before": everything,
         "parameters": everything - linear + linear_left,
@@ -128,16 +129,26 @@ def _result(policy: Policy, groups: Sequence[Group], kept: Sequence[torch.Tensor
         "linear_parameters": linear_left,
         "removed": 1 - linear_left / linear,
     }
-    return {"metrics": metrics, "kept": list(layers.values())}
+    layers: dict[int, dict[str, int]] = {}
+    for group, units in zip(groups, kept, strict=True):
+        layers.setdefault(group.layer, {"layer": group.layer})[group.kind] = len(units)
+    return {"metrics": metrics, "layers": list(layers.values())}
+
+
+def _kept(groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, dict[int, list[int]]]:
+    """Kept indices by kind and layer, for the lineage; groups that stay whole are left out."""
+    indices: dict[str, dict[int, list[int]]] = {"heads": {}, "channels": {}}
+    for group, units in zip(groups, kept, strict=True):
+        if len(units) < group.units:
+            indices[group.kind][group.layer] = units.tolist()
+    return indices
 
 
 def _tell(groups: Sequence[Group], kept: Sequence[torch.Tensor], metrics: dict[str, Any]) -> None:
-    changes: dict[int, str] = {}
+    changes: dict[int, list[str]] = {}
     for group, units in zip(groups, kept, strict=True):
-        change = f"{KINDS[group.kind]} {group.units} -> {len(units)}"
-        changes[group.layer] = ", ".join(filter(None, (changes.get(group.layer), change)))
+        changes.setdefault(group.layer, []).append(f"{group.noun} {group.units} -> {len(units)}")
     for change, run in groupby(changes.items(), key=lambda item: item[1]):
-        alike = [layer for layer, _ in run]
-        say(f"decoder layers {alike[0]}-{alike[-1]}: {change}")
+        say(f"{span([layer for layer, _ in run])}: {', '.join(change)}")
     for part, name in (("policy", "parameters"), ("decoder's linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

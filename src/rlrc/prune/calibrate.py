@@ -1,12 +1,13 @@
 """The calibration loss: how well a policy predicts the action tokens of demonstrated frames."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rlrc.data import Demonstrations
+from rlrc.data.statistics import normalise
 from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics
 from rlrc.models.policy import Policy
@@ -21,13 +22,14 @@ class ActionLoss:
     Pictures pass the vision towers once: only the decoder is differentiated, however often the loss is.
     """
 
-    def __init__(self, policy: Policy, demonstrations: Any, samples: int, seed: int) -> None:
-        frames = len(demonstrations.actions)
-        if samples > frames:
-            raise UserError(f"{samples} calibration samples asked for, but the dataset holds {frames} frames")
-        chosen = np.sort(np.random.default_rng(seed).choice(frames, samples, replace=False))
+    def __init__(self, policy: Policy, demonstrations: Demonstrations, samples: int, seed: int) -> None:
+        if samples > len(demonstrations):
+            raise UserError(
+                f"{samples} calibration samples asked for, but the dataset holds {len(demonstrations)} frames"
+            )
+        chosen = np.sort(np.random.default_rng(seed).choice(len(demonstrations), samples, replace=False))
         self.model = policy.model
-        inputs = policy.prepare(demonstrations.images[chosen], [demonstrations.instructions[i] for i in chosen])
+        inputs = policy.prepare(demonstrations.images[chosen], [demonstrations.instruction(i) for i in chosen])
         assert inputs.pixel_values is not None
         with torch.no_grad():
             pictures = inputs.pixel_values.split(PROJECTED_AT_ONCE)
@@ -42,10 +44,3 @@ class ActionLoss:
         rows = list(samples)
         logits, _ = self.model.action_logits(self.inputs[rows], self.tokens[rows])
         return F.cross_entropy(logits.flatten(0, 1).float(), self.bins[rows].flatten())
-
-
-def normalise(actions: np.ndarray, statistics: dict[str, np.ndarray]) -> np.ndarray:
-    """The inverse of `unnormalise`: q01..q99 become -1..1 where `mask` is true, and what lies beyond is clipped."""
-    low, high = statistics["q01"], statistics["q99"]
-    scaled = 2.0 * (actions - low) / (high - low + 1e-8) - 1.0
-    return np.where(statistics["mask"], np.clip(scaled, -1.0, 1.0), actions)

@@ -42,11 +42,15 @@ class Group:
         """Channels of one unit: head_dim for heads, 1 for MLP channels."""
         return min(member.width for member in self.members)
 
+    @property
+    def noun(self) -> str:
+        if self.kind == "channels":
+            return "MLP channels"
+        shared = self.members[0].width // self.channels
+        return "attention heads" if shared == 1 else f"key-value heads (each with its {shared} query heads)"
+
     def __str__(self) -> str:
-        return f"decoder layer {self.layer}, {KINDS[self.kind]}"
-
-
-KINDS = {"heads": "attention heads", "channels": "MLP channels"}
+        return f"decoder layer {self.layer}, {self.noun}"
 
 
 def coupled_groups(layers: Sequence[LlamaDecoderLayer]) -> list[Group]:
@@ -66,17 +70,22 @@ def linear(layers: Sequence[LlamaDecoderLayer], group: Group, member: Member) ->
 def describe(groups: Sequence[Group]) -> str:
     """What would be cut together, to be read by people; neighbouring layers of one shape share an entry."""
     lines = []
-    for kind, title in KINDS.items():
+    for kind in ("heads", "channels"):
         same_kind = [group for group in groups if group.kind == kind]
         for _, run in groupby(same_kind, key=lambda group: (group.units, group.members)):
             alike = list(run)
-            first, last = alike[0], alike[-1]
-            where = f"layer {first.layer}" if first is last else f"layers {first.layer}-{last.layer}"
-            lines.append(f"{where}: {first.units} {title} of {first.unit_parameters:,} parameters; one takes")
+            first = alike[0]
+            where = span([group.layer for group in alike])
+            lines.append(f"{where}: {first.units} {first.noun} of {first.unit_parameters:,} parameters; one takes")
             for member in first.members:
                 axis = ("row", "column")[member.axis] + "s" * (member.width > 1)
                 lines.append(f"    {member.name:<17} {member.width} {axis}")
     return "\n".join(lines)
+
+
+def span(layers: Sequence[int]) -> str:
+    """Neighbouring decoder layers in words."""
+    return f"decoder layer {layers[0]}" if len(layers) == 1 else f"decoder layers {layers[0]}-{layers[-1]}"
 
 
 def _heads(index: int, layer: LlamaDecoderLayer) -> Group:

@@ -65,7 +65,10 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     policy = rlrc.load(config.policy)
     if getattr(policy.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
-    before = {"disk": sum(stored_bytes(policy.source or config.policy).values()), "memory": _bytes_in_memory(policy.model)}
+    before = {
+        "disk": sum(stored_bytes(policy.source or config.policy).values()),
+        "memory": _bytes_in_memory(policy.model),
+    }
     names = linear_names(policy.model, config.parts)
     packed, left = quantize_linears(policy.model, names, config.bits, config.group_size)
     if not packed:

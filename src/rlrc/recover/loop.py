@@ -1,8 +1,8 @@
 """What supervised and reinforcement learning share: precision, trainable parameters, AdamW, processes, exact resume.
 
 A run that is killed and started again ends with the same bits as one that was not. So nothing random has a history:
-every draw comes from a generator seeded by (seed, what it is for, step), and the learning rate is a function of the step.
-What is left to store is the trainable parameters, Adam's moments and the step, in one safetensors file.
+every draw comes from a generator seeded by (seed, what it is for, step), and the learning rate is a function of the
+step. What is left to store is the trainable parameters, Adam's moments and the step, in one safetensors file.
 """
 
 import json
@@ -11,12 +11,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import gather, reduce
 from peft import LoraConfig, LoraModel
 from pydantic import Field
 from safetensors import safe_open
@@ -26,6 +28,7 @@ from torch import nn
 from rlrc.config import Config
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
+from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.progress import MetricsLog, bar
 
@@ -38,7 +41,7 @@ class Lora(Config):
 
     rank: int = Field(default=32, ge=1)
     """Rank of the update of each matrix."""
-    alpha: float = Field(default=16, gt=0)
+    alpha: int = Field(default=16, ge=1)
     """The update is scaled by alpha / rank."""
 
 
@@ -93,10 +96,9 @@ class Learner:
             raise UserError("a quantized policy cannot be trained; train first and quantize the result")
         self.policy = policy
         self.config = config
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=not torch.cuda.is_available()
-        )
-        self.device = self.accelerator.device
+        # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
+        self._processes = PartialState(cpu=not torch.cuda.is_available())
+        self.device = self._processes.device
         self._stored_dtype = policy.model.dtype
         self._lora = _choose_trainable(policy.model, config)
         modules = {"model": policy.model, **(extra_modules or {})}
@@ -120,26 +122,36 @@ class Learner:
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes files."""
-        return self.accelerator.is_main_process
+        return self._processes.is_main_process
 
     @property
     def rank(self) -> int:
-        return self.accelerator.process_index
+        return self._processes.process_index
 
     @property
     def world_size(self) -> int:
-        return self.accelerator.num_processes
+        return self._processes.num_processes
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision towers and the projector change."""
+        return any(parameter.requires_grad for parameter in self.policy.model.projector.parameters())
+
+    def generator(self, purpose: str, *key: int, device: str | None = None) -> torch.Generator:
+        """A generator for one draw, each process its own; see `rng`. `device` defaults to the learner's."""
+        seed = int(rng(self.config.seed, purpose, *key, self.rank).integers(2**63))
+        return torch.Generator(device or self.device).manual_seed(seed)
 
     def autocast(self) -> AbstractContextManager[None]:
-        return self.accelerator.autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over processes."""
-        return self.accelerator.reduce(value.detach(), "mean")
+        return reduce(value.detach(), "mean")
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensors of all processes, joined along the first axis."""
-        return self.accelerator.gather(tensor)
+        return gather(tensor)
 
     def step(self, learning_rate_factor: float = 1.0) -> torch.Tensor:
         """One step of AdamW on the gradients that are there; parameters without any stay untouched.
@@ -151,7 +163,7 @@ class Learner:
             UserError: the gradient is infinite or NaN.
         """
         trained = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
-        self._average_gradients(trained)
+        self._average([parameter.grad for parameter in trained if parameter.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         if not norm.isfinite():
             raise UserError("training diverged: the gradient is not finite; lower the learning rate")
@@ -161,10 +173,10 @@ class Learner:
         self.optimizer.zero_grad()
         return norm
 
-    def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def _average(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Make every gradient its mean over processes."""
         if self.world_size == 1:
             return
-        gradients = [parameter.grad for parameter in parameters]
         flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
@@ -181,13 +193,16 @@ class Learner:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
             step = int(file.metadata()["step"])
         if {name.partition("/")[2] for name in stored if name.startswith("parameter/")} != set(self.parameters):
-            raise UserError(f"{self._state_path}: the state of another training run; choose another folder or delete it")
+            raise UserError(
+                f"{self._state_path}: the state of another training run; choose another folder or delete it"
+            )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(stored[f"parameter/{name}"])
-                moments = {key: stored.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                if moments["step"] is not None:  # a parameter that never had a gradient has no moments
-                    self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in moments.items()}
+                if f"exp_avg/{name}" in stored:  # a parameter that never had a gradient has no moments
+                    self.optimizer.state[parameter] = {
+                        key: stored[f"{key}/{name}"].to(self.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
         return step
 
     def save(self, step: int) -> None:
@@ -209,7 +224,7 @@ class Learner:
 
     @contextmanager
     def logbook(self, verb: str, total: int, done: int) -> Iterator["Record"]:
-        """A bar and the metrics in `out`, from step `done` on; yields record(step, values, note), to be called in order.
+        """A bar and the metrics in `out`, from step `done` on; yields record(step, values, note), for steps in order.
 
         Only the main process shows and writes anything.
         """
@@ -242,7 +257,7 @@ class Learner:
             stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row}
             self.policy.save(self.out / "checkpoint", stage, dtype=self._stored_dtype)
             self._state_path.unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
+        self._processes.wait_for_everyone()
         return last_row
 
 
@@ -267,6 +282,12 @@ class Means:
             return {}
         means = learner.mean(torch.stack([torch.stack(value).mean() for value in values]))
         return dict(zip(names, means.tolist(), strict=True))
+
+
+def project(policy: Policy, inputs: PolicyInputs) -> PolicyInputs:
+    """`inputs` with the projected patches of the picture in place of its pixels."""
+    assert inputs.pixel_values is not None
+    return replace(inputs, pixel_values=None, image_embeddings=policy.model.project_images(inputs.pixel_values))
 
 
 def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
@@ -310,10 +331,7 @@ def _adamw(
     learning_rates: dict[str, float],
 ) -> torch.optim.AdamW:
     decayed = {
-        id(layer.weight)
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
+        id(layer.weight) for module in modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():

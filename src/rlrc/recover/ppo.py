@@ -13,10 +13,11 @@ bf16 differs from that of a pass over whole sequences: with its own log-probabil
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -26,14 +27,15 @@ from pydantic import Field, model_validator
 
 import rlrc
 from rlrc import envs
-from rlrc.data import Demonstrations
+from rlrc.data.demonstrations import Demonstrations
 from rlrc.envs.reward import RewardTerms
 from rlrc.episodes import success_rate
+from rlrc.errors import UserError
 from rlrc.evaluate import rollout
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
-from rlrc.recover.gae import approx_kl, explained_variance, gae, normalise, policy_loss, value_loss
-from rlrc.recover.loop import Learner, LearnerConfig, Means, rng
+from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
+from rlrc.recover.loop import Learner, LearnerConfig, Means, project, rng
 from rlrc.recover.sft import Frames, action_losses
 
 FIRST_TRAINING_EPISODE = 1_000_000
@@ -119,7 +121,7 @@ class Buffer:
     """The prompts of the N episodes, without pictures."""
     instructions: tuple[str, ...]
     images: torch.Tensor
-    """Projected patches (T, N, P, hidden) where the vision is frozen, else pictures uint8 (T, N, H, W, 3); on the CPU."""
+    """On the CPU: projected patches (T, N, P, hidden) where vision is frozen, else pictures uint8 (T, N, H, W, 3)."""
     tokens: torch.Tensor
     """Action ids (T, N, 7)."""
     logprobs: torch.Tensor
@@ -157,17 +159,16 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     frames = None
     if config.dataset is not None:
         demonstrations = Demonstrations.load(config.dataset)
-        frames = Frames(policy, demonstrations, config.batch_size, config.seed, learner.rank, learner.world_size)
-    env = envs.make(config.world, num_envs=config.num_envs, num_workers=config.num_workers, reward=config.reward)
+        frames = Frames(policy, demonstrations, config.batch_size, learner)
+    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)
     done = learner.resume()
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
             with learner.autocast(), torch.no_grad():
                 buffer = act(policy, env, iteration, config, learner)
-                acted = time.monotonic()
-                reading = read(policy, buffer, config)
-            values = update(policy, buffer, reading, frames, iteration, config, learner)
+            acted = time.monotonic()
+            values = update(policy, buffer, frames, iteration, config, learner)
             values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}
             values["steps_per_second"] = len(buffer) * learner.world_size / (time.monotonic() - started)
             if config.eval_every and (iteration + 1) % config.eval_every == 0:
@@ -181,37 +182,29 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
 def act(policy: Policy, env: gym.vector.VectorEnv, iteration: int, config: RlConfig, learner: Learner) -> Buffer:
     """Sample one batch of whole episodes, new ones in each iteration and on each process."""
     first = FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * env.num_envs
-    ids = np.arange(first, first + env.num_envs)
+    episode_ids = np.arange(first, first + env.num_envs)
     noise = learner.generator("act", iteration)
-    observation, _ = env.reset(options={"split": "ind", "variant": "main", "episode_ids": ids})
+    observation, _ = env.reset(options={"split": "ind", "variant": "main", "episode_ids": episode_ids})
     instructions = observation["instruction"]
     steps: list[tuple[torch.Tensor, ...]] = []
     ended = np.zeros(env.num_envs, dtype=bool)
     while not ended.all():
         inputs = policy.prepare(observation["image"], instructions)
-        images = torch.from_numpy(observation["image"].copy())
+        images = torch.from_numpy(observation["image"])
         if not learner.trains_vision:
-            images = policy.model.project_images(inputs.pixel_values).cpu()
-            inputs = replace(inputs, pixel_values=None, image_embeddings=images.to(policy.device))
+            inputs = project(policy, inputs)
+            assert inputs.image_embeddings is not None
+            images = inputs.image_embeddings.cpu()
         sample = policy.sample(inputs, config.temperature, noise)
         observation, reward, terminated, truncated, info = env.step(policy.decode(sample.tokens))
         ended = terminated | truncated
-        outcome = (reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"])
-        on_device = [torch.tensor(column, device=policy.device) for column in outcome]
+        outcomes = reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"]
+        on_device = (torch.tensor(outcome, device=policy.device) for outcome in outcomes)
         steps.append((images, sample.tokens, sample.logprobs, *on_device))
-    images, tokens, logprobs, rewards, masks, success, grasped = (torch.stack(column) for column in zip(*steps, strict=True))
+    images, tokens, logprobs, rewards, masks, success, grasped = (torch.stack(c) for c in zip(*steps, strict=True))
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
     prompts = replace(inputs, pixel_values=None, image_embeddings=None)
     return Buffer(prompts, instructions, images, tokens, logprobs, rewards, masks, success, grasped)
-
-
-@dataclass
-class Reading:
-    """What the policy that acted says of its buffer: all (T * N, ...), and T * N in the buffer's order."""
-
-    logprobs: torch.Tensor
-    values: torch.Tensor
-    hidden: torch.Tensor
 
 
 def evaluate_actions(
@@ -220,10 +213,178 @@ def evaluate_actions(
     """Log-probabilities (B,) of actions `tokens` (B, 7), entropies (B,) and the critic's states (B, hidden).
 
     The log-probability is the sum, the entropy the mean over the tokens, both of the distribution over the 256 action
-    ids at the temperature that was sampled from.
+    ids at the temperature that is sampled from.
     """
     logits, hidden = policy.model.action_logits(inputs, tokens)
     logprobs = F.log_softmax(logits.float() / temperature, dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=-1)
     chosen = logprobs.gather(-1, policy.actions.ids_to_bins(tokens)[..., None]).squeeze(-1)
-    return chosen.sum(dim=-1), entropy, hidden
+    return chosen.sum(dim=-1), entropy, hidden.float()
+
+
+def value_of(policy: Policy, hidden: torch.Tensor) -> torch.Tensor:
+    """The critic's values (B,) of states (B, hidden). Called outside autocast: bf16 would round them to 1 in 256."""
+    assert policy.model.value_head is not None
+    values: torch.Tensor = policy.model.value_head(hidden)
+    return values
+
+
+@dataclass
+class Targets:
+    """What the update of one buffer aims at: all (T * N, ...), in the buffer's flat order."""
+
+    logprobs: torch.Tensor
+    """Of the policy that acted."""
+    hidden: torch.Tensor
+    """The states that its critic read."""
+    values: torch.Tensor
+    returns: torch.Tensor
+    advantages: torch.Tensor
+    """Normalised over the buffers of all processes."""
+
+
+@torch.no_grad()
+def targets(policy: Policy, buffer: Buffer, config: RlConfig, learner: Learner) -> Targets:
+    """Read the buffer once, teacher-forced, and estimate advantages and returns."""
+    readings = []
+    for index in torch.arange(len(buffer)).split(config.batch_size):
+        with learner.autocast():
+            logprobs, _, hidden = evaluate_actions(policy, *buffer.batch(policy, index), config.temperature)
+        readings.append((logprobs, hidden, value_of(policy, hidden)))
+    logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
+    by_time = values.view_as(buffer.rewards)
+    # Every episode ends with the buffer, so the value behind the last step is masked and needs no reading.
+    padded = torch.cat([by_time, torch.zeros_like(by_time[:1])])
+    advantages, returns = gae(buffer.rewards, padded, buffer.masks, config.gamma, config.gae_lambda)
+    advantages = normalise(advantages, learner.gather(advantages))
+    return Targets(logprobs, hidden, values, returns.flatten(), advantages.flatten())
+
+
+def update(
+    policy: Policy, buffer: Buffer, frames: Frames | None, iteration: int, config: RlConfig, learner: Learner
+) -> dict[str, float]:
+    """Learn from one buffer; returns the vitals of the iteration, means over its minibatches and over processes.
+
+    Raises:
+        UserError: the buffer cannot be cut into equal batches.
+    """
+    if len(buffer) % (config.batch_size * config.gradient_accumulation):
+        raise UserError(
+            f"{len(buffer)} steps an iteration cannot be cut into batches of {config.batch_size} "
+            f"x gradient_accumulation {config.gradient_accumulation}; change batch_size or num_envs"
+        )
+    target = targets(policy, buffer, config, learner)
+    means = Means()
+    means.add(
+        success_once=buffer.success.any(dim=0).float().mean(),
+        success_at_end=buffer.success[-1].float().mean(),
+        grasped=buffer.grasped.any(dim=0).float().mean(),
+        episode_return=buffer.rewards.sum(dim=0).mean(),
+        value=target.values.mean(),
+        explained_variance=explained_variance(target.values, target.returns),
+        acting_gap=(target.logprobs - buffer.logprobs.flatten()).abs().mean(),
+    )
+    warming_up = iteration < config.critic_warmup_iterations
+    epochs = config.critic_warmup_epochs if warming_up else config.epochs
+    orders = [
+        rng(config.seed, "update", iteration, epoch, learner.rank).permutation(len(buffer)) for epoch in range(epochs)
+    ]
+    batches = torch.from_numpy(np.concatenate(orders)).split(config.batch_size)
+    if warming_up:
+        warm_up_critic(policy, target, batches, config, learner, means)
+    else:
+        if frames is not None:
+            frames.seek(iteration * len(batches))
+        improve(policy, buffer, target, batches, frames, config, learner, means)
+    return means.take(learner)
+
+
+def warm_up_critic(
+    policy: Policy,
+    target: Targets,
+    batches: Sequence[torch.Tensor],
+    config: RlConfig,
+    learner: Learner,
+    means: Means,
+) -> None:
+    """Fit the value head, and nothing else, to the returns."""
+    for index in batches:
+        loss = huber(target.returns[index] - value_of(policy, target.hidden[index]), config.huber_delta).mean()
+        loss.backward()
+        means.add(value_loss=loss, grad_norm=learner.step())
+
+
+def improve(
+    policy: Policy,
+    buffer: Buffer,
+    target: Targets,
+    batches: Sequence[torch.Tensor],
+    frames: Frames | None,
+    config: RlConfig,
+    learner: Learner,
+    means: Means,
+) -> None:
+    """PPO's update, with behaviour cloning of `frames` beside it where there are any."""
+    updates = 0
+    for first in range(0, len(batches), config.gradient_accumulation):
+        kl = torch.zeros((), device=policy.device)
+        for number in range(first, first + config.gradient_accumulation):
+            loss, vitals = ppo_loss(policy, buffer, target, batches[number], config, learner)
+            (loss / config.gradient_accumulation).backward()
+            means.add(**vitals)
+            kl += vitals["approx_kl"] / config.gradient_accumulation
+            if frames is not None:
+                inputs, actions, _ = frames.next()
+                with learner.autocast():
+                    cloning = action_losses(policy, inputs, actions)["loss"]
+                (config.bc_coefficient * cloning / config.gradient_accumulation).backward()
+                means.add(bc_loss=cloning)
+        if config.target_kl is not None and learner.mean(kl) > config.target_kl:
+            learner.optimizer.zero_grad()
+            break
+        means.add(grad_norm=learner.step())
+        updates += 1
+    means.add(updates=torch.tensor(updates))
+
+
+def ppo_loss(
+    policy: Policy, buffer: Buffer, target: Targets, index: torch.Tensor, config: RlConfig, learner: Learner
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of one minibatch, and its vitals."""
+    inputs, tokens = buffer.batch(policy, index)
+    with learner.autocast():
+        logprobs, entropy, hidden = evaluate_actions(policy, inputs, tokens, config.temperature)
+    values = value_of(policy, hidden)
+    old_logprobs, advantages = target.logprobs[index], target.advantages[index]
+    actor = policy_loss(logprobs, old_logprobs, advantages, config.clip)
+    critic = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
+    loss = actor + config.value_coefficient * critic - config.entropy_coefficient * entropy.mean()
+    with torch.no_grad():
+        log_ratio = logprobs - old_logprobs
+        ratio = log_ratio.exp()
+        vitals = {
+            "policy_loss": actor,
+            "value_loss": critic,
+            "entropy": entropy.mean(),
+            "approx_kl": approx_kl(log_ratio),
+            "clipfrac": ((ratio - 1).abs() > config.clip).float().mean(),
+            "ratio_mean": ratio.mean(),
+            "ratio_max": ratio.max(),
+        }
+    return loss, vitals
+
+
+def learning_curve_point(
+    policy: Policy, env: gym.vector.VectorEnv, config: RlConfig, learner: Learner
+) -> dict[str, float]:
+    """Success rates, in and out of distribution, over episodes that stay the same; on the main process."""
+    if not learner.is_main:
+        return {}
+    episode_ids = range(FIRST_CURVE_EPISODE, FIRST_CURVE_EPISODE + config.eval_episodes)
+    with learner.autocast(), torch.no_grad():
+        return {
+            f"eval_{split}_success": success_rate(
+                rollout(policy, env, episode_ids, split, temperature=config.eval_temperature, seed=config.seed)
+            ).rate
+            for split in ("ind", "ood")
+        }

@@ -7,8 +7,6 @@
 """
 
 import time
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +17,16 @@ from pydantic import Field
 from torch import nn
 
 import rlrc
-from rlrc.data import Demonstrations
+from rlrc.data.batches import Augmentation, ShuffledBatches
+from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.statistics import normalise
 from rlrc.models.actions import action_statistics
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
-from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, rng
+from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, project
 
 LOG_EVERY = 10
-"""Steps between two rows of metrics. Training states are written with a row only, so that a resumed run logs the same."""
+"""Steps between two rows of metrics. States are written with rows only, so that a resumed run logs the same ones."""
 
 
 class SupervisedConfig(LearnerConfig):
@@ -42,8 +42,8 @@ class SupervisedConfig(LearnerConfig):
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The learning rate after warm-up: falling to zero, or constant."""
-    augment: bool = False
-    """Randomly crop pictures and change their colours, as OpenVLA does."""
+    augment: Augmentation | None = None
+    """How training pictures are varied; without it they are not."""
     label_spread: float = Field(default=0.0, ge=0)
     """Standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins; 0 keeps it whole."""
 
@@ -78,20 +78,19 @@ def fit(
         The last row of metrics.
     """
     learner = Learner(policy, config, out, {} if auxiliary is None else {"auxiliary": auxiliary})
-    frames = Frames(policy, demonstrations, config.batch_size, config.seed, learner.rank, learner.world_size)
+    frames = Frames(policy, demonstrations, config.batch_size, learner)
     done = learner.resume()
+    frames.seek(done * config.gradient_accumulation)
     means, started = Means(), time.monotonic()
     with learner.logbook(verb, config.steps, done) as record:
         for step in range(done, config.steps):
-            for part in range(config.gradient_accumulation):
-                rows = frames.rows(step * config.gradient_accumulation + part)
-                inputs, actions = frames.batch(rows, config.augment)
+            for _ in range(config.gradient_accumulation):
+                inputs, actions, numbers = frames.next(config.augment)
                 with learner.autocast():
-                    embeddings = policy.model.project_images(inputs.pixel_values)
-                    inputs = replace(inputs, pixel_values=None, image_embeddings=embeddings)
+                    inputs = project(policy, inputs)
                     losses = action_losses(policy, inputs, actions, config.label_spread)
                     if auxiliary is not None:
-                        losses["auxiliary_loss"] = auxiliary(embeddings, rows)
+                        losses["auxiliary_loss"] = auxiliary(inputs.image_embeddings, numbers)
                 total = losses["loss"] + losses.get("auxiliary_loss", 0.0)
                 (total / config.gradient_accumulation).backward()
                 means.add(**losses)
@@ -110,9 +109,9 @@ def fit(
 def action_losses(
     policy: Policy, inputs: PolicyInputs, actions: torch.Tensor, label_spread: float = 0.0
 ) -> dict[str, torch.Tensor]:
-    """How well a policy predicts actions (B, 7), normalised to [-1, 1]: scalars `loss`, `token_accuracy` and `l1_error`.
+    """How well a policy predicts normalised actions (B, 7): the scalars `loss`, `token_accuracy` and `l1_error`.
 
-    The loss is the cross-entropy over the 256 action ids; the error is that of the likeliest action, in the actions' unit.
+    The loss is the cross-entropy over the 256 action ids; the error is that of the likeliest action.
     """
     tokens = torch.from_numpy(policy.actions.encode(actions.cpu().numpy())).to(actions.device)
     logits = policy.model.action_logits(inputs, tokens)[0].float().flatten(0, 1)
@@ -135,38 +134,32 @@ def _spread(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
 
 
 class Frames:
-    """Endless batches of demonstrated frames, each epoch in its own order; every process has its share of each batch."""
+    """Endless batches of demonstrated frames, each epoch in its own order, shared out among processes."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        demonstrations: Demonstrations,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, policy: Policy, demonstrations: Demonstrations, batch_size: int, learner: Learner) -> None:
         self._policy = policy
         self._demonstrations = demonstrations
+        self._learner = learner
         self._batch_size = batch_size
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        seed = learner.config.seed
+        self._order = ShuffledBatches(len(demonstrations), batch_size, seed, learner.rank, learner.world_size)
+        self._number = 0
         self._actions = normalise(demonstrations.actions, action_statistics(policy.norm_stats, policy.unnorm_key))
 
-    def rows(self, batch: int) -> np.ndarray:
-        """The frames' numbers (B,) of this process' share of a batch."""
-        first = (batch * self._world_size + self._rank) * self._batch_size
-        epochs, places = np.divmod(np.arange(first, first + self._batch_size), len(self._actions))
-        return np.array([self._order(epoch)[place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+    def seek(self, number: int) -> None:
+        """Let the next batch be the one of this number."""
+        epoch, position = divmod(number * self._batch_size * self._learner.world_size, len(self._demonstrations))
+        self._order.load_state_dict({"seed": self._learner.config.seed, "epoch": epoch, "position": position})
+        self._number = number
 
-    def batch(self, rows: np.ndarray, augment: bool = False) -> tuple[PolicyInputs, torch.Tensor]:
-        """Model inputs and normalised actions (B, 7) of the given frames."""
+    def next(self, augment: Augmentation | None = None) -> tuple[PolicyInputs, torch.Tensor, torch.Tensor]:
+        """Model inputs, normalised actions (B, 7) and numbers (B,) of the frames of the next batch."""
+        rows = next(self._order)
         images = self._demonstrations.images[rows]
-        instructions = [self._demonstrations.instructions[row] for row in rows]
-        inputs = self._policy.prepare(images, instructions)
-        return inputs, torch.from_numpy(self._actions[rows]).to(inputs.input_ids.device)
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        return rng(self._seed, "epoch", epoch).permutation(len(self._actions))
+        if augment is not None:
+            generator = self._learner.generator("augment", self._number, device="cpu")
+            images = augment(torch.from_numpy(images), generator).numpy()
+        self._number += 1
+        inputs = self._policy.prepare(images, [self._demonstrations.instruction(row) for row in rows])
+        actions, numbers = (torch.from_numpy(array).to(self._learner.device) for array in (self._actions[rows], rows))
+        return inputs, actions, numbers

@@ -1,0 +1,141 @@
+"""A finished run as one HTML file that needs nothing else: tables, charts, curves, films, and how to get them again.
+
+rlrc report runs/default --out runs/default/report
+"""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import jinja2
+import tyro
+import yaml
+
+from rlrc.config import Config
+from rlrc.episodes import Outcome, by_condition, success_rate
+from rlrc.files import write_text
+from rlrc.progress import say
+from rlrc.report.charts import Chart, curve, stage_bars, success_bars
+from rlrc.report.films import side_by_side
+from rlrc.report.summary import PolicyRow, Summary, format_comparison, headline_table, summarise_run
+from rlrc.stage import Finished
+from rlrc.tables import human_bytes, human_count, human_seconds
+
+CURVES: dict[str, list[tuple[str, list[str], bool]]] = {
+    "supervised": [
+        ("loss", ["loss"], False),
+        ("token accuracy", ["token_accuracy"], True),
+    ],
+    "rl": [
+        ("success while acting", ["success_at_end", "success_once", "grasped"], True),
+        ("success on held-out episodes", ["eval_ind_success", "eval_ood_success"], True),
+        ("episode return", ["episode_return"], False),
+        ("explained variance of the critic", ["explained_variance"], False),
+        ("approximate KL of an update", ["approx_kl"], False),
+        ("clipped share of ratios", ["clipfrac"], True),
+        ("entropy", ["entropy"], False),
+        ("value loss", ["value_loss"], False),
+    ],
+}
+"""What is drawn of each kind of training: title, metrics, whether they are shares."""
+
+
+class ReportConfig(Config):
+    """Write the page of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, as `rlrc run` made it."""
+
+
+def report(config: ReportConfig, out: Path) -> dict[str, Any]:
+    """Write `report.html`.
+
+    Raises:
+        UserError: the folder is not a run's, or nothing has been measured in it yet.
+    """
+    summary = summarise_run(config.run)
+    first, last = summary.reference, summary.rows[-1]
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("rlrc", "report"), autoescape=True)
+    environment.filters |= {"bytes": human_bytes, "duration": human_seconds}
+    page = environment.get_template("page.html").render(
+        name=summary.recipe.name,
+        style=(Path(__file__).parent / "page.css").read_text(),
+        cards=_cards(first, last),
+        table=headline_table(summary),
+        reference=first.name,
+        bars=success_bars(summary.rows, summary.conditions) if summary.conditions else None,
+        films=side_by_side(first, last) if first is not last else [],
+        training=[(stage.name, charts) for stage in summary.stages if (charts := _training_charts(stage))],
+        costs=_costs(summary),
+        outcomes=_outcomes(summary),
+        stages=[(stage, yaml.safe_dump(stage.config, sort_keys=False)) for stage in summary.stages],
+        machine=summary.bench["machine"] if summary.bench else {},
+        recipe=summary.recipe.to_yaml(),
+    )
+    path = out / "report.html"
+    write_text(path, page)
+    say(f"{path}: {human_bytes(path.stat().st_size)}")
+    return {"page": str(path), "policies": [row.name for row in summary.rows]}
+
+
+def _cards(first: PolicyRow, last: PolicyRow) -> list[tuple[str, str, str, str]]:
+    """What changed from the first policy to the last: a title, the two values, and their ratio or difference."""
+    cards = []
+    for condition, comparison in last.comparisons.items():
+        before, after = (f"{100 * row.rates[condition].rate:.1f} %" for row in (first, last))
+        cards.append((f"{condition.upper()} success", before, after, format_comparison(comparison)))
+    if first.cost and last.cost:
+        count, left = first.cost["parameters"]["total"], last.cost["parameters"]["total"]
+        cards.append(("Parameters", human_count(count), human_count(left), f"{count / left:.1f} times fewer"))
+        size, left = first.cost["bytes"]["memory"], last.cost["bytes"]["memory"]
+        cards.append(("Weights in memory", human_bytes(size), human_bytes(left), f"{size / left:.1f} times smaller"))
+        slow, fast = (f"{cost['latency_ms']['p50']:.1f} ms" for cost in (first.cost, last.cost))
+        cards.append(("Time of one action", slow, fast, f"{last.cost['speedup']:.2f} times as fast"))
+    return cards
+
+
+def _training_charts(stage: Finished) -> list[Chart]:
+    path = stage.folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kind, step_name = ("rl", "iteration") if stage.verb == "rl" else ("supervised", "step")
+    charts = (curve(rows, keys, title, step_name, percent) for title, keys, percent in CURVES[kind])
+    return [chart for chart in charts if chart is not None]
+
+
+def _costs(summary: Summary) -> dict[str, Any] | None:
+    """What bench measured, as a table and a chart."""
+    rows = [row for row in summary.rows if row.cost is not None]
+    if not rows:
+        return None
+    entries = [row.cost for row in rows if row.cost is not None]
+    sizes = list(entries[0]["actions_per_second"])
+    head = ["policy", "weights in memory", "on disk", "peak memory", "libraries alone", "p50", "p90"]
+    body = [
+        [
+            row.name,
+            human_bytes(cost["bytes"]["memory"]),
+            human_bytes(cost["bytes"]["disk"]),
+            human_bytes(cost["peak_memory"]["peak"]),
+            human_bytes(cost["peak_memory"]["baseline"]),
+            f"{cost['latency_ms']['p50']:.1f} ms",
+            f"{cost['latency_ms']['p90']:.1f} ms",
+            *(f"{cost['actions_per_second'][size]:.1f}" for size in sizes),
+        ]
+        for row, cost in zip(rows, entries, strict=True)
+    ]
+    return {
+        "table": (head + [f"actions/s at {size}" for size in sizes], body),
+        "chart": stage_bars([row.name for row in rows], entries),
+    }
+
+
+def _outcomes(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """All outcomes of all policies in all conditions."""
+    body = []
+    for row in summary.rows:
+        for condition, episodes in by_condition(row.episodes).items():
+            rates = [str(success_rate(episodes, outcome)) for outcome in get_args(Outcome)]
+            body.append([row.name, condition.upper(), str(len(episodes)), *rates])
+    return ["policy", "condition", "episodes", "success at end", "success once", "grasped"], body

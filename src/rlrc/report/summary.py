@@ -18,6 +18,8 @@ class PolicyRow:
     """One policy of the run; what was not measured is absent."""
 
     name: str
+    evaluations: list[Path] = field(default_factory=list)
+    """Folders of the stages that evaluated it."""
     episodes: list[Episode] = field(default_factory=list)
     rates: dict[str, Rate] = field(default_factory=dict)
     """By condition: 'ind', 'ood', 'ood/texture', ..."""
@@ -65,7 +67,9 @@ def summarise_run(folder: Path) -> Summary:
 
     for stage in stages:
         if stage.verb == "evaluate":
-            row(stage.config["policy"]).episodes.extend(read_episodes(stage.folder / "episodes.parquet"))
+            this = row(stage.config["policy"])
+            this.evaluations.append(stage.folder)
+            this.episodes.extend(read_episodes(stage.folder / "episodes.parquet"))
     bench = next((read_json(stage.folder / "bench.json") for stage in stages if stage.verb == "bench"), None)
     for cost in bench["policies"] if bench else []:
         row(cost["policy"]).cost = cost

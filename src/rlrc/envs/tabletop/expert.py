@@ -47,7 +47,7 @@ class Expert:
         placed = ~held & (s["on_plate"] > 0.5)
 
         yaw = np.where(held | placed, pose.as_euler("xyz")[:, 2], np.arctan2(s["grasp_sin"], s["grasp_cos"]))
-        turn = (Rotation.from_euler("z", yaw) * pose.inv()).as_rotvec()
+        turn = (Rotation.from_euler("z", yaw[:, None]) * pose.inv()).as_rotvec()
         approach, close = _approach(hand, item, turn, s["opening"])
         carry, release = _carry(item, plate)
         retreat = np.zeros_like(hand)

@@ -46,7 +46,7 @@ class Painter:
     def foreground(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """Where the picture shows something other than the table, bool (size, size)."""
         self._update(model, data)
-        flags = [mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR]
+        flags = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR)]
         self._scene.flags[flags] = 1
         number = self._read() @ np.array([1, 256, 65536])
         self._scene.flags[flags] = 0
@@ -62,7 +62,7 @@ class Painter:
         self._context.make_current()
         mujoco.mjr_render(self._rect, self._scene, self._buffers)
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._buffers)
-        return self._pixels[::-1]
+        return self._pixels[::-1].copy()
 
     def _add_shadow(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         hand = data.site("tcp")
@@ -70,14 +70,11 @@ class Painter:
         yaw = np.arctan2(-opening_axis[0], opening_axis[1])
         spread = data.qpos[model.joint("left_finger").qposadr[0]] + _SHADOW_MARGIN
         turn = np.array([[np.cos(yaw), -np.sin(yaw), 0.0], [np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
-        mujoco.mjv_initGeom(
-            self._scene.geoms[self._scene.ngeom],
-            mujoco.mjtGeom.mjGEOM_CYLINDER,
-            np.array([_SHADOW_WIDTH, spread, 1e-4]),
-            np.array([position[0], position[1], _ground(model, data, position) + _SHADOW_LIFT]),
-            turn.ravel(),
-            _SHADOW_RGBA,
-        )
+        ground = _ground(model, data, position) + _SHADOW_LIFT
+        geom = self._scene.geoms[self._scene.ngeom]
+        disc = mujoco.mjtGeom.mjGEOM_CYLINDER
+        mujoco.mjv_initGeom(geom, disc, np.ones(3), np.append(position[:2], ground), turn.ravel(), _SHADOW_RGBA)
+        geom.size = [_SHADOW_WIDTH, spread, 1e-4]  # Elliptic, which the call above cannot make.
         self._scene.ngeom += 1
 
 

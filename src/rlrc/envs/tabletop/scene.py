@@ -18,33 +18,37 @@ DENSITY = 700.0
 
 # Lengths (m) after the WidowX-250S: shoulder 0.11 above the table, upper arm 0.25 up and 0.05 forward, forearm 0.25, wrist to
 # fingertips 0.18. The hand's x axis points to the fingertips; with the arm straight ahead it is the world's x axis.
-# The pads decide the friction of what they hold (priority 1). Arm bodies are weightless (gravcomp), as on an arm that compensates.
+# The fingers' damping bounds their speed to 0.2 m/s: a faster pad would be inside what it hits before the next 8 ms are over.
+# The pads decide the friction of what they hold (priority 1); their soft impedance keeps a squeezed object from chattering. Arm bodies are weightless (gravcomp), as on an arm that compensates.
 _ARM = f"""
 <mujoco model="tabletop">
   <compiler angle="radian" autolimits="true" eulerseq="XYZ"/>
-  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10" iterations="20" ls_iterations="10"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10" iterations="100" ls_iterations="50"/>
   <visual>
-    <headlight ambient="0.45 0.45 0.45" diffuse="0.25 0.25 0.25" specular="0 0 0"/>
-    <quality shadowsize="512" offsamples="0" numslices="12" numstacks="8" numquads="1"/>
+    <headlight ambient="0.5 0.5 0.5" diffuse="0.28 0.28 0.28" specular="0 0 0"/>
+    <quality shadowsize="0" offsamples="0" numslices="16" numstacks="8" numquads="1"/>
     <map znear="0.05" zfar="5"/>
     <global offwidth="512" offheight="512"/>
   </visual>
   <default>
-    <geom contype="0" conaffinity="0" mass="0.05" rgba="0.16 0.17 0.2 1"/>
-    <joint damping="0.5" armature="0.02" range="-3.1 3.1"/>
+    <default class="arm">
+      <geom contype="0" conaffinity="0" mass="0.05" rgba="0.16 0.17 0.2 1"/>
+      <joint damping="0.5" armature="0.02" range="-3.1 3.1"/>
+      <site group="5"/>
+    </default>
     <default class="big"><position kp="400" kv="16" forcerange="-60 60"/></default>
     <default class="small"><position kp="80" kv="3" forcerange="-15 15"/></default>
     <default class="finger">
-      <joint type="slide" damping="1" armature="0.05" range="0 0.045"/>
-      <geom type="box" contype="2" conaffinity="1" condim="4" priority="1" friction="2 0.02 0.0001"/>
+      <joint type="slide" damping="30" armature="0.05" range="0 0.045"/>
+      <geom type="box" mass="0.03" contype="2" conaffinity="1" condim="4" priority="1" friction="2 0.02 0.0001" solimp="0.8 0.9 0.001"/>
     </default>
   </default>
   <worldbody>
-    <light directional="true" pos="0.25 0.1 1.5" dir="0 -0.05 -1" diffuse="0.55 0.55 0.55" specular="0.1 0.1 0.1" castshadow="true"/>
+    <light directional="true" pos="0.25 0.1 1.5" dir="0 -0.05 -1" diffuse="0.22 0.22 0.22" specular="0.1 0.1 0.1"/>
     <camera name="front"/>
     <geom name="table" type="plane" size="1.5 1.5 1" contype="1" conaffinity="2" friction="0.8" rgba="1 1 1 1"/>
-    <geom type="cylinder" size="0.06 0.035" pos="0 0 0.035"/>
-    <body name="waist" pos="0 0 0.07" gravcomp="1">
+    <body name="waist" pos="0 0 0.07" gravcomp="1" childclass="arm">
+      <geom type="cylinder" size="0.06 0.035" pos="0 0 -0.035"/>
       <joint name="waist" axis="0 0 1"/>
       <geom type="cylinder" size="0.04 0.03" pos="0 0 0.02" rgba="0.3 0.32 0.36 1"/>
       <body name="upper_arm" pos="0 0 0.04" gravcomp="1">
@@ -66,11 +70,11 @@ _ARM = f"""
                 <site name="tcp" pos="0.095 0 0"/>
                 <body name="left_finger" gravcomp="1">
                   <joint name="left_finger" class="finger" axis="0 1 0"/>
-                  <geom class="finger" size="0.049 0.005 0.011" pos="0.064 0.005 0" rgba="0.95 0.55 0.1 1"/>
+                  <geom class="finger" size="0.049 0.005 0.011" pos="0.064 0.005 0" rgba="1 0.6 0.1 1"/>
                 </body>
                 <body name="right_finger" gravcomp="1">
                   <joint name="right_finger" class="finger" axis="0 -1 0"/>
-                  <geom class="finger" size="0.049 0.005 0.011" pos="0.064 -0.005 0" rgba="0.95 0.55 0.1 1"/>
+                  <geom class="finger" size="0.049 0.005 0.011" pos="0.064 -0.005 0" rgba="1 0.6 0.1 1"/>
                 </body>
               </body>
             </body>
@@ -87,7 +91,7 @@ _ARM = f"""
     <position class="small" joint="forearm_roll"/>
     <position class="small" joint="wrist_angle"/>
     <position class="small" joint="wrist_rotate"/>
-    <position joint="left_finger" kp="1000" kv="40" forcerange="-12 12"/>
+    <position joint="left_finger" kp="1000" forcerange="-12 12"/>
   </actuator>
 </mujoco>
 """
@@ -95,8 +99,8 @@ _ARM = f"""
 _NET_FORCE = 3
 """The contact sensor's reduction: one summed force in the world frame."""
 
-_CAMERA_TARGET = np.array([0.275, 0.0, 0.03])
-_CAMERA_AZIMUTH, _CAMERA_ELEVATION, _CAMERA_DISTANCE, _CAMERA_FOVY = 20.0, 48.0, 0.85, 26.0
+_CAMERA_TARGET = np.array([0.272, 0.0, 0.045])
+_CAMERA_AZIMUTH, _CAMERA_ELEVATION, _CAMERA_DISTANCE, _CAMERA_FOVY = 20.0, 50.0, 0.85, 28.0
 
 
 @lru_cache(maxsize=64)

@@ -11,10 +11,12 @@ from rlrc.envs.tabletop.arm import DOWN, FINGER_TRAVEL, Arm, Pose, rotation_matr
 from rlrc.envs.tabletop.render import painter
 from rlrc.envs.tabletop.scene import TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
-from rlrc.envs.tabletop.variants import MOVE_STEP, draw_episode
+from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
 from rlrc.envs.vector import Reading
 
 SUBSTEPS = 25
+RAMP = 5
+"""Parts of a control step over which the joint targets move to their new place."""
 CONTROL_HZ = 1 / (SUBSTEPS * TIMESTEP)
 START = Pose(np.array([0.26, 0.0, 0.16]), DOWN)
 """Where the hand starts, except in the variant ee-pose."""
@@ -45,8 +47,12 @@ class Tabletop:
         self._arm = Arm()
 
     def reset(self, split: str, variant: str, episode_id: int) -> Reading:
-        """Lay the table of an episode, let things settle with the hand at its start."""
-        self.episode = draw_episode(split, variant, episode_id)
+        """Start the episode that these three name."""
+        return self.lay(draw_episode(split, variant, episode_id))
+
+    def lay(self, episode: Episode) -> Reading:
+        """Lay the table of an episode, put the hand at its start and let things settle."""
+        self.episode = episode
         self.model = compile_scene(self.episode.objects, self.episode.receptacles)
         self.data = mujoco.MjData(self.model)
         self._tcp = self.model.site("tcp").id
@@ -65,9 +71,12 @@ class Tabletop:
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step (0.2 s) with an action (7,)."""
-        self.data.ctrl[:6] = self._arm.move(action[:6].astype(np.float64), site_pose(self.data, self._tcp))
+        joints = self._arm.move(action[:6].astype(np.float64), site_pose(self.data, self._tcp))
         self.data.ctrl[6] = FINGER_TRAVEL if action[6] > 0 else 0.0
-        mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS)
+        # A target that jumps would fling the hand off at 45 g, and out of it whatever it holds.
+        for targets in np.linspace(self.data.ctrl[:6], joints, RAMP + 1)[1:]:
+            self.data.ctrl[:6] = targets
+            mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS // RAMP)
         self._steps += 1
         if self.episode.moved_to is not None and self._steps == MOVE_STEP:
             self._put_object(0, self.episode.moved_to)

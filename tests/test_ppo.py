@@ -1,0 +1,219 @@
+"""PPO: it finds what pays, resumes to the bit, and moves nothing that it should not.
+
+The arithmetic itself is held to RL4VLA's in `test_rl4vla_fixtures.py`.
+"""
+
+import json
+import math
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bandit_world
+import pytest
+import torch
+from bandit_world import STEPS
+from test_sft import changed, train
+from toy_demonstrations import toy_demonstrations
+
+import rlrc
+from rlrc import envs
+from rlrc.data.demonstrations import Demonstrations
+from rlrc.errors import UserError
+from rlrc.models.policy import Policy
+from rlrc.recover import ppo
+from rlrc.recover.gae import approx_kl, explained_variance
+from rlrc.recover.loop import STATE_FILE, Learner, Lora
+from rlrc.recover.ppo import RlConfig, act, evaluate_actions, rl, targets
+
+NUM_ENVS = 16
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(envs.WORLDS, "bandit", "bandit_world")
+    monkeypatch.setattr(Demonstrations, "load", lambda path: toy_demonstrations())
+
+
+def config(checkpoint: Path, **values: Any) -> RlConfig:
+    defaults = {"num_envs": NUM_ENVS, "num_workers": 0, "iterations": 2, "batch_size": 16, "learning_rate": 1e-3}
+    return RlConfig(policy=checkpoint, world="bandit", save_every=0, **{**defaults, **values})
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes of a single action, so that nothing but that action earns the reward."""
+    monkeypatch.setattr(bandit_world, "SPEC", replace(bandit_world.SPEC, max_episode_steps=1))
+
+
+@pytest.mark.usefixtures("one_step")
+def test_it_finds_what_pays(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A policy that was shown to go left or right by colour learns that only right is paid."""
+    train(tiny_checkpoint, tmp_path / "sft", steps=60, batch_size=16, precision="bf16")
+    chosen = config(
+        tmp_path / "sft" / "checkpoint",
+        iterations=13,
+        num_envs=128,
+        batch_size=64,
+        temperature=0.5,
+        critic_warmup_iterations=2,
+        eval_every=13,
+    )
+    result = rl(chosen, tmp_path / "rl")
+    rows = metrics(tmp_path / "rl")
+    assert rows[0]["success_at_end"] < 0.6
+    assert min(row["success_at_end"] for row in rows[-2:]) > 0.85
+    assert rows[-1]["episode_return"] == pytest.approx(1.1 * rows[-1]["success_at_end"], rel=1e-4)
+    assert result["eval_ind_success"] > 0.85 and result["eval_ood_success"] > 0.85
+    policy = rlrc.load(tmp_path / "rl" / "checkpoint")
+    assert policy.model.value_head is None
+    assert [stage["verb"] for stage in policy.lineage["stages"]] == ["sft", "rl"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"critic_warmup_iterations": 1, "bc_coefficient": 0.5, "dataset": Path("toy")},
+        {"lora": Lora(rank=4), "epochs": 2, "gradient_accumulation": 2, "precision": "fp32"},
+        {"train": "all"},
+    ],
+    ids=["warmup-and-cloning", "lora", "all"],
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    chosen = config(tiny_checkpoint, iterations=4, **values)
+    rl(chosen, tmp_path / "whole")
+    acted = []
+
+    def dies(policy: Policy, env: Any, iteration: int, *rest: Any) -> ppo.Buffer:
+        acted.append(iteration)
+        if len(acted) == 3:
+            raise KeyboardInterrupt
+        return act(policy, env, iteration, *rest)
+
+    monkeypatch.setattr(ppo, "act", dies)
+    with pytest.raises(KeyboardInterrupt):
+        rl(chosen, tmp_path / "killed")
+    rl(chosen, tmp_path / "killed")
+    assert acted == [0, 1, 2, 2, 3]
+    assert not changed(tmp_path / "whole" / "checkpoint", tmp_path / "killed" / "checkpoint")
+    assert [row["step"] for row in metrics(tmp_path / "killed")] == [1, 2, 3, 4]
+    assert not (tmp_path / "killed" / STATE_FILE).exists()
+
+
+@pytest.mark.usefixtures("one_step")
+def test_critic_warmup_moves_the_value_head_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rl(config(tiny_checkpoint, iterations=3, critic_warmup_iterations=3, num_envs=64), tmp_path)
+    assert not changed(tiny_checkpoint, tmp_path / "checkpoint")
+    rows = metrics(tmp_path)
+    assert abs(rows[0]["value"]) < 0.1
+    assert rows[-1]["value"] == pytest.approx(sum(row["episode_return"] for row in rows) / 3, abs=0.2)
+
+
+def test_only_the_decoder_moves_by_default(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rl(config(tiny_checkpoint, iterations=1), tmp_path)
+    moved = changed(tiny_checkpoint, tmp_path / "checkpoint")
+    assert moved and all(name.startswith("language_model.") for name in moved)
+
+
+@pytest.fixture
+def setting(tiny_policy: Policy, tmp_path: Path) -> Any:
+    """Makes a policy with a critic act once, under the given config."""
+
+    def make(**values: Any) -> tuple[RlConfig, Learner, ppo.Buffer]:
+        chosen = config(tmp_path, **values)
+        tiny_policy.model.add_value_head()
+        learner = Learner(tiny_policy, chosen, tmp_path)
+        env = envs.make("bandit", NUM_ENVS, image_size=tiny_policy.image_size)
+        with closing(env), learner.autocast(), torch.no_grad():
+            return chosen, learner, act(tiny_policy, env, 0, chosen, learner)
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_the_first_ratio_is_one(tiny_policy: Policy, setting: Any, precision: str, temperature: float) -> None:
+    chosen, learner, buffer = setting(precision=precision, temperature=temperature)
+    target = targets(tiny_policy, buffer, chosen, learner)
+    index = torch.randperm(len(buffer))[:16]
+    _, vitals = ppo.ppo_loss(tiny_policy, buffer, target, index, chosen, learner)
+    assert vitals["ratio_max"].item() == pytest.approx(1, abs=1e-5 if precision == "fp32" else 1e-2)
+    gap = (target.logprobs - buffer.logprobs.flatten()).abs().max()
+    assert gap < (1e-4 if precision == "fp32" else 0.2), "acting and learning disagree about the same actions"
+
+
+def test_temperature_shapes_logprobs_and_entropy(tiny_policy: Policy, setting: Any) -> None:
+    _, _, buffer = setting(precision="fp32")
+    inputs, tokens = buffer.batch(tiny_policy, torch.arange(8))
+    with torch.no_grad():
+        logits, hidden = tiny_policy.model.action_logits(inputs, tokens)
+        logprobs, entropy, critic_state = evaluate_actions(tiny_policy, inputs, tokens, temperature=0.5)
+    distribution = torch.distributions.Categorical(logits=logits / 0.5)
+    bins = tiny_policy.actions.ids_to_bins(tokens)
+    torch.testing.assert_close(logprobs, distribution.log_prob(bins).sum(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(entropy, distribution.entropy().mean(-1), rtol=1e-4, atol=1e-4)
+    assert torch.equal(critic_state, hidden)
+
+
+def test_kept_patches_are_what_the_pictures_project_to(tiny_policy: Policy, setting: Any) -> None:
+    """A frozen vision lets the buffer hold patches; they lead to the same log-probabilities as the pictures."""
+    chosen, learner, pictures = setting(precision="fp32", train="all")
+    assert pictures.images.dtype == torch.uint8
+    with torch.no_grad():
+        inputs, _ = pictures.batch(tiny_policy, torch.arange(len(pictures)))
+        patches = tiny_policy.model.project_images(inputs.pixel_values)
+    kept = replace(pictures, images=patches.view(STEPS, NUM_ENVS, *patches.shape[1:]))
+    a, b = (targets(tiny_policy, buffer, chosen, learner) for buffer in (pictures, kept))
+    torch.testing.assert_close(a.logprobs, b.logprobs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-3, atol=1e-3)
+
+
+def test_returns_are_discounted_to_the_end_and_not_beyond(tiny_policy: Policy, setting: Any) -> None:
+    chosen, learner, buffer = setting(gamma=0.5, gae_lambda=1.0)
+    target = targets(tiny_policy, buffer, chosen, learner)
+    expected = sum(0.5**t * buffer.rewards[t] for t in range(STEPS))
+    torch.testing.assert_close(target.returns.view(STEPS, NUM_ENVS)[0], expected, rtol=1e-4, atol=1e-5)
+    assert abs(target.advantages.mean()) < 1e-5
+    assert target.advantages.std(correction=0).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_target_kl_ends_the_updates_of_an_iteration(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rl(config(tiny_checkpoint, iterations=1, learning_rate=3e-2, target_kl=1e-3), tmp_path)
+    assert metrics(tmp_path)[0]["updates"] < NUM_ENVS * STEPS // 16
+
+
+def test_behaviour_cloning_pulls_towards_the_demonstrations(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rl(config(tiny_checkpoint, iterations=4, learning_rate=3e-3, bc_coefficient=1.0, dataset=Path("toy")), tmp_path)
+    rows = metrics(tmp_path)
+    assert rows[0]["bc_loss"] > 0.9 * math.log(256)
+    assert rows[-1]["bc_loss"] < 0.8 * rows[0]["bc_loss"]
+
+
+def test_bad_choices_are_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cut into batches of 48"):
+        rl(config(tiny_checkpoint, batch_size=48), tmp_path)
+    with pytest.raises(UserError, match="bc_coefficient > 0 and dataset together"):
+        RlConfig.parse({"policy": "x", "bc_coefficient": 0.1}, "recipe")
+
+
+def test_approximate_kl_is_the_kl_on_average() -> None:
+    """Against the closed form for two Gaussians, from samples of the first."""
+    old, new = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.3, 1.2)
+    torch.manual_seed(0)
+    x = old.sample((200_000,))
+    estimate = approx_kl(new.log_prob(x) - old.log_prob(x))
+    assert estimate.item() == pytest.approx(torch.distributions.kl_divergence(old, new).item(), rel=0.03)
+
+
+def test_explained_variance() -> None:
+    returns = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert explained_variance(returns, returns) == 1
+    assert explained_variance(torch.full((4,), 7.0), returns) == 0
+    assert explained_variance(-returns, returns) == pytest.approx(-3)

@@ -1,0 +1,211 @@
+"""Supervised fine-tuning: it learns, resumes to the bit, and is the same over processes as in one."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_demonstrations import toy_demonstrations
+
+import rlrc
+from rlrc.data.batches import Augmentation
+from rlrc.errors import UserError
+from rlrc.models.policy import Policy
+from rlrc.progress import MetricsLog
+from rlrc.recover import sft as sft_module
+from rlrc.recover.loop import STATE_FILE, Learner, LearnerConfig, Lora, learning_rate_factor
+from rlrc.recover.sft import Frames, SftConfig, action_losses, fit
+
+
+def config(checkpoint: Path, **values: Any) -> SftConfig:
+    defaults = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rate": 3e-3, "precision": "fp32"}
+    return SftConfig(policy=checkpoint, dataset=Path("unused"), **{**defaults, **values})
+
+
+def train(checkpoint: Path, out: Path, **values: Any) -> dict[str, Any]:
+    return fit("sft", rlrc.load(checkpoint), config(checkpoint, **values), toy_demonstrations(), out)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of the tensors that differ between two checkpoints."""
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_it_learns_the_demonstrations(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = train(tiny_checkpoint, tmp_path, steps=60, batch_size=16, precision="bf16")
+    assert result["step"] == 60
+    assert result["loss"] < 0.5 * math.log(256)
+    assert result["token_accuracy"] > 0.3
+    policy = rlrc.load(tmp_path / "checkpoint")
+    assert policy.lineage["stages"][-1]["verb"] == "sft"
+    assert policy.model.dtype == torch.float32, "the precision that was loaded"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"precision": "bf16", "augment": Augmentation()}, {"lora": Lora(rank=4), "gradient_accumulation": 2}],
+    ids=["full-bf16", "lora"],
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(sft_module, "LOG_EVERY", 2)
+    train(tiny_checkpoint, tmp_path / "whole", save_every=0, **values)
+
+    calls = 0
+
+    def dies(*args: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 5 * values.get("gradient_accumulation", 1):
+            raise KeyboardInterrupt
+        return action_losses(*args)
+
+    monkeypatch.setattr(sft_module, "action_losses", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_checkpoint, tmp_path / "killed", save_every=0, **values)
+    assert (tmp_path / "killed" / STATE_FILE).exists()
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+    train(tiny_checkpoint, tmp_path / "killed", save_every=0, **values)
+
+    assert calls < 11 * values.get("gradient_accumulation", 1), "it started over"
+    assert not changed(tmp_path / "whole" / "checkpoint", tmp_path / "killed" / "checkpoint")
+    rows = [
+        (tmp_path / run / "metrics.jsonl").read_text().split("samples_per_second")[0] for run in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]
+    assert not (tmp_path / "killed" / STATE_FILE).exists()
+
+
+def test_a_state_of_another_run_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    policy = rlrc.load(tiny_checkpoint)
+    Learner(policy, config(tiny_checkpoint, train="decoder"), tmp_path).save(3)
+    with pytest.raises(UserError, match="another training run"):
+        train(tiny_checkpoint, tmp_path)
+
+
+def test_gradient_accumulation_is_a_larger_batch(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    train(tiny_checkpoint, tmp_path / "large", batch_size=8)
+    train(tiny_checkpoint, tmp_path / "small", batch_size=4, gradient_accumulation=2)
+    assert_close(tmp_path / "large" / "checkpoint", tmp_path / "small" / "checkpoint")
+
+
+def assert_close(a: Path, b: Path) -> None:
+    old, new = weights(a), weights(b)
+    for name in old:
+        torch.testing.assert_close(old[name], new[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("values", "trained"),
+    [
+        ({"train": "decoder"}, ("language_model.",)),
+        ({"lora": Lora(rank=4)}, ("language_model.model.layers.",)),
+        ({}, ("language_model.", "projector.", "vision_backbone.")),
+    ],
+    ids=["decoder", "lora", "all"],
+)
+def test_only_what_is_chosen_moves(
+    tiny_checkpoint: Path, tmp_path: Path, values: dict[str, Any], trained: tuple[str, ...]
+) -> None:
+    train(tiny_checkpoint, tmp_path, steps=2, **values)
+    moved = changed(tiny_checkpoint, tmp_path / "checkpoint")
+    assert all(name.startswith(trained) for name in moved)
+    assert all(any(name.startswith(part) for name in moved) for part in trained)
+    if "lora" in values:
+        expected = {name for name in weights(tiny_checkpoint) if ".layers." in name and "_proj." in name}
+        assert moved == expected, "adapters sit on every linear layer of the decoder, and on nothing else"
+
+
+def test_merged_adapters_compute_the_same(tiny_policy: Policy, tmp_path: Path) -> None:
+    chosen = config(tmp_path, lora=Lora(rank=4), learning_rate=1e-2)
+    demonstrations = toy_demonstrations()
+    learner = Learner(tiny_policy, chosen, tmp_path)
+    inputs, actions, _ = Frames(tiny_policy, demonstrations, 8, learner).next()
+    tokens = torch.from_numpy(tiny_policy.actions.encode(actions.numpy()))
+    with torch.no_grad():
+        before = tiny_policy.model.action_logits(inputs, tokens)[0]
+    for _ in range(5):
+        action_losses(tiny_policy, inputs, actions)["loss"].backward()
+        learner.step()
+    with torch.no_grad():
+        adapted = tiny_policy.model.action_logits(inputs, tokens)[0]
+    with MetricsLog(tmp_path) as log:
+        log.log(5, loss=0.0)
+    learner.finish("sft")
+    with torch.no_grad():
+        merged = rlrc.load(tmp_path / "checkpoint").model.action_logits(inputs, tokens)[0]
+    assert (adapted - before).abs().max() > 0.1
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_losses_are_what_their_names_say(tiny_policy: Policy, tmp_path: Path) -> None:
+    learner = Learner(tiny_policy, LearnerConfig(), tmp_path)
+    inputs, actions, _ = Frames(tiny_policy, toy_demonstrations(), 8, learner).next()
+    losses = action_losses(tiny_policy, inputs, actions)
+    tokens = torch.from_numpy(tiny_policy.actions.encode(actions.numpy()))
+    with torch.no_grad():
+        logits = tiny_policy.model.action_logits(inputs, tokens)[0].double().numpy()
+    labels = tokens.numpy() - tiny_policy.actions.first_id
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    chosen = np.take_along_axis(probabilities, labels[..., None], -1)
+    best = logits.argmax(-1)
+    error = tiny_policy.actions.decode(best + tiny_policy.actions.first_id) - actions.numpy()
+    assert losses["loss"].item() == pytest.approx(-np.log(chosen).mean(), rel=1e-4)
+    assert losses["token_accuracy"].item() == pytest.approx((best == labels).mean())
+    assert losses["l1_error"].item() == pytest.approx(np.abs(error).mean(), rel=1e-4)
+
+    weights = np.exp(-0.5 * ((np.arange(256) - labels[..., None]) / 3.0) ** 2)
+    weights /= weights.sum(-1, keepdims=True)
+    spread = action_losses(tiny_policy, inputs, actions, label_spread=3.0)["loss"]
+    assert spread.item() == pytest.approx(-(weights * np.log(probabilities)).sum(-1).mean(), rel=1e-4)
+
+
+def test_frames_know_their_numbers_and_can_be_sought(tiny_policy: Policy, tmp_path: Path) -> None:
+    demonstrations = toy_demonstrations()
+    learner = Learner(tiny_policy, LearnerConfig(), tmp_path)
+    frames = Frames(tiny_policy, demonstrations, 5, learner)
+    batches = [frames.next() for _ in range(12)]
+    inputs, actions, numbers = batches[7]
+    expected = tiny_policy.prepare(demonstrations.images[numbers], [demonstrations.instruction(i) for i in numbers])
+    assert torch.equal(inputs.pixel_values, expected.pixel_values)
+    physical = tiny_policy.decode(torch.from_numpy(tiny_policy.actions.encode(actions.numpy())))
+    np.testing.assert_allclose(physical, demonstrations.actions[numbers], atol=1 / 128)
+    frames.seek(7)
+    assert all(torch.equal(frames.next()[2], batch[2]) for batch in batches[7:])
+
+
+def test_norms_biases_and_embeddings_do_not_decay(tiny_policy: Policy, tmp_path: Path) -> None:
+    learner = Learner(tiny_policy, LearnerConfig(weight_decay=0.5, learning_rate=0.1), tmp_path)
+    before = {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
+    for parameter in learner.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    learner.step()  # without gradients, decay alone moves a weight: by the factor 1 - lr * decay
+    for name, parameter in learner.parameters.items():
+        decays = name.endswith(".weight") and parameter.ndim >= 2 and "embed_tokens" not in name
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decays else 1.0))
+
+
+def test_learning_rate_schedule() -> None:
+    cosine = [learning_rate_factor(step, 8, 4, "cosine") for step in range(8)]
+    assert cosine == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.853553, 0.5, 0.146447], abs=1e-5)
+    assert learning_rate_factor(7, 8, 0, "constant") == 1.0
+
+
+def test_divergence_is_told(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> dict[str, torch.Tensor]:
+        losses = action_losses(*args)
+        return {**losses, "loss": losses["loss"] * float("nan")}
+
+    monkeypatch.setattr(sft_module, "action_losses", broken)
+    with pytest.raises(UserError, match="diverged"):
+        train(tiny_checkpoint, tmp_path)
