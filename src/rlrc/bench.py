@@ -236,9 +236,9 @@ def _cpu_name() -> str:
 
 
 def _print(entries: Sequence[dict[str, Any]]) -> None:
-    sizes = entries[0]["actions_per_second"]
-    columns = ["policy", "parameters", "in memory", "on disk", "peak", "p50 ms", "p90 ms"]
-    columns += [f"actions/s at {size}" for size in sizes] + ["speed"]
+    sizes = list(entries[0]["actions_per_second"])
+    columns = ["policy", "params", "in memory", "on disk", "peak", "p50 ms", "p90 ms"]
+    columns += [f"act/s at {size}" for size in sizes] + ["speed"]
     rows = [
         [
             entry["policy"],

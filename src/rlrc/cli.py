@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -44,6 +45,7 @@ def main() -> None:
 def _run(verb: str, arguments: list[str]) -> None:
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
+    wait_without_spinning()
     keep_freed_memory()
     command = _parse(verb, arguments)
     out = command.out or _default_out(verb, command.config)
@@ -114,6 +116,14 @@ def _usage() -> str:
 def _fail(message: str, status: int) -> NoReturn:
     print(f"rlrc: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def wait_without_spinning() -> None:
+    """Let idle threads of OpenMP sleep: spinning, they take the cores from simulator workers and from each other.
+
+    Must be set before torch is imported. A value from the environment wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def keep_freed_memory() -> None:

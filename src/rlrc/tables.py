@@ -2,19 +2,30 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+FILE_WIDTH = 120  # columns where stderr is no terminal
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The first column is text, the others are numbers; a table is never cut or wrapped where stderr is a file."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """The first column is text, folded where space is short; the others are numbers, which may have several lines."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
+    table.show_lines = any("\n" in cell for row in rows for cell in row)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        if index == 0:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console(stderr=True)
-    console.print(table, width=None if console.is_terminal else 200, markup=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(table)
 
 
 def human_bytes(count: float) -> str:

@@ -6,12 +6,18 @@ recorded: so the demonstrations also visit states beside the expert's path and s
 that sees one picture would learn to stand still from them.
 """
 
+import os
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -43,15 +49,13 @@ class CollectConfig(Config):
     first_episode_id: int = Field(default=0, ge=0)
     """Episodes are tried from this id on."""
     noise: float = Field(default=0.2, ge=0)
-    """Execution noise: the standard deviation, as a fraction of the largest action, is drawn up to this."""
+    """Execution noise: its standard deviation, as a fraction of the largest action, is drawn up to this."""
     camera: CameraDtype = "image"
     """Store pictures without loss, or as video, which is smaller."""
     image_size: int = Field(default=96, ge=16)
     """Side of the pictures in pixels."""
-    num_envs: int = Field(default=32, ge=1)
-    """Environments stepped together; the result does not depend on it."""
-    num_workers: int = Field(default=2, ge=0)
-    """Processes that step them; the result does not depend on it."""
+    num_workers: int = Field(default=2, ge=1)
+    """Processes that play episodes; the result does not depend on it."""
     seed: int = Field(default=0, ge=0)
     """Of the execution noise."""
 
@@ -63,6 +67,7 @@ class Attempt:
     instruction: str
     success: bool
     frames: dict[str, np.ndarray]
+    """By feature key, arrays over steps."""
 
 
 def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
@@ -76,29 +81,31 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     attempts = 0
-    with closing(envs.make(config.world, config.num_envs, config.num_workers, config.image_size)) as env:
-        spec = env.world_spec
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
+        )
+        spec = pool.submit(_world_spec, config).result()
         names = {
             fmt.ACTION: ACTION_NAMES,
             fmt.STATE: spec.state_names,
             fmt.ENVIRONMENT_STATE: spec.environment_state_names,
         }
-        with (
-            write_dataset(out / "dataset", round(spec.control_hz), config.world, config.camera, names) as dataset,
-            bar(f"expert in {config.world}", config.episodes) as progress,
-        ):
-            for attempt in _attempts(env, config):
-                attempts += 1
-                if attempt.success:
-                    dataset.append(attempt.instruction, attempt.frames)
-                    progress.advance(note=f"{100 * dataset.num_episodes / attempts:.0f} % succeed")
-                if dataset.num_episodes == config.episodes:
-                    break
-                if attempts > 4 * dataset.num_episodes + 100:
-                    raise UserError(
-                        f"the expert solved {dataset.num_episodes} of {attempts} episodes in {config.world}, too few to"
-                        f" record; try less noise than {config.noise}"
-                    )
+        fps = round(spec.control_hz)
+        dataset = stack.enter_context(write_dataset(out / "dataset", fps, config.world, config.camera, names))
+        progress = stack.enter_context(bar(f"expert in {config.world}", config.episodes))
+        for attempt in _attempts(pool, config):
+            attempts += 1
+            if attempt.success:
+                dataset.append(attempt.instruction, attempt.frames)
+                progress.advance(note=f"{100 * dataset.num_episodes / attempts:.0f} % succeed")
+            if dataset.num_episodes == config.episodes:
+                break
+            if attempts > 4 * dataset.num_episodes + 100:
+                raise UserError(
+                    f"the expert solved {dataset.num_episodes} of {attempts} episodes in {config.world}, too few to "
+                    f"record; try less noise than {config.noise}"
+                )
     low, high = wilson(config.episodes, attempts)
     return {
         "episodes": config.episodes,
@@ -109,45 +116,58 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def _attempts(env: envs.WorkerVectorEnv, config: CollectConfig) -> Iterator[Attempt]:
-    """Episodes in the order of their ids, without end."""
-    expert = envs.expert(config.world, config.num_envs)
-    for first in count(config.first_episode_id, config.num_envs):
-        yield from _roll_out(env, expert, config, np.arange(first, first + config.num_envs))
+def _attempts(pool: ProcessPoolExecutor, config: CollectConfig) -> Iterator[Attempt]:
+    """Episodes in the order of their ids, without end, a few of them played ahead."""
+    pending: deque[Future[Attempt]] = deque()
+    for episode_id in count(config.first_episode_id):
+        pending.append(pool.submit(_play, config, episode_id))
+        if len(pending) > 4 * config.num_workers:
+            yield pending.popleft().result()
 
 
-def _roll_out(
-    env: envs.WorkerVectorEnv, expert: envs.Expert, config: CollectConfig, episode_ids: np.ndarray
-) -> Iterator[Attempt]:
-    """One episode in each environment, until all have succeeded and their experts rest, or time is up."""
-    low, high = np.array(env.world_spec.action_low), np.array(env.world_spec.action_high)
-    noise = np.stack([_noise(config, int(number), env.max_episode_steps, high) for number in episode_ids], axis=1)
-    observation, info = env.reset(options={"split": "ind", "episode_ids": episode_ids})
-    instructions = observation["instruction"]
-    frames: dict[str, list[np.ndarray]] = {key: [] for key in FEATURES}
-    idle = np.zeros(noise.shape[:2], bool)
-    length = np.full(len(episode_ids), len(noise))
-    for step, disturbance in enumerate(noise):
-        action = expert.act(info["environment_state"])
-        gripper = frames[fmt.ACTION][-1][:, 6] if step else action[:, 6]
-        idle[step] = (np.abs(action[:, :6]) < IDLE * high[:6]).all(1) & (action[:, 6] == gripper)
-        length = np.where(idle[step] & info["success"], np.minimum(length, step), length)
-        if (length <= step).all():
-            break
-        seen = (observation["image"], observation["state"], info["environment_state"], action)
-        for key, values in zip(FEATURES, seen, strict=True):
-            frames[key].append(values)
-        observation, _, _, _, info = env.step(np.clip(action + disturbance, low, high))
-    success = (length < len(noise)) | info["success"]
-    for index, instruction in enumerate(instructions):
-        kept = np.flatnonzero(~idle[: length[index], index])
-        episode = {key: np.stack([values[step][index] for step in kept]) for key, values in frames.items()}
-        yield Attempt(instruction, bool(success[index]), episode)
+def _die_with_parent() -> None:
+    """End this worker when its parent is killed: the pool's own workers would wait for their next task for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
-def _noise(config: CollectConfig, episode_id: int, steps: int, high: np.ndarray) -> np.ndarray:
-    """What is added to an episode's actions (steps, 7); the gripper's stay as they are."""
+@cache
+def _world(name: str, image_size: int) -> envs.WorkerVectorEnv:
+    """This process's own world, made once."""
+    return envs.make(name, num_envs=1, image_size=image_size)
+
+
+def _world_spec(config: CollectConfig) -> envs.WorldSpec:
+    return _world(config.world, config.image_size).world_spec
+
+
+def _play(config: CollectConfig, episode_id: int) -> Attempt:
+    """One episode, until it has succeeded and the expert rests, or time is up."""
+    world = _world(config.world, config.image_size)
+    low, high = np.array(world.world_spec.action_low), np.array(world.world_spec.action_high)
     generator = np.random.default_rng([config.seed, episode_id])
-    noise = generator.uniform(0, config.noise) * high * generator.standard_normal((steps, 7))
-    noise[:, 6] = 0
-    return noise
+    strength = generator.uniform(0, config.noise) * np.append(high[:6], 0)  # the gripper's commands stay as they are
+    expert = envs.expert(config.world, num_envs=1)
+    observation, info = world.reset(options={"split": "ind", "episode_ids": np.array([episode_id])})
+    instruction = observation["instruction"][0]
+    frames: dict[str, list[np.ndarray]] = {key: [] for key in FEATURES}
+    gripper: float | None = None
+    for _ in range(world.max_episode_steps):
+        action = expert.act(info["environment_state"])
+        moves = (np.abs(action[0, :6]) >= IDLE * high[:6]).any() or action[0, 6] != gripper
+        if info["success"][0] and not moves:
+            break
+        if moves:
+            seen = observation["image"], observation["state"], info["environment_state"], action
+            for key, values in zip(FEATURES, seen, strict=True):
+                frames[key].append(values[0])
+        gripper = action[0, 6]
+        noisy = action + strength * generator.standard_normal(action.shape)
+        observation, _, _, _, info = world.step(np.clip(noisy, low, high))
+    return Attempt(instruction, bool(info["success"][0]), {key: np.stack(values) for key, values in frames.items()})

@@ -265,10 +265,8 @@ class _Process:
 
     def close(self) -> None:
         self._pipe.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.terminate()  # A worker holds nothing worth saving, and may still be starting.
+        self._process.join()
 
     def _death(self) -> RuntimeError:
         self._process.join(timeout=1)

@@ -100,6 +100,9 @@ class Learner:
         self._processes = PartialState(cpu=not torch.cuda.is_available())
         self.device = self._processes.device
         self._stored_dtype = policy.model.dtype
+        if self.device.type == "cpu":
+            # The backward pass of the fused CPU kernel takes several times as long as attention written out.
+            policy.model.set_attn_implementation("eager")
         self._lora = _choose_trainable(policy.model, config)
         modules = {"model": policy.model, **(extra_modules or {})}
         for module in modules.values():

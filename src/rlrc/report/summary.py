@@ -1,5 +1,6 @@
 """The table a run ends with: each policy's success and cost, against the first one evaluated."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,12 +90,14 @@ def headline_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     columns = ["policy"]
     for condition in summary.conditions:
         columns += [f"{condition.upper()} success", f"vs {summary.reference.name}"]
-    columns += ["parameters", "weights", "latency p50", "speed"]
+    columns += ["params", "weights", "speed"]
     return columns, [_cells(row, summary) for row in summary.rows]
 
 
 def print_summary(summary: Summary) -> None:
+    """On the console cells are broken into lines, so that the table fits into 80 columns."""
     columns, rows = headline_table(summary)
+    rows = [[re.sub(r" (?=\[|n=|p[=<])", "\n", cell) for cell in row] for row in rows]
     print_table(f"{summary.recipe.name}: success at the end of the episode, 95 % intervals", columns, rows)
 
 
@@ -114,12 +117,11 @@ def _cells(row: PolicyRow, summary: Summary) -> list[str]:
             "" if comparison is None else format_comparison(comparison),
         ]
     if row.cost is None:
-        return [*cells, "", "", "", ""]
+        return [*cells, "", "", ""]
     return [
         *cells,
         human_count(row.cost["parameters"]["total"]),
         human_bytes(row.cost["bytes"]["memory"]),
-        f"{row.cost['latency_ms']['p50']:.1f} ms",
         f"{row.cost['speedup']:.2f}x",
     ]
 

@@ -11,16 +11,19 @@ from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
 from rlrc.envs.tabletop.world import ENVIRONMENT_STATE
 from rlrc.errors import UserError
 
-GRASP_HEIGHT = 0.022
+GRASP_HEIGHT = 0.02
 """m of the hand above the object's underside."""
 HOVER, CARRY, RETREAT = 0.09, 0.05, 0.16
 """m: hand over the table on the way to the object; object over the plate on the way there; hand after the release."""
 
 _SLOPE = 2.5
 """How steep the funnels are that lead down to the object and to the plate."""
-_ALIGNED, _OVER_PLATE, _RELEASE = 0.007, 0.025, 0.012
+_ALIGNED, _GRASPABLE, _LOW = 0.01, 0.022, 0.009
+"""m: errors within which the funnel ends and the fingers may close, and how far above the grasp height they may."""
+_OVER_PLATE, _RELEASE = 0.03, 0.016
+"""m: how far from the plate's middle and above it the object may be let go."""
 _EMPTY_OPENING = 0.02
-_TURN_LENGTH = 0.04
+_TURN_LENGTH = 0.03
 """m that a radian of wrong yaw counts as while approaching."""
 
 
@@ -72,7 +75,7 @@ def _approach(
     move[:, 2] = np.where(empty, HOVER, funnel) - hand[:, 2]
     blocked = hand[:, 2] < funnel - 0.03  # Low beside the object: rise before moving over it.
     move[blocked | empty, :2] = 0.0
-    return move, (error < 2 * _ALIGNED) & (hand[:, 2] < height + 0.01) & ~empty
+    return move, (error < _GRASPABLE) & (hand[:, 2] < height + _LOW) & ~empty
 
 
 def _carry(item: np.ndarray, plate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

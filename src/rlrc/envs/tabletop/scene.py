@@ -96,6 +96,8 @@ _ARM = f"""
 </mujoco>
 """
 
+_ROLLING_DRAG = 1e-4
+"""N m s: what lies on its side rolls a few centimetres, not off the table."""
 _NET_FORCE = 3
 """The contact sensor's reduction: one summed force in the world frame."""
 
@@ -127,7 +129,11 @@ def compile_scene(objects: tuple[Object, ...] = (), receptacles: tuple[Receptacl
         _add_touch(spec, "left_touch", "left_finger", "object0")
         _add_touch(spec, "right_touch", "right_finger", "object0")
         _add_touch(spec, "plate_touch", "plate0", "object0")
-    return spec.compile()
+    model = spec.compile()
+    for index in range(len(objects)):
+        spin = model.joint(f"object{index}").dofadr[0] + np.arange(3, 6)
+        model.dof_damping[spin] = _ROLLING_DRAG
+    return model
 
 
 def _aim_camera(camera: mujoco.MjsCamera) -> None:

@@ -1,0 +1,163 @@
+"""The vector environment: shapes, rewards, workers that agree, die and clean up."""
+
+import os
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import rlrc.envs
+from rlrc.envs.vector import Reading, WorkerVectorEnv, WorldSpec
+from rlrc.errors import UserError
+
+
+class Counter:
+    """A world without physics: it counts its steps, and dies, fails or sees success when told by the action."""
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.flags = {"success": False, "grasped": False, "consecutive_grasp": False}
+
+    def reset(self, split: str, variant: str, episode_id: int) -> Reading:
+        if variant != "main":
+            raise UserError(f"no variant {variant}")
+        self.episode_id, self.steps = episode_id, 0
+        return self.read()
+
+    def step(self, action: np.ndarray) -> Reading:
+        if action[0] == 7:
+            os._exit(3)
+        if action[0] == 8:
+            raise ValueError("eight")
+        self.steps += 1
+        return self.read()
+
+    def read(self) -> Reading:
+        state = np.array([self.episode_id, self.steps], np.float32)
+        return Reading("count", state, state, **self.flags)
+
+    def draw(self) -> np.ndarray:
+        return np.full((self.image_size, self.image_size, 3), self.episode_id + self.steps, np.uint8)
+
+
+SPEC = WorldSpec("counter", Counter, ("id", "steps"), ("id", "steps"), (-9.0,) * 7, (9.0,) * 7, 3, 5.0)
+
+
+def actions(n: int, first: float = 0.0) -> np.ndarray:
+    return np.full((n, 7), first, np.float32)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_environments_keep_their_order_and_end_together(num_workers: int) -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=3, num_workers=num_workers, image_size=16)
+    observation, _ = env.reset(options={"episode_ids": [30, 10, 20]})
+    np.testing.assert_array_equal(observation["state"], [[30, 0], [10, 0], [20, 0]])
+    for step in (1, 2, 3):
+        observation, reward, terminated, truncated, info = env.step(actions(3))
+        assert truncated.tolist() == [step == 3] * 3 and not terminated.any()
+        assert observation["image"].shape == (3, 16, 16, 3) and observation["image"].dtype == np.uint8
+        assert observation["image"][:, 5, 5, 1].tolist() == [30 + step, 10 + step, 20 + step]
+        assert reward.dtype == np.float32 and observation["instruction"] == ("count",) * 3
+        assert {k: (v.dtype.kind, v.shape[0]) for k, v in info.items()} == {
+            "success": ("b", 3), "grasped": ("b", 3), "consecutive_grasp": ("b", 3), "environment_state": ("f", 3),
+        }
+    assert env.observation_space.contains(observation)
+    env.close()
+
+
+def test_a_dead_worker_is_named() -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=4, num_workers=2, image_size=16)
+    env.reset()
+    sudden = actions(4)
+    sudden[3, 0] = 7
+    with pytest.raises(RuntimeError, match=r"environments 2 to 3 died \(exit code 3\)"):
+        env.step(sudden)
+    env.close()
+
+
+def test_a_failing_world_shows_its_traceback_and_the_pool_lives_on() -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=2, num_workers=1, image_size=16)
+    env.reset()
+    with pytest.raises(RuntimeError, match="ValueError: eight"):
+        env.step(actions(2, 8))
+    with pytest.raises(UserError, match="no variant odd"):
+        env.reset(options={"variant": "odd"})
+    assert env.reset()[0]["state"][1, 0] == 1
+    env.close()
+
+
+def test_closing_frees_the_shared_memory_and_ends_the_workers() -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=2, num_workers=2, image_size=16)
+    name, processes = env._images.name, [worker._process for worker in env._workers]
+    assert name is not None
+    SharedMemory(name).close()
+    env.close()
+    assert not any(p.is_alive() for p in processes)
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name)
+
+
+def test_bad_input_is_told_in_one_line() -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=2, image_size=16)
+    env.reset()
+    with pytest.raises(UserError, match=r"actions of shape \(2, 6\)"):
+        env.step(np.zeros((2, 6), np.float32))
+    with pytest.raises(UserError, match="NaN"):
+        env.step(actions(2, np.nan))
+    with pytest.raises(UserError, match="need 2 integers"):
+        env.reset(options={"episode_ids": [1, 2, 3]})
+    with pytest.raises(UserError, match="unknown reset options"):
+        env.reset(options={"episodes": [1, 2]})
+    with pytest.raises(UserError, match="known: tabletop"):
+        rlrc.envs.make("moon", 1)
+    with pytest.raises(UserError, match="at least 1 environment"):
+        WorkerVectorEnv(SPEC, num_envs=0)
+
+
+def test_reward_agrees_with_rl4vla(shared: Path) -> None:
+    """RL4VLA's wrapper ran on random flags: 0.1 grasped + 0.1 consecutive + 1.0 success and grasped, differenced."""
+    recorded = load_file(shared / "fixtures/rl4vla/env.safetensors")
+    grasped = recorded["reward.is_src_obj_grasped"].astype(bool)
+    consecutive = recorded["reward.consecutive_grasp"].astype(bool)
+    success = recorded["reward.success"].astype(bool)
+    env = WorkerVectorEnv(
+        SPEC, num_envs=5, image_size=16, max_episode_steps=12, reward=rlrc.envs.RewardTerms(consecutive_grasp=0.1)
+    )
+    env.reset()
+    for t, expected in enumerate(recorded["reward.expected"][..., 0]):
+        for n, world in enumerate(env._workers[0]._worlds):
+            world.flags = {"success": success[t, n], "grasped": grasped[t, n], "consecutive_grasp": consecutive[t, n]}
+        _, reward, _, truncated, _ = env.step(actions(5))
+        np.testing.assert_allclose(reward, expected, atol=1e-6)
+    assert truncated.all()
+
+
+def test_tabletop_is_the_same_in_any_number_of_processes() -> None:
+    ids = [5, 3, 9]
+    alone = rlrc.envs.make("tabletop", num_envs=1, image_size=48)
+    pool = rlrc.envs.make("tabletop", num_envs=3, num_workers=2, image_size=48)
+    expert = rlrc.envs.expert("tabletop", 3)
+    start, info = pool.reset(options={"split": "ood", "variant": "multi-plate", "episode_ids": ids})
+    seen, states, taken = [start["image"]], [info["environment_state"]], []
+    for _ in range(6):
+        taken.append(expert.act(info["environment_state"]))
+        observation, _, _, _, info = pool.step(taken[-1])
+        seen.append(observation["image"])
+        states.append(info["environment_state"])
+    pool.close()
+    for n, episode_id in enumerate(ids):
+        observation, info = alone.reset(
+            options={"split": "ood", "variant": "multi-plate", "episode_ids": [episode_id]}
+        )
+        for t in range(7):
+            np.testing.assert_array_equal(observation["image"][0], seen[t][n])
+            np.testing.assert_array_equal(info["environment_state"][0], states[t][n])
+            if t < 6:
+                observation, _, _, _, info = alone.step(taken[t][n : n + 1])
+    alone.close()
+
+
+def test_variants_by_world() -> None:
+    assert rlrc.envs.variants("tabletop")["multi-plate"] == "semantics"
