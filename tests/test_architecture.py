@@ -10,7 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "rlrc"
 
 FLOORS = [
-    {"config", "errors", "episodes", "files", "progress", "stats", "tables", "verbs", "video", "__init__"},
+    {
+        "autoclasses",
+        "config",
+        "errors",
+        "episodes",
+        "files",
+        "progress",
+        "stats",
+        "tables",
+        "verbs",
+        "video",
+        "__init__",
+    },
     {"models"},
     {"envs", "data"},
     {"prune", "quantize"},

@@ -192,3 +192,21 @@ def test_full_disk_leaves_nothing(tiny_policy: Policy) -> None:
         with atomic_path(Path("/tmp/rlrc-never")), small.open("w") as file:
             file.write("x" * 10_000)
     assert not list(Path("/tmp").glob("*rlrc-never*"))
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import rlrc; from transformers.models.llama.modeling_llama import LlamaDecoderLayer",
+        "import rlrc; from transformers import PreTrainedModel",
+        "import transformers; from transformers import AutoModelForImageTextToText; import rlrc",
+        "from rlrc.models.config import OpenVLAConfig",
+        "from rlrc.models.linear import QuantizedLinear",
+    ],
+)
+def test_auto_classes_know_us_whatever_is_imported_first(imports: str, tiny_checkpoint: Path) -> None:
+    code = f"""{imports}
+from transformers import AutoConfig, AutoModelForImageTextToText as Auto
+print(type(Auto.from_config(AutoConfig.from_pretrained({str(tiny_checkpoint)!r}))).__name__)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "OpenVLAForActionPrediction", done.stderr

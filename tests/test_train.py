@@ -37,7 +37,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_learns_to_read_the_picture(dataset: Path, tmp_path: Path) -> None:
-    tower = TowerShape(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, stem_channels=())
+    tower = TowerShape(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, stem_channels=()
+    )
     shape = Shape(
         image_size=32, patch_size=8, towers=(tower, tower), hidden_size=40, num_hidden_layers=2, intermediate_size=64
     )

@@ -61,7 +61,10 @@ def test_environments_keep_their_order_and_end_together(num_workers: int) -> Non
         assert observation["image"][:, 5, 5, 1].tolist() == [30 + step, 10 + step, 20 + step]
         assert reward.dtype == np.float32 and observation["instruction"] == ("count",) * 3
         assert {k: (v.dtype.kind, v.shape[0]) for k, v in info.items()} == {
-            "success": ("b", 3), "grasped": ("b", 3), "consecutive_grasp": ("b", 3), "environment_state": ("f", 3),
+            "success": ("b", 3),
+            "grasped": ("b", 3),
+            "consecutive_grasp": ("b", 3),
+            "environment_state": ("f", 3),
         }
     assert env.observation_space.contains(observation)
     env.close()
@@ -148,9 +151,7 @@ def test_tabletop_is_the_same_in_any_number_of_processes() -> None:
         states.append(info["environment_state"])
     pool.close()
     for n, episode_id in enumerate(ids):
-        observation, info = alone.reset(
-            options={"split": "ood", "variant": "multi-plate", "episode_ids": [episode_id]}
-        )
+        observation, info = alone.reset(options={"split": "ood", "variant": "multi-plate", "episode_ids": [episode_id]})
         for t in range(7):
             np.testing.assert_array_equal(observation["image"][0], seen[t][n])
             np.testing.assert_array_equal(info["environment_state"][0], states[t][n])

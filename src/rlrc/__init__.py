@@ -4,16 +4,17 @@
 the package is light: torch and transformers come with the first call that needs them.
 """
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-import wrapt
+from rlrc import autoclasses
 
 if TYPE_CHECKING:
     from rlrc.models.checkpoint import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
+
+autoclasses.register()
 
 
 def __getattr__(name: str) -> Any:
@@ -22,11 +23,3 @@ def __getattr__(name: str) -> Any:
 
         return load
     raise AttributeError(f"module 'rlrc' has no attribute {name!r}")
-
-
-@wrapt.when_imported("transformers.models.auto.modeling_auto")
-def _register_with_transformers(_: Any) -> None:
-    """Make `AutoModelForImageTextToText` know our classes as soon as someone imports it, and not before."""
-    # Where our own room is what imports transformers, it registers by itself when it is whole.
-    if "rlrc.models" not in sys.modules:
-        import rlrc.models  # noqa: F401

@@ -6,7 +6,6 @@ short.
 
 import json
 import math
-import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,15 +36,15 @@ class Bar:
         self._progress = progress
         progress.add_task(description, total=total, completed=start, note="")
         self._task = progress.tasks[-1]
-        self._last_line = time.monotonic()
+        self._last_line = self._progress.get_time()
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         """Move by `steps`; `note` (a loss, a success rate) replaces the text at the end of the bar."""
         self._progress.advance(self._task.id, steps)
         if note is not None:
             self._progress.update(self._task.id, note=note)
-        if self._progress.disable and time.monotonic() - self._last_line >= PLAIN_INTERVAL:
-            self._last_line = time.monotonic()
+        if self._progress.disable and self._progress.get_time() - self._last_line >= PLAIN_INTERVAL:
+            self._last_line = self._progress.get_time()
             left = self._task.time_remaining
             self._line("ETA unknown" if left is None else f"ETA {_clock(left)}")
 

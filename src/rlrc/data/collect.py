@@ -7,6 +7,7 @@ that sees one picture would learn to stand still from them.
 """
 
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -81,6 +82,8 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     attempts = 0
+    for leftover in out.glob(".dataset.*.tmp"):  # of a run that was killed
+        shutil.rmtree(leftover)
     with ExitStack() as stack:
         pool = stack.enter_context(
             ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)

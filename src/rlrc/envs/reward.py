@@ -18,8 +18,8 @@ class RewardTerms(Config):
     def level(self, grasped: np.ndarray, consecutive_grasp: np.ndarray, success: np.ndarray) -> np.ndarray:
         """The level of progress, float32 in the shape of the bool flags.
 
-        The reward of a step is its level minus the one before; an episode starts at level 0, so that its rewards add up to its
-        last level. Flags are latched by the world (true once it has happened), except success.
+        The reward of a step is its level minus the one before; an episode starts at level 0, so that its rewards add up
+        to its last level. Flags are latched by the world (true once it has happened), except success.
         """
         level = (
             self.grasped * grasped.astype(np.float64)

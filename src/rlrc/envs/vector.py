@@ -1,8 +1,9 @@
 """Many copies of a world as one gymnasium `VectorEnv`, spread over worker processes.
 
-A world is any class with the methods of `World`, made by a picklable factory inside the process that runs it, so nothing of MuJoCo
-or a simulator is imported in the parent. Pictures come back through shared memory, the rest through pipes. Episodes have a fixed
-length and there is no autoreset: who evaluates episode by episode wants to choose each one.
+A world is any class with the methods of `World`, made by a picklable factory inside the process that runs it, so
+nothing of MuJoCo or a simulator is imported in the parent. Pictures come back through shared memory, the rest through
+pipes. Episodes have a fixed length and there is no autoreset: who evaluates episode by episode wants to choose each
+one.
 """
 
 import multiprocessing
@@ -10,6 +11,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Protocol
@@ -62,17 +64,18 @@ class WorldSpec:
 class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     """`num_envs` copies of a world, stepped together.
 
-    `reset(options={"split": "ind"|"ood", "variant": str, "episode_ids": N ints})` starts N episodes; split and variant default to
-    "ind" and "main", the ids to 0..N-1. Observation: image uint8 (N,S,S,3), instruction tuple of N str, state float32 (N,D). Action:
-    float32 (N,7). Info: success, grasped, consecutive_grasp bool (N,) and environment_state float32 (N,E). `truncated` is True
-    for all after `max_episode_steps`, `terminated` never.
+    `reset(options={"split": "ind"|"ood", "variant": str, "episode_ids": N ints})` starts N episodes; split and variant
+    default to "ind" and "main", the ids to 0..N-1. Observation: image uint8 (N,S,S,3), instruction tuple of N str,
+    state float32 (N,D). Action: float32 (N,7). Info: success, grasped, consecutive_grasp bool (N,) and
+    environment_state float32 (N,E). `truncated` is True for all after `max_episode_steps`, `terminated` never.
 
     Raises:
         UserError: an unknown split or variant, episode ids or actions of the wrong shape, a non-finite action.
         RuntimeError: a worker process died, or its world raised.
     """
 
-    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": ["rgb_array"]}  # noqa:
+    RUF012
 
     def __init__(
         self,
@@ -93,11 +96,13 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self.max_episode_steps = max_episode_steps or spec.max_episode_steps
         self.reward_terms = reward or RewardTerms()
         self.metadata = {**self.metadata, "render_fps": spec.control_hz}
-        self.single_observation_space = gymnasium.spaces.Dict({
-            "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-            "instruction": gymnasium.spaces.Text(256, charset=_PRINTABLE),
-            "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(spec.state_names),), np.float32),
-        })
+        self.single_observation_space = gymnasium.spaces.Dict(
+            {
+                "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+                "instruction": gymnasium.spaces.Text(256, charset=_PRINTABLE),
+                "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(spec.state_names),), np.float32),
+            }
+        )
         self.single_action_space = gymnasium.spaces.Box(
             np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
         )
@@ -123,9 +128,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self._level = np.zeros(self.num_envs, np.float32)
         return self._gather([("reset", (split, variant, episode_ids[w.part])) for w in self._workers])
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         actions = np.asarray(actions, np.float32)
         if actions.shape != self.action_space.shape:
             raise UserError(f"actions of shape {actions.shape}: this environment takes {self.action_space.shape}")
@@ -158,11 +161,16 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         """Send every worker its call, then wait for all; failures are raised after all have answered."""
         for worker, call in zip(self._workers, calls, strict=True):
             worker.send(*call)
-        answers = [worker.receive() for worker in self._workers]
-        for answer in answers:
+        readings: list[Reading] = []
+        failures: list[Exception] = []
+        for worker in self._workers:
+            answer = worker.receive()
             if isinstance(answer, Exception):
-                raise answer
-        readings = [reading for answer in answers for reading in answer]
+                failures.append(answer)
+            else:
+                readings.extend(answer)
+        if failures:
+            raise failures[0]
         observation = {
             "image": self._images.array.copy(),
             "instruction": tuple(r.instruction for r in readings),
@@ -290,9 +298,7 @@ def _serve(pipe: Connection, spec: WorldSpec, part: slice, name: str, shape: tup
         images.close()
 
 
-def _run(
-    worlds: list[World], images: np.ndarray, method: str, arguments: tuple[Any, ...]
-) -> list[Reading] | Exception:
+def _run(worlds: list[World], images: np.ndarray, method: str, arguments: tuple[Any, ...]) -> list[Reading] | Exception:
     """Reset or step worlds one after another, and draw each; an exception is the answer, not a death."""
     try:
         readings = []
@@ -313,7 +319,7 @@ def _run(
 def _split(count: int, workers: int) -> list[slice]:
     """`count` environments in at most `workers` even parts (one part where there are no workers)."""
     bounds = np.linspace(0, count, min(max(workers, 1), count) + 1).round().astype(int)
-    return [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
 _PRINTABLE = "".join(chr(c) for c in range(32, 127))

@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rlrc.models.linear import count_parameters
+
 if TYPE_CHECKING:
     from rlrc.models.policy import Policy
 
 
 def model_card(policy: "Policy", lineage: dict[str, Any]) -> str:
     """Markdown with Hugging Face front matter: what the policy is, how it was made, how to load it."""
-    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    parameters = count_parameters(policy.model)
     size = sum(tensor.nbytes for tensor in policy.model.state_dict().values())
     lines = [
         "---",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlrc.models import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
@@ -249,7 +249,3 @@ def _uniform(count: int, generator: Generators, device: torch.device) -> torch.T
     if isinstance(generator, Sequence):
         return torch.cat([torch.rand(1, generator=row, device=device) for row in generator])
     return torch.rand(count, generator=generator, device=device)
-
-
-AutoConfig.register("openvla", OpenVLAConfig, exist_ok=True)
-AutoModelForImageTextToText.register(OpenVLAConfig, OpenVLAForActionPrediction, exist_ok=True)

@@ -8,8 +8,9 @@ log-probability of an action is the sum over its seven tokens; actor and critic 
 critic reads the state that predicts the first action token. RLRC's critic warm-up and behaviour cloning are options.
 
 One iteration: act; read the whole buffer once more, teacher-forced, for the old log-probabilities and values; estimate
-advantages; update. The second reading is there because tokens are sampled with a key-value cache, whose rounding in
-bf16 differs from that of a pass over whole sequences: with its own log-probabilities, ratios would start off 1.
+advantages; update. The reading takes about a tenth of the time. Acting has log-probabilities too, but from another
+computation (token by token, with a key-value cache), and in bf16 the two differ: `acting_gap` says by how much. Read by
+the very computation that the update differentiates, the first ratios are exactly 1.
 """
 
 import time
@@ -160,8 +161,8 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     if config.dataset is not None:
         demonstrations = Demonstrations.load(config.dataset)
         frames = Frames(policy, demonstrations, config.batch_size, learner)
-    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)
     done = learner.resume()
+    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
         for iteration in range(done, config.iterations):
             started = time.monotonic()

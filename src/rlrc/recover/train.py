@@ -2,9 +2,9 @@
 
     rlrc train --dataset runs/base/collect/dataset --out runs/base/train
 
-The loop is `sft.fit`'s. What a policy from scratch needs beside the actions is sight: an auxiliary loss asks the projected patches
-where the gripper, the object and the plate are, which brings the vision towers to a precision of a few
-millimetres long before the actions alone would.
+The loop is `sft.fit`'s. What a policy from scratch needs beside the actions is sight: an auxiliary loss asks the
+projected patches where the gripper, the object and the plate are, which teaches the vision towers long before the
+actions alone would.
 """
 
 from pathlib import Path
@@ -38,6 +38,8 @@ class StateRegression(nn.Module):
     States are standardised, so that every moving quantity weighs the same; what never moves weighs nothing.
     """
 
+    targets: torch.Tensor
+
     def __init__(self, states: torch.Tensor, num_patches: int, hidden_size: int, weight: float) -> None:
         super().__init__()
         spread = states.std(dim=0)
@@ -56,6 +58,7 @@ def train(config: TrainConfig, out: Path) -> dict[str, Any]:
     demonstrations = Demonstrations.load(config.dataset)
     stats = norm_stats(demonstrations, config.unnorm_key)
     policy = new_policy(config.shape, demonstrations.tasks, stats, config.seed)
+    policy.model.to(torch.bfloat16)  # type: ignore[arg-type]  # how it is stored; the loop trains in float32
     auxiliary = None
     if config.state_loss_weight:
         states = torch.from_numpy(demonstrations.environment_state)

@@ -3,21 +3,6 @@
 `VARIANTS` maps each variant's name to what it challenges. See docs/tabletop.md.
 """
 
-import os
-
-from rlrc.errors import UserError
-
-if "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost more than they bring for small pictures.
-
-try:
-    import mujoco.gl_context  # noqa: F401
-except (ImportError, AttributeError) as error:
-    raise UserError(
-        "MuJoCo found no OpenGL to draw with: install the Debian packages libegl1 libgl1-mesa-dri libosmesa6"
-    ) from error
-
 from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
 from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.variants import CATALOGUE

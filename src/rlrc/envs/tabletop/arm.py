@@ -1,8 +1,8 @@
 """From end-effector deltas to joint targets: differential inverse kinematics by damped least squares (Wampler 1986).
 
-A delta moves the commanded pose, not the measured one, as in ManiSkill's `use_target` controllers: a zero action then holds the
-arm exactly still, and a load or a lag does not add up to drift. A leash keeps the command close to the measured pose, so that a
-blocked arm does not wind up a command that no picture shows.
+A delta moves the commanded pose, not the measured one, as in ManiSkill's `use_target` controllers: a zero action then
+holds the arm exactly still, and a load or a lag does not add up to drift. A leash keeps the command close to the
+measured pose, so that a blocked arm does not wind up a command that no picture shows.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """A scripted expert on privileged state: a function of what is seen now, without memory or timers.
 
-Each phase can be told from a picture (where the hand and the object are, how far the fingers are open), so that a policy that
-sees one picture can learn it, and so that the expert recovers from any disturbance, the object moved away included.
+Each phase can be told from a picture (where the hand and the object are, how far the fingers are open), so that a
+policy that sees one picture can learn it, and so that the expert recovers from any disturbance, the object moved away
+included.
 """
 
 import numpy as np
@@ -90,9 +91,7 @@ def _carry(item: np.ndarray, plate: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _limited(move: np.ndarray) -> np.ndarray:
-    return np.concatenate(
-        [_shortened(move[:, :2]), np.clip(move[:, 2:], -MAX_TRANSLATION, MAX_TRANSLATION)], axis=1
-    )
+    return np.concatenate([_shortened(move[:, :2]), np.clip(move[:, 2:], -MAX_TRANSLATION, MAX_TRANSLATION)], axis=1)
 
 
 def _shortened(move: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/tabletop.md: `python -m rlrc.envs.tabletop.gallery docs/pictures/tabletop`.
 
-One contact sheet a variant (six episodes at reset and one of the expert at work, each large and as the policy sees it at 96 px),
-and one of all objects, each on another table.
+One contact sheet a variant (six episodes at reset and one of the expert at work, each large and as the policy sees it
+at 96 px), and one of all objects, each on another table.
 """
 
 import sys
@@ -62,7 +62,7 @@ def expert_at_work(split: str, variant: str, size: int) -> list[np.ndarray]:
 def all_things() -> np.ndarray:
     """The 25 objects, each on another table: those of training first."""
     world = Tabletop(_LARGE)
-    pictures = []
+    pictures: list[np.ndarray] = []
     for index, thing in enumerate((*TRAIN_OBJECTS, *TEST_OBJECTS)):
         world.lay(replace(draw_episode("ind", "main", index), objects=(thing,), table=index % len(TABLES)))
         pictures.append(world.draw())

@@ -1,16 +1,20 @@
 """Pictures: one offscreen OpenGL context a process and picture size, shared by all scenes.
 
-Cheap on purpose (no shadow map, reflection or multisampling, coarse round shapes). In place of the shadow map a flat dark ellipse
-lies under the hand: it shows where over the table the hand is and how far its fingers are open.
+Cheap on purpose (no shadow map, reflection or multisampling, coarse round shapes). In place of the shadow map a flat
+dark ellipse lies under the hand: it shows where over the table the hand is and how far its fingers are open.
 """
 
+import os
 from functools import cache
+from importlib import import_module
 
 import mujoco
 import numpy as np
-from mujoco.gl_context import GLContext
 
 from rlrc.envs.tabletop.scene import compile_scene
+from rlrc.errors import UserError
+
+os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost more than they bring for small pictures.
 
 _MAX_GEOMS = 128
 _SHADOW_RGBA = np.array([0.0, 0.0, 0.0, 0.45], np.float32)
@@ -18,14 +22,25 @@ _SHADOW_WIDTH, _SHADOW_MARGIN, _SHADOW_LIFT = 0.014, 0.012, 0.001
 
 
 class Painter:
-    """Draws scenes compiled by `compile_scene` as square pictures of `size` px."""
+    """Draws scenes compiled by `compile_scene` as square pictures of `size` px.
+
+    Raises:
+        UserError: this machine has no OpenGL for MuJoCo; the message names the packages.
+    """
 
     def __init__(self, size: int) -> None:
         model = compile_scene()
         model.vis.global_.offwidth = model.vis.global_.offheight = size
-        self._context = GLContext(size, size)
-        self._context.make_current()
-        self._buffers = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        platform = os.environ.get("MUJOCO_GL") or ("glfw" if "DISPLAY" in os.environ else "egl")
+        try:
+            self._context = import_module(f"mujoco.{platform}").GLContext(size, size)
+            self._context.make_current()
+            self._buffers = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+            raise UserError(
+                f"cannot draw with OpenGL through {platform}: install the Debian packages libegl1 libgl1-mesa-dri "
+                f"libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw ({' '.join(str(error).split())})"
+            ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
@@ -54,9 +69,7 @@ class Painter:
         return (number > 0) & (number != table + 1)
 
     def _update(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        mujoco.mjv_updateScene(
-            model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
+        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
 
     def _read(self) -> np.ndarray:
         self._context.make_current()

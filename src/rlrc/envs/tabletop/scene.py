@@ -1,7 +1,8 @@
 """The physics: an arm with the WidowX-250S's proportions, a two-finger gripper, a table and what lies on it.
 
-The world frame is the arm's base frame, the table top is z = 0. One compiled model serves every episode with the same things on
-the table; `compile_scene` keeps the recent ones. Table appearances are materials of every model, chosen when drawing.
+The world frame is the arm's base frame, the table top is z = 0. One compiled model serves every episode with the same
+things on the table; `compile_scene` keeps the recent ones. Table appearances are materials of every model, chosen when
+drawing.
 """
 
 from functools import lru_cache
@@ -16,14 +17,15 @@ TIMESTEP = 0.008
 DENSITY = 700.0
 """kg/m^3 of every object: 30 to 80 g apiece."""
 
-# Lengths (m) after the WidowX-250S: shoulder 0.11 above the table, upper arm 0.25 up and 0.05 forward, forearm 0.25, wrist to
-# fingertips 0.18. The hand's x axis points to the fingertips; with the arm straight ahead it is the world's x axis.
-# The fingers' damping bounds their speed to 0.2 m/s: a faster pad would be inside what it hits before the next 8 ms are over.
-# The pads decide the friction of what they hold (priority 1); their soft impedance keeps a squeezed object from chattering. Arm bodies are weightless (gravcomp), as on an arm that compensates.
+# Lengths (m) after the WidowX-250S: shoulder 0.11 above the table, upper arm 0.25 up and 0.05 forward, forearm 0.25,
+# wrist to fingertips 0.18. The hand's x axis points to the fingertips; with the arm straight ahead it is the world's x
+# axis. The fingers' damping bounds their speed to 0.2 m/s: a faster pad would be inside what it hits before the next 8
+# ms are over. The pads decide the friction of what they hold (priority 1); their soft impedance keeps a squeezed object
+# from chattering. Arm bodies are weightless (gravcomp), as on an arm that compensates.
 _ARM = f"""
 <mujoco model="tabletop">
   <compiler angle="radian" autolimits="true" eulerseq="XYZ"/>
-  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10" iterations="100" ls_iterations="50"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="elliptic" impratio="10"/>
   <visual>
     <headlight ambient="0.5 0.5 0.5" diffuse="0.28 0.28 0.28" specular="0 0 0"/>
     <quality shadowsize="0" offsamples="0" numslices="16" numstacks="8" numquads="1"/>
@@ -40,7 +42,8 @@ _ARM = f"""
     <default class="small"><position kp="80" kv="3" forcerange="-15 15"/></default>
     <default class="finger">
       <joint type="slide" damping="30" armature="0.05" range="0 0.045"/>
-      <geom type="box" mass="0.03" contype="2" conaffinity="1" condim="4" priority="1" friction="2 0.02 0.0001" solimp="0.8 0.9 0.001"/>
+      <geom type="box" mass="0.03" contype="2" conaffinity="1" condim="4" priority="1"
+            friction="2 0.02 0.0001" solimp="0.8 0.9 0.001"/>
     </default>
   </default>
   <worldbody>
@@ -109,8 +112,8 @@ _CAMERA_AZIMUTH, _CAMERA_ELEVATION, _CAMERA_DISTANCE, _CAMERA_FOVY = 20.0, 50.0,
 def compile_scene(objects: tuple[Object, ...] = (), receptacles: tuple[Receptacle, ...] = ()) -> mujoco.MjModel:
     """The arm at a table with these things on it; the first of each is what the instruction names.
 
-    Bodies are called object0, object1, ..., plate0, plate1, ...; objects move freely, receptacles are placed by mocap pose.
-    Sensors left_touch, right_touch and plate_touch are the net forces between object0 and the fingers and plate0.
+    Bodies are called object0, object1, ..., plate0, plate1, ...; objects move freely, receptacles are placed by mocap
+    pose. Sensors left_touch, right_touch and plate_touch are the net forces between object0 and the fingers and plate0.
     """
     spec = mujoco.MjSpec.from_string(_ARM)
     _aim_camera(spec.camera("front"))
@@ -149,13 +152,14 @@ def _aim_camera(camera: mujoco.MjsCamera) -> None:
 
 
 def _add_table_material(spec: mujoco.MjSpec, index: int) -> None:
-    pixels = texture(index)
+    name, pixels = f"table{index}", texture(index)
+    height, width, channels = pixels.shape
     image = spec.add_texture(
-        name=f"table{index}", type=mujoco.mjtTexture.mjTEXTURE_2D, nchannel=3, height=pixels.shape[0], width=pixels.shape[1]
+        name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, nchannel=channels, height=height, width=width
     )
     image.data = pixels.tobytes()
-    material = spec.add_material(name=f"table{index}", texuniform=True, texrepeat=[2.0, 2.0], specular=0.0, reflectance=0.0)
-    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = f"table{index}"
+    material = spec.add_material(name=name, texuniform=True, texrepeat=[2.0, 2.0], specular=0.0, reflectance=0.0)
+    material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
 
 
 def _add_part(body: mujoco.MjsBody, part: Part, density: float) -> None:
@@ -163,9 +167,15 @@ def _add_part(body: mujoco.MjsBody, part: Part, density: float) -> None:
     mujoco.mju_euler2Quat(quat, np.deg2rad(part.euler), "XYZ")
     body.add_geom(
         type=getattr(mujoco.mjtGeom, f"mjGEOM_{part.shape.upper()}"),
-        size=[*part.size, 0.0, 0.0][:3], pos=part.pos, quat=quat,
-        rgba=[*part.rgb, 1.0], density=density if part.solid else 0.0, friction=[0.8, 0.005, 0.0001], condim=3,
-        contype=int(part.solid), conaffinity=3 * int(part.solid),
+        size=[*part.size, 0.0, 0.0][:3],
+        pos=part.pos,
+        quat=quat,
+        rgba=[*part.rgb, 1.0],
+        density=density if part.solid else 0.0,
+        friction=[0.8, 0.005, 0.0001],
+        condim=3,
+        contype=int(part.solid),
+        conaffinity=3 * int(part.solid),
     )
 
 

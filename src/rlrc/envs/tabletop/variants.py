@@ -1,6 +1,7 @@
 """Which episodes there are: what each variant draws from, and how an episode id draws it.
 
-The thirteen challenges follow RL4VLA (Liu et al. 2025): each changes one factor of the in-distribution task and nothing else.
+The thirteen challenges follow RL4VLA (Liu et al. 2025): each changes one factor of the in-distribution task and nothing
+else.
 """
 
 import zlib
@@ -119,7 +120,8 @@ class Episode:
 
 
 def find_variant(split: str, name: str) -> Variant:
-    """The factors of a split's variant: `main` is on both splits, the challenges on `ood` (each is out of distribution).
+    """The factors of a split's variant: `main` is on both splits, the challenges on `ood` (each is out of
+    distribution).
 
     Raises:
         UserError: there is no such split or variant.

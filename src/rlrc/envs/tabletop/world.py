@@ -1,7 +1,8 @@
 """One tabletop episode at a time: "put {object} on {plate}" at 5 Hz with 7-D end-effector delta actions.
 
-The action is (dx, dy, dz) in m and a rotation vector in rad, both in the arm's base frame, then the gripper: open where positive,
-else closed. Nothing is welded or teleported: the object is held by friction between the fingers or not at all.
+The action is (dx, dy, dz) in m and a rotation vector in rad, both in the arm's base frame, then the gripper: open where
+positive, else closed. Nothing is welded or teleported: the object is held by friction between the fingers or not at
+all.
 """
 
 import mujoco
@@ -30,8 +31,8 @@ ENVIRONMENT_STATE = (
     *("plate_x", "plate_y", "plate_z"),
     *("held", "on_plate"),
 )
-"""Privileged: the hand, the named object's underside (m) and its axis' lean (rad), the yaw of the hand that grasps it (sine and
-cosine), the named plate's top (m), whether both fingers hold the object, whether the plate bears it."""
+"""Privileged: the hand, the named object's underside (m) and its axis' lean (rad), the yaw of the hand that grasps it
+(sine and cosine), the named plate's top (m), whether both fingers hold the object, whether the plate bears it."""
 
 _GRASP_FORCE, _PLATE_FORCE = 0.5, 0.03
 """N; ManiSkill's thresholds for this task."""
@@ -106,13 +107,17 @@ class Tabletop:
         axes = item.xmat.reshape(3, 3)
         grasp = _grasp_yaw(float(np.arctan2(axes[1, 0], axes[0, 0])), self.episode.objects[0].symmetry)
         held, on_plate = self._held(), self._on_plate()
-        privileged = np.concatenate([
-            state,
-            item.xpos, [np.arccos(np.clip(axes[2, 2], -1.0, 1.0))],
-            [np.sin(grasp), np.cos(grasp)],
-            plate.xpos[:2], [self.episode.receptacles[0].height],
-            [held, on_plate],
-        ])
+        privileged = np.concatenate(
+            [
+                state,
+                item.xpos,
+                [np.arccos(np.clip(axes[2, 2], -1.0, 1.0))],
+                [np.sin(grasp), np.cos(grasp)],
+                plate.xpos[:2],
+                [self.episode.receptacles[0].height],
+                [held, on_plate],
+            ]
+        )
         return Reading(
             instruction=self.episode.instruction,
             state=state.astype(np.float32),
