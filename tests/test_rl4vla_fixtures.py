@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_openvla_fixtures import tower_shape
 
 from rlrc.models.checkpoint import read_config, read_weights
 from rlrc.models.openvla import PolicyInputs
@@ -85,18 +86,7 @@ def policy(fixture: Fixture, shared: Path) -> Policy:
     config = read_config(folder / "checkpoint")
     shapes = json.loads((folder / "meta.json").read_text())["config"]
     config.vision_towers = [
-        {
-            "hidden_size": timm["embed_dim"],
-            "num_hidden_layers": timm["depth"],
-            "num_attention_heads": timm["num_heads"],
-            "intermediate_size": int(timm["embed_dim"] * timm.get("mlp_ratio", 4)),
-            "image_size": shapes["image_size"],
-            "patch_size": timm["patch_size"],
-            "num_register_tokens": timm.get("reg_tokens", 0),
-            "class_token": timm.get("class_token", True),
-            "layer_scale": "init_values" in timm,
-        }
-        for timm in (shapes["dinov2_like_timm_args"], shapes["siglip_like_timm_args"])
+        tower_shape(shapes[key], shapes["image_size"]) for key in ("dinov2_like_timm_args", "siglip_like_timm_args")
     ]
     model = read_weights(folder / "checkpoint", config, torch.float32).eval()
     model.add_value_head()

@@ -74,9 +74,6 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         RuntimeError: a worker process died, or its world raised.
     """
 
-    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED, "render_modes": ["rgb_array"]}  # noqa:
-    RUF012
-
     def __init__(
         self,
         spec: WorldSpec,
@@ -95,7 +92,11 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps or spec.max_episode_steps
         self.reward_terms = reward or RewardTerms()
-        self.metadata = {**self.metadata, "render_fps": spec.control_hz}
+        self.metadata = {
+            "autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED,
+            "render_modes": ["rgb_array"],
+            "render_fps": spec.control_hz,
+        }
         self.single_observation_space = gymnasium.spaces.Dict(
             {
                 "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),

@@ -171,6 +171,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
             acted = time.monotonic()
             values = update(policy, buffer, frames, iteration, config, learner)
             values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}
+            values["learning_rate"] = config.learning_rate
             values["steps_per_second"] = len(buffer) * learner.world_size / (time.monotonic() - started)
             if config.eval_every and (iteration + 1) % config.eval_every == 0:
                 values |= learning_curve_point(policy, env, config, learner)

@@ -41,7 +41,7 @@ def variant_sheet(split: str, variant: str) -> np.ndarray:
 def starts(split: str, variant: str, size: int) -> list[np.ndarray]:
     """The first picture of episodes 0 to 5."""
     world = Tabletop(size)
-    pictures = []
+    pictures: list[np.ndarray] = []
     for episode_id in range(_COLUMNS):
         world.reset(split, variant, episode_id)
         pictures.append(world.draw())
@@ -52,7 +52,7 @@ def expert_at_work(split: str, variant: str, size: int) -> list[np.ndarray]:
     """Six pictures of episode 0, evenly spaced from the first step to the success."""
     world, expert = Tabletop(size), Expert(1)
     reading = world.reset(split, variant, 0)
-    pictures = []
+    pictures: list[np.ndarray] = []
     while not reading.success and len(pictures) < 40:
         reading = world.step(expert.act(reading.environment_state[None])[0])
         pictures.append(world.draw())

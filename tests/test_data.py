@@ -1,0 +1,402 @@
+"""Datasets on disk, their statistics, and what training sees of them."""
+
+import colorsys
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from rlrc.data import Demonstrations
+from rlrc.data import format as fmt
+from rlrc.data.batches import Augmentation, ShuffledBatches
+from rlrc.data.lerobot import CameraDtype, write_dataset
+from rlrc.data.statistics import norm_stats, normalise
+from rlrc.errors import UserError
+from rlrc.models.actions import action_statistics, unnormalise
+
+REFERENCE = Path(__file__).parent / "lerobot_reference"
+LENGTHS = (4, 5, 6)
+TASKS = ("put cube on plate", "open drawer", "put cube on plate")
+
+
+def smooth_pictures(length: int, episode: int, side: int = 64) -> np.ndarray:
+    """Moving gradients, uint8 (T, S, S, 3), that a video codec can keep."""
+    y, x = np.mgrid[:side, :side]
+    frames = [(128 + 60 * np.sin((x + 9 * t) / 15 + episode), 30 * episode + y, 20 * t + 0 * x) for t in range(length)]
+    return np.stack([np.stack(channels, axis=-1) for channels in frames]).astype(np.uint8)
+
+
+def toy_episode(episode: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(episode)
+    length = LENGTHS[episode]
+    return {
+        fmt.FRONT_IMAGE: smooth_pictures(length, episode),
+        fmt.STATE: generator.normal(size=(length, 5)).astype(np.float32),
+        fmt.ENVIRONMENT_STATE: generator.normal(size=(length, 3)).astype(np.float32),
+        fmt.ACTION: generator.normal(size=(length, 7)).astype(np.float32),
+    }
+
+
+def write_toy(path: Path, camera: CameraDtype = "image") -> Path:
+    with write_dataset(path, 5, "toy", camera, {fmt.ACTION: "abcdefg"}) as writer:
+        for episode, task in enumerate(TASKS):
+            writer.append(task, toy_episode(episode))
+    return path
+
+
+def toy_column(key: str) -> np.ndarray:
+    return np.concatenate([toy_episode(episode)[key] for episode in range(3)])
+
+
+def edit_info(path: Path, **values: Any) -> None:
+    info = json.loads((path / fmt.INFO_PATH).read_text())
+    (path / fmt.INFO_PATH).write_text(json.dumps(info | values))
+
+
+# ---------------------------------------------------------------- writing and reading
+
+
+@pytest.mark.parametrize("camera", ["image", "video"])
+def test_round_trip(tmp_path: Path, camera: CameraDtype) -> None:
+    read = Demonstrations.load(write_toy(tmp_path / "d", camera))
+    difference = np.abs(read.images.astype(int) - toy_column(fmt.FRONT_IMAGE))
+    assert read.images.dtype == np.uint8
+    assert difference.max() == 0 if camera == "image" else difference.mean() < 3
+    np.testing.assert_array_equal(read.state, toy_column(fmt.STATE))
+    np.testing.assert_array_equal(read.environment_state, toy_column(fmt.ENVIRONMENT_STATE))
+    np.testing.assert_array_equal(read.actions, toy_column(fmt.ACTION))
+    assert read.tasks == ["put cube on plate", "open drawer"]
+    assert (len(read), read.num_episodes, read.fps) == (15, 3, 5)
+    assert [read.instruction(index) for index in (3, 4, 9)] == list(TASKS)
+
+
+@pytest.mark.parametrize("camera", ["image", "video"])
+def test_reads_what_lerobot_writes(camera: str) -> None:
+    """Levels, states and actions as told in lerobot_reference/README.md."""
+    read = Demonstrations.load(REFERENCE / camera)
+    episode, step = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 2, 0, 1, 2, 3])
+    np.testing.assert_array_equal(read.episode_index, episode)
+    np.testing.assert_array_equal(read.state, np.stack([episode, step], axis=1))
+    np.testing.assert_allclose(read.actions, np.arange(7) / 10 + (10 * episode + step)[:, None], rtol=1e-6)
+    levels = np.broadcast_to((100 * episode + 20 * step)[:, None, None, None], (7, 64, 64, 3))
+    np.testing.assert_allclose(read.images.astype(int), levels, atol=0 if camera == "image" else 3)
+    assert read.instruction(2) == "put cube on plate"
+    assert read.instruction(3) == "open drawer"
+
+
+@pytest.mark.parametrize("camera", ["image", "video"])
+def test_writes_the_files_and_schemas_that_lerobot_writes(tmp_path: Path, camera: CameraDtype) -> None:
+    ours, theirs = write_toy(tmp_path / "d", camera), REFERENCE / camera
+    files = {path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()}
+    assert {path.relative_to(ours) for path in ours.rglob("*") if path.is_file()} == files
+
+    our_info, their_info = (json.loads((root / fmt.INFO_PATH).read_text()) for root in (ours, theirs))
+    assert our_info.keys() == their_info.keys()
+    same = set(their_info) - {"robot_type", "total_episodes", "total_frames", "splits", "features"}
+    assert {key: our_info[key] for key in same} == {key: their_info[key] for key in same}
+    assert our_info["features"].keys() - their_info["features"].keys() == {fmt.ENVIRONMENT_STATE}
+    for key in their_info["features"].keys() - {fmt.STATE}:
+        ignored = {"video.codec": None} if camera == "video" else {}
+        our_feature, their_feature = our_info["features"][key], their_info["features"][key]
+        assert our_feature.get("info", {}) | ignored == their_feature.get("info", {}) | ignored
+        assert {**our_feature, "info": 0} == {**their_feature, "info": 0}
+
+    for file in files:
+        if file.suffix != ".parquet" or file.name == "tasks.parquet":
+            continue
+        mine, reference = pq.read_schema(ours / file), pq.read_schema(theirs / file)
+        extra = {name for name in mine.names if fmt.ENVIRONMENT_STATE in name}
+        assert set(mine.names) - extra == set(reference.names)
+        for name in set(reference.names) - {fmt.STATE}:
+            assert mine.field(name).type == reference.field(name).type, name
+        if file.parts[0] == "data":
+            hub = [json.loads(schema.metadata[b"huggingface"])["info"]["features"] for schema in (mine, reference)]
+            assert hub[0].keys() - hub[1].keys() == {fmt.ENVIRONMENT_STATE}
+            assert pq.ParquetFile(ours / file).num_row_groups == 3
+
+    our_stats, their_stats = (json.loads((root / fmt.STATS_PATH).read_text()) for root in (ours, theirs))
+    for key, theirs_of in their_stats.items():
+        assert our_stats[key].keys() == theirs_of.keys()
+        if key != fmt.STATE:
+            assert {n: np.shape(v) for n, v in our_stats[key].items()} == {n: np.shape(v) for n, v in theirs_of.items()}
+
+
+def test_tasks_are_a_frame_indexed_by_task(tmp_path: Path) -> None:
+    table = pq.read_table(write_toy(tmp_path / "d") / fmt.TASKS_PATH)
+    assert table.to_pydict() == {"task_index": [0, 1], "task": ["put cube on plate", "open drawer"]}
+    assert json.loads(table.schema.metadata[b"pandas"])["index_columns"] == ["task"]
+
+
+def test_episodes_tell_where_their_rows_and_frames_are(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "d", "video")
+    rows = pq.read_table(path / fmt.EPISODES_PATH.format(chunk_index=0, file_index=0)).to_pylist()
+    assert [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows] == [(0, 4), (4, 9), (9, 15)]
+    starts = [row[f"videos/{fmt.FRONT_IMAGE}/from_timestamp"] for row in rows]
+    assert starts == [0, 0.8, 1.8]
+    video = fmt.VIDEO_PATH.format(video_key=fmt.FRONT_IMAGE, chunk_index=0, file_index=0)
+    with av.open(path / video) as container:
+        assert [frame.time for frame in container.decode(video=0)] == pytest.approx(np.arange(15) / 5)
+
+
+@pytest.mark.parametrize("camera", ["image", "video"])
+def test_a_full_file_is_followed_by_another(
+    tmp_path: Path, camera: CameraDtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fmt, "DATA_FILE_MB", 1e-6)
+    monkeypatch.setattr(fmt, "VIDEO_FILE_MB", 0)
+    monkeypatch.setattr(fmt, "FILES_PER_CHUNK", 2)
+    path = write_toy(tmp_path / "d", camera)
+    assert sorted(p.relative_to(path / "data").as_posix() for p in (path / "data").glob("*/*")) == [
+        "chunk-000/file-000.parquet", "chunk-000/file-001.parquet", "chunk-001/file-000.parquet"
+    ]  # fmt: skip
+    assert len(list(path.glob("videos/*/*/*"))) == (3 if camera == "video" else 0)
+    read = Demonstrations.load(path)
+    np.testing.assert_array_equal(read.actions, toy_column(fmt.ACTION))
+    np.testing.assert_allclose(read.images.astype(int).mean((1, 2)), toy_column(fmt.FRONT_IMAGE).mean((1, 2)), atol=3)
+
+
+def test_nothing_half_written_stays(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), write_dataset(tmp_path / "d", 5, "toy") as writer:
+        writer.append("task", toy_episode(0))
+        raise RuntimeError
+    with pytest.raises(UserError, match="at least one episode"), write_dataset(tmp_path / "d", 5, "toy"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not match"), write_dataset(tmp_path / "d", 5, "toy") as writer:
+        writer.append("task", toy_episode(0))
+        writer.append("task", {**toy_episode(1), fmt.STATE: np.zeros((5, 4), np.float32)})
+    with pytest.raises(UserError, match="even sides"), write_dataset(tmp_path / "d", 5, "toy", "video") as writer:
+        writer.append("task", {**toy_episode(0), fmt.FRONT_IMAGE: np.zeros((4, 63, 63, 3), np.uint8)})
+
+
+def test_select_and_first_episodes(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "d")
+    whole = Demonstrations.load(path)
+    part = whole.select([2, 0])
+    np.testing.assert_array_equal(
+        part.actions, np.concatenate([toy_episode(0)[fmt.ACTION], toy_episode(2)[fmt.ACTION]])
+    )
+    assert (len(part), part.num_episodes, part.sha256) == (10, 2, whole.sha256)
+    first = Demonstrations.load(path, episodes=2)
+    np.testing.assert_array_equal(first.images, whole.select([0, 1]).images)
+    with pytest.raises(UserError, match="no episode 7"):
+        whole.select([1, 7])
+
+
+def test_the_hash_tells_datasets_apart(tmp_path: Path) -> None:
+    a, b = (Demonstrations.load(write_toy(tmp_path / name)) for name in "ab")
+    assert a.sha256 == b.sha256
+    edit_info(tmp_path / "b", robot_type="other")
+    assert Demonstrations.load(tmp_path / "b").sha256 != a.sha256
+
+
+def test_what_is_not_a_dataset_is_told_in_one_line(tmp_path: Path) -> None:
+    def broken(message: str, image_key: str | None = None) -> None:
+        with pytest.raises(UserError, match=message) as error:
+            Demonstrations.load(tmp_path / "d", image_key)
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / "d")
+        write_toy(tmp_path / "d")
+
+    with pytest.raises(UserError, match="no such file"):
+        Demonstrations.load(tmp_path / "d")
+    path = write_toy(tmp_path / "d")
+    data = path / fmt.DATA_PATH.format(chunk_index=0, file_index=0)
+    broken("choose an image_key among observation.images.front", "observation.images.wrist")
+    edit_info(path, codebase_version="v2.1")
+    broken("v2.1, only v3.0")
+    edit_info(path, total_frames=16)
+    broken("15 frames, but info.json tells of 16")
+    data.write_bytes(data.read_bytes()[:-2000])
+    broken("not a readable LeRobotDataset")
+    pq.write_table(pq.read_table(data).drop_columns([fmt.ACTION]), data)
+    broken("not a readable LeRobotDataset v3.0 .*action")
+    six = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(15 * 6, np.float32)), 6)
+    table = pq.read_table(data)
+    pq.write_table(table.set_column(table.column_names.index(fmt.ACTION), fmt.ACTION, six), data)
+    broken("6 dimensions")
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_summaries_are_those_of_numpy(tmp_path: Path) -> None:
+    path = write_toy(tmp_path / "d")
+    stats = json.loads((path / fmt.STATS_PATH).read_text())
+    for key, values, shape in (
+        (fmt.ACTION, toy_column(fmt.ACTION), (7,)),
+        (fmt.FRONT_IMAGE, toy_column(fmt.FRONT_IMAGE).reshape(-1, 3) / 255, (3, 1, 1)),
+    ):
+        quantiles = np.quantile(
+            values, [0.01, 0.5, 0.99], axis=0, method="inverted_cdf" if len(shape) == 3 else "linear"
+        )
+        expected = dict(zip(("q01", "q50", "q99"), quantiles, strict=True))
+        expected |= {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+        for name, value in expected.items():
+            np.testing.assert_allclose(stats[key][name], value.reshape(shape), rtol=1e-5, atol=1e-7, err_msg=name)
+        assert stats[key]["count"] == [15]
+    rows = pq.read_table(path / fmt.EPISODES_PATH.format(chunk_index=0, file_index=0)).to_pylist()
+    np.testing.assert_allclose(rows[1][f"stats/{fmt.ACTION}/mean"], toy_episode(1)[fmt.ACTION].mean(0), rtol=1e-5)
+
+
+def test_norm_stats_are_openvlas(tmp_path: Path) -> None:
+    demonstrations = Demonstrations.load(write_toy(tmp_path / "d"))
+    stats = norm_stats(demonstrations, "toy")
+    assert json.loads(json.dumps(stats)) == stats
+    entry = stats["toy"]
+    assert (entry["num_trajectories"], entry["num_transitions"]) == (3, 15)
+    assert entry["action"]["mask"] == [True] * 6 + [False]
+    assert entry["proprio"].keys() == entry["action"].keys() - {"mask"}
+    np.testing.assert_allclose(entry["action"]["q99"], np.quantile(toy_column(fmt.ACTION), 0.99, axis=0), rtol=1e-6)
+
+
+def test_normalised_actions_come_back() -> None:
+    low, high = np.linspace(-3, -1, 7), np.linspace(1, 2, 7)
+    stats = {"q01": low.tolist(), "q99": high.tolist(), "mask": [True] * 6 + [False]}
+    actions = np.random.default_rng(0).uniform(low, high, (50, 7))
+    actions[:, 6] = np.where(actions[:, 6] > 0, 1.0, -1.0)
+    scaled = normalise(actions, stats)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled[3, 2], 2 * (actions[3, 2] - low[2]) / (high[2] - low[2]) - 1, rtol=1e-5)
+    np.testing.assert_array_equal(scaled[:, 6], actions[:, 6])
+    back = unnormalise(scaled, action_statistics({"toy": {"action": stats}}, "toy"))
+    np.testing.assert_allclose(back, actions, atol=1e-6)
+    np.testing.assert_array_equal(normalise(10 * high, stats)[:6], np.ones(6))
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_every_epoch_sees_every_frame_once_in_its_own_order() -> None:
+    batches = ShuffledBatches(10, 4, seed=3)
+    stream = np.concatenate([next(batches) for _ in range(5)])
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    assert (stream[:10] != stream[10:]).any()
+    assert (next(ShuffledBatches(10, 4, seed=3)) == stream[:4]).all()
+    assert (next(ShuffledBatches(10, 4, seed=4)) != stream[:4]).any()
+
+
+def test_processes_share_each_global_batch() -> None:
+    whole = ShuffledBatches(11, 6, seed=0)
+    shares = [ShuffledBatches(11, 2, seed=0, rank=rank, world_size=3) for rank in range(3)]
+    for _ in range(7):
+        assert sorted(next(whole)) == sorted(np.concatenate([next(share) for share in shares]))
+
+
+def test_resumed_batches_go_on_exactly() -> None:
+    batches = ShuffledBatches(10, 4, seed=3)
+    for number in range(9):
+        state = json.loads(json.dumps(batches.state_dict()))
+        resumed = ShuffledBatches(10, 4, seed=0)
+        resumed.load_state_dict(state)
+        expected = next(batches)
+        np.testing.assert_array_equal(next(resumed), expected, err_msg=str(number))
+
+
+def test_no_batches_of_nothing() -> None:
+    with pytest.raises(UserError, match="cannot make batches"):
+        ShuffledBatches(0, 4, seed=0)
+
+
+# ---------------------------------------------------------------- augmentation
+
+PICTURES = torch.from_numpy(np.random.default_rng(0).integers(40, 200, (6, 48, 48, 3), dtype=np.uint8))
+NOTHING = {"crop_area": 1.0, "shift": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+
+def augmented(seed: int = 0, pictures: torch.Tensor = PICTURES, **strengths: Any) -> np.ndarray:
+    result = Augmentation(**{**NOTHING, **strengths})(pictures, torch.Generator().manual_seed(seed))
+    assert (result.shape, result.dtype) == (pictures.shape, torch.uint8)
+    return result.numpy().astype(float)
+
+
+def test_without_strength_pictures_stay_as_they_are() -> None:
+    np.testing.assert_array_equal(augmented(), PICTURES.numpy())
+
+
+def test_augmentation_depends_on_the_generator_alone() -> None:
+    strengths = {name: field.default for name, field in Augmentation.model_fields.items()}
+    np.testing.assert_array_equal(augmented(1, **strengths), augmented(1, **strengths))
+    assert (augmented(1, **strengths) != augmented(2, **strengths)).any()
+
+
+def test_crop_is_pillows() -> None:
+    """Each result is the resized crop (41 of 48 pixels a side, area 0.73) at one of the 64 corners."""
+    corners = set()
+    for picture, result in zip(PICTURES.numpy(), augmented(crop_area=0.73), strict=True):
+        image = Image.fromarray(picture)
+        errors = {
+            (left, top): np.abs(
+                np.asarray(image.crop((left, top, left + 41, top + 41)).resize((48, 48), Image.Resampling.BILINEAR))
+                - result
+            ).max()
+            for left in range(8)
+            for top in range(8)
+        }
+        corner = min(errors, key=errors.__getitem__)
+        assert errors[corner] <= 1
+        corners.add(corner)
+    assert len(corners) > 3
+
+
+def test_shift_moves_the_picture_and_repeats_its_edge() -> None:
+    moves = set()
+    for picture, result in zip(PICTURES.numpy(), augmented(shift=3), strict=True):
+        padded = np.pad(picture, ((3, 3), (3, 3), (0, 0)), mode="edge")
+        found = [(y, x) for y in range(7) for x in range(7) if (padded[y : y + 48, x : x + 48] == result).all()]
+        assert len(found) == 1
+        moves.add(found[0])
+    assert len(moves) > 3
+
+
+def test_brightness_adds_one_number_to_a_picture() -> None:
+    added = augmented(brightness=0.1) - PICTURES.numpy()
+    assert np.ptp(added, axis=(1, 2, 3)).max() <= 1
+    assert np.abs(added).max() <= 0.1 * 255
+    assert np.ptp(added[:, 0, 0, 0]) > 5
+
+
+def test_contrast_stretches_around_the_mean_colour() -> None:
+    pictures = PICTURES.numpy().astype(float)
+    mean = pictures.mean((1, 2), keepdims=True)
+    results = augmented(contrast=0.2)
+    factors = ((results - mean) * (pictures - mean)).sum((1, 2, 3)) / ((pictures - mean) ** 2).sum((1, 2, 3))
+    expected = mean + factors[:, None, None, None] * (pictures - mean)
+    assert np.abs(results - expected).max() < 1
+    assert np.abs(factors - 1).max() <= 0.2 < np.ptp(factors) * 2
+
+
+def test_saturation_is_pillows() -> None:
+    for picture, result in zip(PICTURES.numpy(), augmented(saturation=0.2), strict=True):
+        enhancer = ImageEnhance.Color(Image.fromarray(picture))
+        errors = [np.abs(np.asarray(enhancer.enhance(factor)) - result).max() for factor in np.linspace(0.8, 1.2, 101)]
+        assert min(errors) <= 2
+
+
+def test_hue_turns_the_chroma_and_keeps_luma_and_saturation() -> None:
+    """In colorsys's YIQ, whose coefficients differ from ours in the third digit."""
+
+    def yiq(pictures: np.ndarray) -> np.ndarray:
+        return np.array([colorsys.rgb_to_yiq(*pixel) for pixel in pictures[:, ::6, ::6].reshape(-1, 3) / 255])
+
+    before, after = yiq(PICTURES.numpy()), yiq(augmented(hue=0.05))
+    assert np.abs(after[:, 0] - before[:, 0]).max() < 0.02
+    chroma = [values[:, 1] + 1j * values[:, 2] for values in (before, after)]
+    clear = np.abs(chroma[0]) > 0.1
+    turns = (np.angle(chroma[1] / chroma[0]) / (2 * np.pi)).reshape(6, -1)
+    assert np.abs(np.abs(chroma[1]) / np.abs(chroma[0]) - 1)[clear].max() < 0.2
+    for turn, mask in zip(turns, clear.reshape(6, -1), strict=True):
+        assert np.ptp(turn[mask]) < 0.03
+        assert abs(np.median(turn[mask])) <= 0.055
+    assert np.ptp(np.median(turns, axis=1)) > 0.02
