@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/expert_success.py [episodes, default 256]
 
-Success is read at the end of the 40-step episode; intervals are Wilson's, 95 %. The last rows add noise to what is executed, as
-the collection of demonstrations does. Writes benchmarks/results/expert.json and prints the table of docs/tabletop.md.
+Success is read at the end of the 40-step episode; intervals are Wilson's, 95 %. The last rows add noise to what is
+executed, as the collection of demonstrations does. Writes benchmarks/results/expert.json and prints the table of
+docs/tabletop.md.
 """
 
 import os
@@ -62,7 +63,9 @@ def main() -> None:
     env = rlrc.envs.make("tabletop", NUM_ENVS, num_workers=os.cpu_count() or 1, image_size=IMAGE_SIZE)
     results = [measure(env, row, episodes) for row in track(rows, "variants")]
     env.close()
-    print("| split | variant | noise | n | success at end | 95 % interval | median steps |\n|---|---|---|---|---|---|---|")
+    print(
+        "| split | variant | noise | n | success at end | 95 % interval | median steps |\n|---|---|---|---|---|---|---|"
+    )
     for r in results:
         interval = f"{100 * r['wilson_low']:.1f} to {100 * r['wilson_high']:.1f} %"  # type: ignore[operator]
         success = f"{100 * r['success_at_end']:.1f} %"  # type: ignore[operator]

@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/tabletop_speed.py [--json]
 
-Steps 32 environments under random actions, with one worker process and with two, three times each; the best is reported,
-since whatever else runs on the machine can only slow it down. --json also writes benchmarks/results/tabletop_speed.json.
+Steps 32 environments under random actions, with one worker process and with two, three times each; the best is
+reported, since whatever else runs on the machine can only slow it down. --json also writes
+benchmarks/results/tabletop_speed.json.
 """
 
 import json

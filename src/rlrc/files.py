@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlrc.errors import UserError
 
 
@@ -21,6 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the disk is full. Nothing half-written stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(aside)
     try:
@@ -82,6 +85,14 @@ def sha256_tree(folder: Path) -> str:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while writing `path` has left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            _remove(leftover)
 
 
 def _remove(path: Path) -> None:

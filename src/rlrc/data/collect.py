@@ -7,7 +7,6 @@ that sees one picture would learn to stand still from them.
 """
 
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ class CollectConfig(Config):
     """The world to record in."""
     episodes: int = Field(default=3000, ge=1)
     """Successful episodes to record."""
-    first_episode_id: int = Field(default=0, ge=0)
+    first_episode_id: int = Field(default=envs.FIRST_TRAINING_EPISODE, ge=0)
     """Episodes are tried from this id on."""
     noise: float = Field(default=0.2, ge=0)
     """Execution noise: its standard deviation, as a fraction of the largest action, is drawn up to this."""
@@ -82,8 +81,6 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     attempts = 0
-    for leftover in out.glob(".dataset.*.tmp"):  # of a run that was killed
-        shutil.rmtree(leftover)
     with ExitStack() as stack:
         pool = stack.enter_context(
             ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)

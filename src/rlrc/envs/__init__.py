@@ -12,6 +12,9 @@ from rlrc.errors import UserError
 WORLDS: dict[str, str] = {"tabletop": "rlrc.envs.tabletop"}
 """World name -> the module that has its SPEC and VARIANTS; imported only when asked for."""
 
+FIRST_TRAINING_EPISODE = 1_000_000
+"""Demonstrations and reinforcement learning draw episode ids from here on; smaller ids are left to evaluation."""
+
 
 class Expert(Protocol):
     """Solves a world's task from privileged state, without memory."""
@@ -64,4 +67,14 @@ def _module(world: str) -> Any:
     return import_module(WORLDS[world])
 
 
-__all__ = ["WORLDS", "Expert", "RewardTerms", "WorkerVectorEnv", "WorldSpec", "expert", "make", "variants"]
+__all__ = [
+    "FIRST_TRAINING_EPISODE",
+    "WORLDS",
+    "Expert",
+    "RewardTerms",
+    "WorkerVectorEnv",
+    "WorldSpec",
+    "expert",
+    "make",
+    "variants",
+]

@@ -39,8 +39,6 @@ from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalis
 from rlrc.recover.loop import Learner, LearnerConfig, Means, project, rng
 from rlrc.recover.sft import Frames, action_losses
 
-FIRST_TRAINING_EPISODE = 1_000_000
-"""Training draws episode ids from here on, one after the other; smaller ids are left to evaluation."""
 FIRST_CURVE_EPISODE = 900_000
 """The learning curve's own episodes: neither trained on nor in anyone's table."""
 
@@ -183,7 +181,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
 
 def act(policy: Policy, env: gym.vector.VectorEnv, iteration: int, config: RlConfig, learner: Learner) -> Buffer:
     """Sample one batch of whole episodes, new ones in each iteration and on each process."""
-    first = FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * env.num_envs
+    first = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * env.num_envs
     episode_ids = np.arange(first, first + env.num_envs)
     noise = learner.generator("act", iteration)
     observation, _ = env.reset(options={"split": "ind", "variant": "main", "episode_ids": episode_ids})

@@ -17,7 +17,7 @@ from rlrc.envs.tabletop.things import TEST_OBJECTS, TRAIN_OBJECTS
 from rlrc.envs.tabletop.variants import CATALOGUE, draw_episode
 from rlrc.envs.tabletop.world import Tabletop
 
-_LARGE, _SMALL, _COLUMNS = 288, 96, 6
+_LARGE, _SMALL, _COLUMNS = 224, 96, 6
 _GAP = 4
 
 
@@ -71,7 +71,7 @@ def all_things() -> np.ndarray:
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
-    Image.fromarray(picture).save(path, quality=90, subsampling=0)
+    Image.fromarray(picture).save(path, quality=88, subsampling=0)
 
 
 def _tiled(pictures: list[np.ndarray], columns: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from importlib import import_module
 import mujoco
 import numpy as np
 
-from rlrc.envs.tabletop.scene import compile_scene
+from rlrc.envs.tabletop.scene import FINGERS, compile_scene
 from rlrc.errors import UserError
 
 os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost more than they bring for small pictures.
@@ -48,6 +48,7 @@ class Painter:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = model.camera("front").id
+        self._tcp = model.site("tcp").id
         self._options = mujoco.MjvOption()
         self._rect = mujoco.MjrRect(0, 0, size, size)
         self._pixels = np.zeros((size, size, 3), np.uint8)
@@ -55,7 +56,7 @@ class Painter:
     def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The front camera's picture, uint8 (size, size, 3)."""
         self._update(model, data)
-        self._add_shadow(model, data)
+        self._add_shadow(data)
         return self._read()
 
     def foreground(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
@@ -77,13 +78,12 @@ class Painter:
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._buffers)
         return self._pixels[::-1].copy()
 
-    def _add_shadow(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        hand = data.site("tcp")
-        position, opening_axis = hand.xpos, hand.xmat.reshape(3, 3)[:, 1]
+    def _add_shadow(self, data: mujoco.MjData) -> None:
+        position, opening_axis = data.site_xpos[self._tcp], data.site_xmat[self._tcp].reshape(3, 3)[:, 1]
         yaw = np.arctan2(-opening_axis[0], opening_axis[1])
-        spread = data.qpos[model.joint("left_finger").qposadr[0]] + _SHADOW_MARGIN
+        spread = data.qpos[FINGERS][0] + _SHADOW_MARGIN
         turn = np.array([[np.cos(yaw), -np.sin(yaw), 0.0], [np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
-        ground = _ground(model, data, position) + _SHADOW_LIFT
+        ground = _ground(data, position) + _SHADOW_LIFT
         geom = self._scene.geoms[self._scene.ngeom]
         disc = mujoco.mjtGeom.mjGEOM_CYLINDER
         mujoco.mjv_initGeom(geom, disc, np.ones(3), np.append(position[:2], ground), turn.ravel(), _SHADOW_RGBA)
@@ -97,7 +97,7 @@ def painter(size: int) -> Painter:
     return Painter(size)
 
 
-def _ground(model: mujoco.MjModel, data: mujoco.MjData, position: np.ndarray) -> float:
+def _ground(data: mujoco.MjData, position: np.ndarray) -> float:
     """Height (m) of the table, or of the receptacle under `position`: receptacles are the mocap bodies, 8 mm high."""
     if data.mocap_pos.size == 0:
         return 0.0

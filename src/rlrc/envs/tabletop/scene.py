@@ -14,6 +14,8 @@ from rlrc.envs.tabletop.tables import TABLES, texture
 from rlrc.envs.tabletop.things import Object, Part, Receptacle
 
 TIMESTEP = 0.008
+FINGERS = slice(6, 8)
+"""Their places in qpos: the arm's six joints come before them, objects after."""
 DENSITY = 700.0
 """kg/m^3 of every object: 30 to 80 g apiece."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlrc.envs.tabletop.arm import DOWN, FINGER_TRAVEL, Arm, Pose, rotation_matrix, rotation_vector, site_pose
 from rlrc.envs.tabletop.render import painter
-from rlrc.envs.tabletop.scene import TIMESTEP, compile_scene
+from rlrc.envs.tabletop.scene import FINGERS, TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
 from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
 from rlrc.envs.vector import Reading
@@ -65,7 +65,6 @@ class Tabletop:
         self.data.qpos[:8] = [*joints, FINGER_TRAVEL, FINGER_TRAVEL]
         self.data.ctrl[:] = [*joints, FINGER_TRAVEL]
         mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
-        self._noise = np.random.default_rng(self.episode.noise_seed)
         self._steps = self._grasp_steps = 0
         self._grasped = self._consecutive = False
         return self._read()
@@ -101,12 +100,17 @@ class Tabletop:
 
     def _read(self) -> Reading:
         hand = site_pose(self.data, self._tcp)
-        opening = self.data.joint("left_finger").qpos[0] + self.data.joint("right_finger").qpos[0]
-        state = np.concatenate([hand.position, rotation_vector(hand.rotation @ DOWN.T), [opening]])
+        state = np.concatenate(
+            [hand.position, rotation_vector(hand.rotation @ DOWN.T), [self.data.qpos[FINGERS].sum()]]
+        )
         item, plate = self.data.body("object0"), self.data.body("plate0")
+        receptacle = self.episode.receptacles[0]
         axes = item.xmat.reshape(3, 3)
         grasp = _grasp_yaw(float(np.arctan2(axes[1, 0], axes[0, 0])), self.episode.objects[0].symmetry)
-        held, on_plate = self._held(), self._on_plate()
+        aside = float(np.linalg.norm(item.xpos[:2] - plate.xpos[:2]))
+        left, right, borne = self.data.sensordata.reshape(3, 3)
+        on_plate = aside <= receptacle.radius and float(np.linalg.norm(borne)) > _PLATE_FORCE
+        touched = max(np.linalg.norm(left), np.linalg.norm(right)) >= _GRASP_FORCE
         privileged = np.concatenate(
             [
                 state,
@@ -114,36 +118,24 @@ class Tabletop:
                 [np.arccos(np.clip(axes[2, 2], -1.0, 1.0))],
                 [np.sin(grasp), np.cos(grasp)],
                 plate.xpos[:2],
-                [self.episode.receptacles[0].height],
-                [held, on_plate],
+                [receptacle.height],
+                [self._held(), on_plate],
             ]
         )
         return Reading(
             instruction=self.episode.instruction,
             state=state.astype(np.float32),
             environment_state=privileged.astype(np.float32),
-            success=on_plate and not self._touched(),
+            success=on_plate and not touched,
             grasped=self._grasped,
             consecutive_grasp=self._consecutive,
         )
 
-    def _force(self, sensor: str) -> float:
-        return float(np.linalg.norm(self.data.sensor(sensor).data))
-
     def _held(self) -> bool:
         """Whether both fingers squeeze it: forces along the axis on which the fingers open."""
-        axis = self.data.site_xmat[self._tcp].reshape(3, 3)[:, 1]
-        squeezes = [abs(self.data.sensor(f"{side}_touch").data @ axis) for side in ("left", "right")]
-        return min(squeezes) >= _GRASP_FORCE
-
-    def _touched(self) -> bool:
-        return max(self._force("left_touch"), self._force("right_touch")) >= _GRASP_FORCE
-
-    def _on_plate(self) -> bool:
-        """Within the plate's radius and borne by it, not by the table."""
-        receptacle = self.episode.receptacles[0]
-        offset = self.data.body("object0").xpos[:2] - self.data.body("plate0").xpos[:2]
-        return float(np.linalg.norm(offset)) <= receptacle.radius and self._force("plate_touch") > _PLATE_FORCE
+        opening_axis = self.data.site_xmat[self._tcp].reshape(3, 3)[:, 1]
+        squeezes = self.data.sensordata.reshape(3, 3)[:2] @ opening_axis
+        return bool(np.abs(squeezes).min() >= _GRASP_FORCE)
 
     def _blended(self, image: np.ndarray) -> np.ndarray:
         """The picture with this episode's noise or texture laid over it."""
@@ -152,7 +144,8 @@ class Tabletop:
             case "none":
                 return image
             case "noise":
-                over = image + self._noise.normal(0.0, 255 * strength, image.shape)
+                noise = np.random.default_rng([self.episode.noise_seed, self._steps])
+                over = image + noise.normal(0.0, 255 * strength, image.shape)
             case "whole":
                 over = (1 - strength) * image + strength * self._texture()
             case "objects":

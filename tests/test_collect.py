@@ -1,0 +1,116 @@
+"""Demonstrations of the real world's expert: right pictures beside right actions, the same however they are made."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from rlrc import envs
+from rlrc.data import Demonstrations
+from rlrc.data import collect as module
+from rlrc.data.collect import IDLE, CollectConfig, collect
+from rlrc.envs.tabletop import SPEC
+from rlrc.errors import UserError
+
+CONFIG = CollectConfig(episodes=4, first_episode_id=500, noise=0.15, image_size=64, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Demonstrations]:
+    out = tmp_path_factory.mktemp("collect")
+    return collect(CONFIG, out), Demonstrations.load(out / "dataset")
+
+
+def test_it_tells_what_it_recorded(recorded: tuple[dict[str, Any], Demonstrations]) -> None:
+    result, demonstrations = recorded
+    assert result["episodes"] == demonstrations.num_episodes == 4
+    assert result["frames"] == len(demonstrations)
+    success = result["expert_success"]
+    assert success["rate"] == 4 / result["attempts"]
+    assert 0 < success["low"] <= success["rate"] <= success["high"] <= 1
+    assert demonstrations.images.shape[1:] == (64, 64, 3)
+    assert all(task.startswith("put ") for task in demonstrations.tasks)
+
+
+def test_the_clean_action_of_each_state_is_recorded(recorded: tuple[dict[str, Any], Demonstrations]) -> None:
+    _, demonstrations = recorded
+    expert = envs.expert("tabletop", len(demonstrations))
+    assert demonstrations.environment_state is not None
+    np.testing.assert_allclose(expert.act(demonstrations.environment_state), demonstrations.actions, atol=1e-5)
+
+
+def test_the_first_frame_is_that_of_its_episode(recorded: tuple[dict[str, Any], Demonstrations]) -> None:
+    result, demonstrations = recorded
+    if result["attempts"] > 4:
+        pytest.fail("the expert failed one of these episodes: choose a first_episode_id where it does not")
+    world = envs.make("tabletop", num_envs=4, image_size=64)
+    observation, _ = world.reset(options={"episode_ids": np.arange(500, 504)})
+    world.close()
+    first = [int(np.argmax(demonstrations.episode_index == episode)) for episode in range(4)]
+    np.testing.assert_array_equal(demonstrations.images[first], observation["image"])
+    np.testing.assert_allclose(demonstrations.state[first], observation["state"], atol=1e-6)
+    assert tuple(demonstrations.instruction(index) for index in first) == observation["instruction"]
+
+
+def test_idle_steps_are_dropped(recorded: tuple[dict[str, Any], Demonstrations]) -> None:
+    _, demonstrations = recorded
+    largest = np.array(SPEC.action_high)[:6]
+    for episode in range(4):
+        actions = demonstrations.actions[demonstrations.episode_index == episode]
+        moves = (np.abs(actions[:, :6]) >= IDLE * largest).any(1)
+        turns = np.append(True, actions[1:, 6] != actions[:-1, 6])
+        assert (moves | turns).all()
+        assert {-1.0, 1.0} == set(actions[:, 6]), "it closes and opens the gripper"
+
+
+def test_the_dataset_depends_on_the_config_alone(
+    recorded: tuple[dict[str, Any], Demonstrations], tmp_path: Path
+) -> None:
+    collect(CONFIG.model_copy(update={"num_workers": 2}), tmp_path)
+    assert Demonstrations.load(tmp_path / "dataset").sha256 == recorded[1].sha256
+
+
+def test_an_expert_that_fails_ends_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failures(*_: object) -> Iterator[module.Attempt]:
+        while True:
+            yield module.Attempt("put carrot on plate", False, {})
+
+    monkeypatch.setattr(module, "_attempts", failures)
+    with pytest.raises(UserError, match="solved 0 of 101 episodes"):
+        collect(CONFIG, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_world_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown world 'moon'"):
+        collect(CONFIG.model_copy(update={"world": "moon"}), tmp_path)
+
+
+def test_a_killed_run_leaves_no_process_and_no_dataset(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from rlrc.data.collect import CollectConfig, collect\n"
+        f"if __name__ == '__main__': collect(CollectConfig(num_workers=1), Path({str(tmp_path)!r}))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".dataset.*.tmp/data/*/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert workers
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    assert not (tmp_path / "dataset").exists()
+    collect(CONFIG.model_copy(update={"episodes": 1}), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.py", "dataset"}

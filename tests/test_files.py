@@ -1,0 +1,77 @@
+"""A file is whole or absent, whatever happens while it is written."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlrc.errors import UserError
+from rlrc.files import atomic_path, read_json, require_space, write_json
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rlrc.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as aside:
+    aside.mkdir()
+    (aside / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for text in ("one", "two"):
+        with atomic_path(path) as aside:
+            aside.mkdir()
+            (aside / text).write_text(text)
+    assert [child.name for child in path.iterdir()] == ["two"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not path.exists() and len(list(tmp_path.iterdir())) == 1
+    with atomic_path(path) as aside:
+        aside.mkdir()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    other = tmp_path / f".file.{os.getppid()}.tmp"
+    other.write_text("being written")
+    with atomic_path(path) as aside:
+        aside.write_text("x")
+    assert other.exists()
+
+
+def test_a_disk_too_small_is_told_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the disk is full"):
+        require_space(tmp_path / "big", 2**62)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="disk is full"),
+        atomic_path(tmp_path / "file"),
+        Path("/dev/full").open("w") as full,
+    ):
+        full.write("x" * 10_000)
+    assert not list(tmp_path.iterdir())
