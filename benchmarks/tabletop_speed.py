@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/tabletop_speed.py [--json]
 
-Steps 32 environments under random actions, with one worker process and with two, three times each; the best is
+Steps 32 environments under random actions, with one worker process and with two, six times each; the best is
 reported, since whatever else runs on the machine can only slow it down. --json also writes
 benchmarks/results/tabletop_speed.json.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import rlrc.envs
 from rlrc.files import write_json
 
-NUM_ENVS, IMAGE_SIZE, STEPS, REPEATS = 32, 96, 40, 3
+NUM_ENVS, IMAGE_SIZE, STEPS, REPEATS = 32, 96, 40, 6
 RESULTS = Path(__file__).parent / "results" / "tabletop_speed.json"
 
 

@@ -209,3 +209,22 @@ def test_divergence_is_told(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sft_module, "action_losses", broken)
     with pytest.raises(UserError, match="diverged"):
         train(tiny_checkpoint, tmp_path)
+
+
+def test_hidden_words_are_unknown_tokens_at_the_chosen_rate(tiny_policy: Policy, tmp_path: Path) -> None:
+    learner = Learner(tiny_policy, LearnerConfig(precision="fp32"), tmp_path)
+    demonstrations = toy_demonstrations()
+    unknown = tiny_policy.processor.tokenizer.unk_token_id
+
+    def ids(number: int, word_dropout: float) -> torch.Tensor:
+        frames = Frames(tiny_policy, demonstrations, 256, learner)
+        frames.seek(number)
+        return frames.next(word_dropout=word_dropout)[0].input_ids
+
+    whole, hidden = ids(3, 0.0), ids(3, 0.3)
+    words = (whole != unknown) & (whole != tiny_policy.model.config.pad_token_id)
+    words[:, 0] = False  # BOS is no word
+    assert torch.equal(hidden, ids(3, 0.3)), "a resumed run hides the same words"
+    assert torch.equal(hidden[hidden != unknown], whole[hidden != unknown])
+    rate = (hidden == unknown)[words].float().mean().item()
+    assert abs(rate - 0.3) < 4 * math.sqrt(0.3 * 0.7 / int(words.sum()))

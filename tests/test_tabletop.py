@@ -105,7 +105,7 @@ def test_a_delta_moves_the_hand_by_itself_and_a_zero_action_holds_it(axis: int) 
     np.testing.assert_allclose(world.step(STILL).state, end, atol=1e-3)
 
 
-def test_actions_are_clipped_and_the_fingertips_stay_off_the_table() -> None:
+def test_actions_are_clipped_and_the_fingertips_stop_at_the_table() -> None:
     world = Tabletop(16)
     reading = world.reset("ind", "main", 3)
     before = reading.state[2]

@@ -286,13 +286,11 @@ class _Process:
 def _serve(pipe: Connection, spec: WorldSpec, part: slice, name: str, shape: tuple[int, ...]) -> None:
     """The body of a worker process: answer calls until the other end hangs up."""
     images = _Images(shape, shared=True, name=name)
-    worlds: list[World] = []
     try:
+        worker = _Local(spec, part, images)
         while True:
-            method, arguments = pipe.recv()
-            if not worlds:
-                worlds = [spec.factory(shape[1]) for _ in range(part.start, part.stop)]
-            pipe.send(_run(worlds, images.array[part], method, arguments))
+            worker.send(*pipe.recv())
+            pipe.send(worker.receive())
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
     finally:

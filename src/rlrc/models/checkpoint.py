@@ -144,6 +144,7 @@ def _write_weights(state: dict[str, torch.Tensor], folder: Path, dtype: torch.dt
     for filename, names in split.filename_to_tensors.items():
         tensors = {name: _stored(state[name], dtype) for name in names}
         save_file(tensors, folder / filename, metadata={"format": "pt"})
+        (folder / filename).chmod(0o644)  # safetensors makes files that only their owner reads
     if split.is_sharded:
         write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 

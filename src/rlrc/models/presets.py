@@ -3,7 +3,6 @@
 Same classes as OpenVLA-7B, small sizes; most parameters sit in the decoder, as they do there.
 """
 
-import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,14 +80,14 @@ def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, 
 
 
 def train_tokenizer(instructions: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-pair encoding in which the words of `instructions` are single tokens and others fall apart."""
-    alphabet = list(string.ascii_lowercase + string.digits + string.punctuation)
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    """One token a word of `instructions`; every other word is the unknown token.
+
+    A policy trained from scratch never learnt what the pieces of an unknown word mean: spelt out, they mislead it.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL_TOKENS, show_progress=False)
     tokenizer.train_from_iterator(sorted(set(instructions)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]

@@ -20,10 +20,11 @@ import rlrc
 from rlrc.data.batches import Augmentation, ShuffledBatches
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.statistics import normalise
+from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
-from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, project
+from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, project, rng
 
 LOG_EVERY = 10
 """Steps between two rows of metrics. States are written with rows only, so that a resumed run logs the same ones."""
@@ -44,6 +45,8 @@ class SupervisedConfig(LearnerConfig):
     """The learning rate after warm-up: falling to zero, or constant."""
     augment: Augmentation | None = None
     """How training pictures are varied; without it they are not."""
+    word_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a word of the instruction is shown as unknown, so that unknown words are nothing new later."""
     label_spread: float = Field(default=0.0, ge=0)
     """Standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins; 0 keeps it whole."""
 
@@ -85,7 +88,7 @@ def fit(
     with learner.logbook(verb, config.steps, done) as record:
         for step in range(done, config.steps):
             for _ in range(config.gradient_accumulation):
-                inputs, actions, numbers = frames.next(config.augment)
+                inputs, actions, numbers = frames.next(config.augment, config.word_dropout)
                 with learner.autocast():
                     inputs = project(policy, inputs)
                     losses = action_losses(policy, inputs, actions, config.label_spread)
@@ -152,14 +155,28 @@ class Frames:
         self._order.load_state_dict({"seed": self._learner.config.seed, "epoch": epoch, "position": position})
         self._number = number
 
-    def next(self, augment: Augmentation | None = None) -> tuple[PolicyInputs, torch.Tensor, torch.Tensor]:
+    def next(
+        self, augment: Augmentation | None = None, word_dropout: float = 0.0
+    ) -> tuple[PolicyInputs, torch.Tensor, torch.Tensor]:
         """Model inputs, normalised actions (B, 7) and numbers (B,) of the frames of the next batch."""
         rows = next(self._order)
         images = self._demonstrations.images[rows]
         if augment is not None:
             generator = self._learner.generator("augment", self._number, device="cpu")
             images = augment(torch.from_numpy(images), generator).numpy()
+        instructions = [self._demonstrations.instruction(row) for row in rows]
+        if word_dropout:
+            words = rng(self._learner.config.seed, "words", self._number, self._learner.rank)
+            instructions = [self._hide_words(instruction, word_dropout, words) for instruction in instructions]
         self._number += 1
-        inputs = self._policy.prepare(images, [self._demonstrations.instruction(row) for row in rows])
+        inputs = self._policy.prepare(images, instructions)
         actions, numbers = (torch.from_numpy(array).to(self._learner.device) for array in (self._actions[rows], rows))
         return inputs, actions, numbers
+
+    def _hide_words(self, instruction: str, probability: float, words: np.random.Generator) -> str:
+        tokenizer = self._policy.processor.tokenizer
+        if tokenizer is None or tokenizer.unk_token is None:
+            raise UserError("word_dropout needs a tokenizer with an unknown token; this checkpoint has none")
+        return " ".join(
+            tokenizer.unk_token if words.random() < probability else word for word in instruction.split()
+        )

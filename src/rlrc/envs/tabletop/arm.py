@@ -19,10 +19,10 @@ MAX_ROTATION = 0.5
 FINGER_TRAVEL = 0.045
 """m each finger moves; the opening is twice that."""
 WORKSPACE = np.array([[0.12, -0.2, 0.018], [0.44, 0.2, 0.22]])
-"""Lowest and highest commanded position (m): the fingertips stay 3 mm above the table."""
+"""Lowest and highest commanded position (m): at the lowest, the fingertips just reach the table."""
 
 _LEASH_POSITION, _LEASH_ROTATION = 0.02, 0.2
-_DAMPING, _ITERATIONS = 0.02, 4
+_DAMPING, _ITERATIONS, _CONVERGED = 0.02, 4, 1e-4
 _JOINTS = 6
 _READY = np.array([0.0, -0.1, 0.55, 0.0, 1.1, 0.0])
 DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -81,6 +81,8 @@ class Arm:
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_comPos(self._model, self._data)
             error = pose.minus(site_pose(self._data, self._tcp))
+            if np.linalg.norm(error) < _CONVERGED:
+                break
             mujoco.mj_jacSite(self._model, self._data, self._jacobian[:3], self._jacobian[3:], self._tcp)
             jacobian = self._jacobian[:, :_JOINTS]
             normal = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
