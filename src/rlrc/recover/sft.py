@@ -177,6 +177,4 @@ class Frames:
         tokenizer = self._policy.processor.tokenizer
         if tokenizer is None or tokenizer.unk_token is None:
             raise UserError("word_dropout needs a tokenizer with an unknown token; this checkpoint has none")
-        return " ".join(
-            tokenizer.unk_token if words.random() < probability else word for word in instruction.split()
-        )
+        return " ".join(tokenizer.unk_token if words.random() < probability else word for word in instruction.split())
