@@ -15,6 +15,12 @@ run: setup
 
 base: setup
 	$(RLRC) run recipes/base.yaml
+	rm -rf checkpoints/tabletop-base
+	cp -r runs/base/sft/checkpoint checkpoints/tabletop-base
+	for stage in train sft; do \
+		mkdir -p checkpoints/tabletop-base/training/$$stage; \
+		cp runs/base/$$stage/config.yaml runs/base/$$stage/metrics.jsonl checkpoints/tabletop-base/training/$$stage; \
+	done
 
 test: setup
 	.venv/bin/pytest
