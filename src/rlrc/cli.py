@@ -49,7 +49,8 @@ def _run(verb: str, arguments: list[str]) -> None:
     keep_freed_memory()
     command = _parse(verb, arguments)
     out = command.out or _default_out(verb, command.config)
-    if verb in ("run", "inspect", "report"):
+    # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
+    if verb in ("run", "inspect", "report") or getattr(command.config, "dry_run", False):
         result = function(verb)(command.config, out)
     else:
         from rlrc.stage import standalone
