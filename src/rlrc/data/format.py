@@ -9,7 +9,6 @@ import numpy as np
 
 VERSION = "v3.0"
 
-IMAGE_PREFIX = "observation.images."
 FRONT_IMAGE = "observation.images.front"
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"

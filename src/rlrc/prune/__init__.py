@@ -18,6 +18,7 @@ import rlrc
 from rlrc.config import Config
 from rlrc.data import Demonstrations
 from rlrc.errors import UserError
+from rlrc.models.linear import count_parameters
 from rlrc.models.policy import Policy
 from rlrc.progress import say
 from rlrc.prune.allocate import Rounding, choose
@@ -119,7 +120,7 @@ def _choose(
 
 def _result(policy: Policy, groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Exact counts before and after, JSON-able."""
-    everything = sum(parameter.numel() for parameter in policy.model.parameters())
+    everything = count_parameters(policy.model)
     linear = sum(group.units * group.unit_parameters for group in groups)
     linear_left = sum(len(units) * group.unit_parameters for group, units in zip(groups, kept, strict=True))
     metrics = {
