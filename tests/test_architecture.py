@@ -16,6 +16,7 @@ FLOORS = [
         "errors",
         "episodes",
         "files",
+        "process",
         "progress",
         "stats",
         "tables",
@@ -27,7 +28,7 @@ FLOORS = [
     {"envs", "data"},
     {"prune", "quantize"},
     {"evaluate", "recover", "bench", "inspect"},
-    {"stage", "recipe", "report", "pipeline"},
+    {"stage", "recipe", "report", "pipeline", "study"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -151,7 +151,7 @@ def test_the_first_ratio_is_one(tiny_policy: Policy, setting: Any, precision: st
 
 def test_temperature_shapes_logprobs_and_entropy(tiny_policy: Policy, setting: Any) -> None:
     _, _, buffer = setting(precision="fp32")
-    inputs, tokens = buffer.batch(tiny_policy, torch.arange(8))
+    inputs, tokens = buffer.inputs(tiny_policy, torch.arange(8)), buffer.tokens.flatten(0, 1)[:8]
     with torch.no_grad():
         logits, hidden = tiny_policy.model.action_logits(inputs, tokens)
         logprobs, entropy, critic_state = evaluate_actions(tiny_policy, inputs, tokens, temperature=0.5)
@@ -167,9 +167,9 @@ def test_kept_patches_are_what_the_pictures_project_to(tiny_policy: Policy, sett
     chosen, learner, pictures = setting(precision="fp32", train="all")
     assert pictures.images.dtype == torch.uint8
     with torch.no_grad():
-        inputs, _ = pictures.batch(tiny_policy, torch.arange(len(pictures)))
+        inputs = pictures.inputs(tiny_policy, torch.arange(len(pictures.instructions)))
         patches = tiny_policy.model.project_images(inputs.pixel_values)
-    kept = replace(pictures, images=patches.view(STEPS, NUM_ENVS, *patches.shape[1:]))
+    kept = replace(pictures, images=patches.view(STEPS + 1, NUM_ENVS, *patches.shape[1:]))
     a, b = (targets(tiny_policy, buffer, chosen, learner) for buffer in (pictures, kept))
     torch.testing.assert_close(a.logprobs, b.logprobs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-3, atol=1e-3)

@@ -3,12 +3,9 @@
 Everything for people goes to stderr. With --json, what the verb measured goes to stdout as one JSON object.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,7 +16,11 @@ from pydantic import ValidationError
 import rlrc
 from rlrc.config import Config
 from rlrc.errors import UserError
+from rlrc.process import keep_freed_memory, wait_without_spinning
 from rlrc.verbs import VERBS, config_class, function
+
+OUT_OF_RECIPE = {"run": "runs", "study": "results"}
+"""Verbs that write to a folder of their recipe's name, and where that lies."""
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     command = _parse(verb, arguments)
     out = command.out or _default_out(verb, command.config)
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
-    if verb in ("run", "inspect", "report") or getattr(command.config, "dry_run", False):
+    if verb in ("run", "study", "inspect", "report") or getattr(command.config, "dry_run", False):
         result = function(verb)(command.config, out)
     else:
         from rlrc.stage import standalone
@@ -64,7 +65,7 @@ def _run(verb: str, arguments: list[str]) -> None:
 def _parse(verb: str, arguments: list[str]) -> Any:
     """The verb's config with `out` and `json` beside it."""
     cls = config_class(verb)
-    default = "runs/<the recipe's name>" if verb == "run" else f"runs/{verb}"
+    default = f"{OUT_OF_RECIPE[verb]}/<the recipe's name>" if verb in OUT_OF_RECIPE else f"runs/{verb}"
     command = dataclasses.make_dataclass(
         "Command",
         [
@@ -96,10 +97,10 @@ def _parse(verb: str, arguments: list[str]) -> Any:
 
 
 def _default_out(verb: str, config: Config) -> Path:
-    if verb == "run":
+    if verb in OUT_OF_RECIPE:
         from rlrc.recipe import read_recipe
 
-        return Path("runs") / read_recipe(config.recipe).name  # type: ignore[attr-defined]
+        return Path(OUT_OF_RECIPE[verb]) / read_recipe(config.recipe).name  # type: ignore[attr-defined]
     return Path("runs") / verb
 
 
@@ -117,26 +118,3 @@ def _usage() -> str:
 def _fail(message: str, status: int) -> NoReturn:
     print(f"rlrc: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
-
-
-def wait_without_spinning() -> None:
-    """Let idle threads of OpenMP sleep: spinning, they take the cores from simulator workers and from each other.
-
-    Must be set before torch is imported. A value from the environment wins.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep what tensors free instead of handing it back to the system after every step.
-
-    Training otherwise maps the same pages again and again, a cost that all its threads wait for. Same effect as
-    the environment variables MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_ and MALLOC_MMAP_THRESHOLD_, which are read only
-    at process start. Other C libraries are left alone.
-    """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* in malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 2**28)
-        mallopt(mmap_threshold, 2**30)

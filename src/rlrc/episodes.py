@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
-from rlrc.stats import mcnemar, paired_difference, wilson
+from rlrc.stats import mcnemar, paired_difference, paired_lower_bound, wilson
 
 Outcome = Literal["success_at_end", "success_once", "grasped"]
 
@@ -67,12 +67,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A policy's rate minus the reference's over the same episodes, with Tango's 95 % interval and McNemar's p."""
+    """A policy's rate minus the reference's over the same episodes, with Tango's 95 % interval and McNemar's p.
+
+    `lower_bound` is the one-sided 95 % bound: the policy loses less than that much.
+    """
 
     n: int
     difference: float
     low: float
     high: float
+    lower_bound: float
     p: float
 
 
@@ -120,14 +124,15 @@ def success_rate(episodes: Sequence[Episode], outcome: Outcome = HEADLINE) -> Ra
 
 
 def compare(episodes: Sequence[Episode], reference: Sequence[Episode], outcome: Outcome = HEADLINE) -> Comparison:
-    """Compare two policies pair by pair.
+    """Compare two policies pair by pair, over the episodes that both were run on.
 
     Raises:
-        UserError: the two were not run on the same episodes.
+        UserError: there are none.
     """
     ours = {episode.key: getattr(episode, outcome) for episode in episodes}
     theirs = {episode.key: getattr(episode, outcome) for episode in reference}
-    if ours.keys() != theirs.keys():
+    shared = [key for key in ours if key in theirs]
+    if not shared:
         raise UserError("a paired comparison needs both policies evaluated on the same episodes with the same seed")
-    a, b = [theirs[key] for key in ours], list(ours.values())
-    return Comparison(len(a), *paired_difference(a, b), mcnemar(a, b))
+    a, b = [theirs[key] for key in shared], [ours[key] for key in shared]
+    return Comparison(len(a), *paired_difference(a, b), paired_lower_bound(a, b), mcnemar(a, b))

@@ -11,7 +11,7 @@ from rlrc.config import Config
 from rlrc.models.linear import QuantizedLinear
 from rlrc.models.policy import Policy
 from rlrc.progress import say
-from rlrc.quantize import PARTS
+from rlrc.quantize import part_of
 from rlrc.tables import human_bytes, human_count, print_table
 
 
@@ -70,7 +70,7 @@ def _part(name: str) -> str:
     """The part of the policy that a tensor or layer of this dotted name belongs to."""
     if name.startswith("value_head."):
         return "value head"
-    return next((part for part, prefix in PARTS.items() if name.startswith(f"{prefix}.")), "embeddings")
+    return part_of(name) or "embeddings"
 
 
 def _layer_shape(layer: Any) -> dict[str, int]:

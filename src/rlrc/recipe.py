@@ -17,12 +17,33 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from rlrc.config import Config, read_yaml
 from rlrc.errors import UserError
 from rlrc.stage import Stage, content_hash, path_fields
 from rlrc.verbs import VERBS, config_class
 
-STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "inspect")]
+STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect")]
+
+
+class StudyPlan(Config):
+    """Which stages play which part in a study; see `rlrc study`. A policy is named by the stage that made it."""
+
+    policies: dict[str, str]
+    """What tables call a policy, and its stage; the first one is what the others are compared with."""
+    seeds: tuple[str, ...] = ()
+    """Reinforcement-learning stages that differ by nothing but their seed."""
+    sft_steps: dict[int, str] = Field(default={})
+    """Fine-tuning stages by their number of steps, each a run of its own with its own learning-rate schedule."""
+    ratios: dict[float, tuple[str, ...]] = Field(default={})
+    """By pruning ratio: the policy right after pruning, after fine-tuning, and after reinforcement learning."""
+
+    @property
+    def stages(self) -> list[str]:
+        """All that it names."""
+        by_ratio = (name for names in self.ratios.values() for name in names)
+        return [*self.policies.values(), *self.seeds, *self.sft_steps.values(), *by_ratio]
 
 
 class Recipe(Config):
@@ -36,6 +57,8 @@ class Recipe(Config):
     """For every stage that needs a world."""
     stages: list[dict[str, Any]]
     """Run in this order."""
+    study: StudyPlan | None = None
+    """What `rlrc study` makes of them."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -78,6 +101,9 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
         config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
+    for name in recipe.study.stages if recipe.study else []:
+        if name != "base" and (name not in stages or VERBS[stages[name].verb].artifact != "checkpoint"):
+            raise UserError(f"recipe {recipe.name}: study: '{name}' is no stage that makes a policy")
     return stages
 
 

@@ -16,6 +16,8 @@ class Verb(NamedTuple):
     artifact: str
     """What a later stage that names one of this verb means: this folder below the stage's own."""
     summary: str
+    alone: bool = False
+    """Whether nothing else may run beside it: it measures time."""
 
 
 VERBS = {
@@ -26,9 +28,10 @@ VERBS = {
     "rl": Verb("rlrc.recover.ppo", "RlConfig", "checkpoint", "recover by reinforcement learning (PPO)"),
     "quantize": Verb("rlrc.quantize", "QuantizeConfig", "checkpoint", "store the weights in 4 or 8 bits"),
     "evaluate": Verb("rlrc.evaluate", "EvaluateConfig", "", "measure success rates in a world"),
-    "bench": Verb("rlrc.bench", "BenchConfig", "", "measure parameters, bytes, memory and latency"),
+    "bench": Verb("rlrc.bench", "BenchConfig", "", "measure parameters, bytes, memory and latency", alone=True),
     "report": Verb("rlrc.report", "ReportConfig", "", "write a run's self-contained HTML page"),
     "run": Verb("rlrc.pipeline", "RunConfig", "", "run a recipe: all of the above, resumable"),
+    "study": Verb("rlrc.study", "StudyConfig", "", "run a recipe and write its evidence: tables, tests, figures"),
     "inspect": Verb("rlrc.inspect", "InspectConfig", "", "print a policy's shapes, bytes and lineage"),
 }
 

@@ -3,7 +3,7 @@
 A world is any class with the methods of `World`, made by a picklable factory inside the process that runs it, so
 nothing of MuJoCo or a simulator is imported in the parent. Pictures come back through shared memory, the rest through
 pipes. Episodes have a fixed length and there is no autoreset: who evaluates episode by episode wants to choose each
-one.
+one. Who trains may start some of them anew while the others go on.
 """
 
 import multiprocessing
@@ -65,9 +65,10 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     """`num_envs` copies of a world, stepped together.
 
     `reset(options={"split": "ind"|"ood", "variant": str, "episode_ids": N ints})` starts N episodes; split and variant
-    default to "ind" and "main", the ids to 0..N-1. Observation: image uint8 (N,S,S,3), instruction tuple of N str,
+    default to "ind" and "main", the ids to 0..N-1; with "reset_mask", N bools, only those marked start anew, as in
+    gymnasium. Observation: image uint8 (N,S,S,3), instruction tuple of N str,
     state float32 (N,D). Action: float32 (N,7). Info: success, grasped, consecutive_grasp bool (N,) and
-    environment_state float32 (N,E). `truncated` is True for all after `max_episode_steps`, `terminated` never.
+    environment_state float32 (N,E). `truncated` is True after `max_episode_steps`, `terminated` never.
 
     Raises:
         UserError: an unknown split or variant, episode ids or actions of the wrong shape, a non-finite action.
@@ -109,8 +110,9 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._steps = 0
+        self._steps = np.zeros(num_envs, int)
         self._level = np.zeros(num_envs, np.float32)
+        self._readings: list[Reading | None] = [None] * num_envs
         self._images = _Images((num_envs, image_size, image_size, 3), shared=num_workers > 0)
         slices = _split(num_envs, num_workers)
         self._workers: list[_Worker]
@@ -123,11 +125,11 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start N episodes; an episode id fixes everything, so `seed` changes nothing."""
-        split, variant, episode_ids = self._parse(options or {})
-        self._steps = 0
-        self._level = np.zeros(self.num_envs, np.float32)
-        return self._gather([("reset", (split, variant, episode_ids[w.part])) for w in self._workers])
+        """Start N episodes, or those of `reset_mask`; an episode id fixes everything, so `seed` changes nothing."""
+        split, variant, episode_ids, mask = self._parse(options or {})
+        self._steps[mask] = 0
+        self._level[mask] = 0
+        return self._gather("reset", {int(n): (split, variant, int(episode_ids[n])) for n in np.flatnonzero(mask)})
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         actions = np.asarray(actions, np.float32)
@@ -135,11 +137,11 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             raise UserError(f"actions of shape {actions.shape}: this environment takes {self.action_space.shape}")
         if not np.isfinite(actions).all():
             raise UserError("actions hold NaN or infinity")
-        observation, info = self._gather([("step", (actions[w.part],)) for w in self._workers])
+        observation, info = self._gather("step", {n: (action,) for n, action in enumerate(actions)})
         level = self.reward_terms.level(info["grasped"], info["consecutive_grasp"], info["success"])
         reward, self._level = level - self._level, level
         self._steps += 1
-        truncated = np.full(self.num_envs, self._steps >= self.max_episode_steps)
+        truncated = self._steps >= self.max_episode_steps
         return observation, reward, np.zeros(self.num_envs, bool), truncated, info
 
     def render(self) -> tuple[np.ndarray, ...]:
@@ -149,29 +151,36 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         self._release()
 
-    def _parse(self, options: dict[str, Any]) -> tuple[str, str, np.ndarray]:
-        unknown = set(options) - {"split", "variant", "episode_ids"}
-        if unknown:
-            raise UserError(f"unknown reset options {sorted(unknown)} (known: split, variant, episode_ids)")
+    def _parse(self, options: dict[str, Any]) -> tuple[str, str, np.ndarray, np.ndarray]:
+        known = ("split", "variant", "episode_ids", "reset_mask")
+        if unknown := set(options) - set(known):
+            raise UserError(f"unknown reset options {sorted(unknown)} (known: {', '.join(known)})")
         ids = np.asarray(options.get("episode_ids", np.arange(self.num_envs)))
         if ids.shape != (self.num_envs,) or not np.issubdtype(ids.dtype, np.integer):
             raise UserError(f"episode_ids: need {self.num_envs} integers, got shape {ids.shape} of {ids.dtype}")
-        return options.get("split", "ind"), options.get("variant", "main"), ids
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise UserError(f"reset_mask: need {self.num_envs} bools, got shape {mask.shape} of {mask.dtype}")
+        if None in self._readings and not mask.all():
+            raise UserError("reset_mask: start all episodes before starting some of them anew")
+        return options.get("split", "ind"), options.get("variant", "main"), ids, mask
 
-    def _gather(self, calls: list[tuple[str, tuple[Any, ...]]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Send every worker its call, then wait for all; failures are raised after all have answered."""
-        for worker, call in zip(self._workers, calls, strict=True):
-            worker.send(*call)
-        readings: list[Reading] = []
+    def _gather(self, method: str, calls: dict[int, tuple[Any, ...]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Call `method` of the numbered worlds with their arguments; failures are raised after all have answered."""
+        numbers = [[n for n in calls if worker.part.start <= n < worker.part.stop] for worker in self._workers]
+        for worker, mine in zip(self._workers, numbers, strict=True):
+            worker.send(method, {n - worker.part.start: calls[n] for n in mine})
         failures: list[Exception] = []
-        for worker in self._workers:
+        for worker, mine in zip(self._workers, numbers, strict=True):
             answer = worker.receive()
             if isinstance(answer, Exception):
                 failures.append(answer)
-            else:
-                readings.extend(answer)
+                continue
+            for n, reading in zip(mine, answer, strict=True):
+                self._readings[n] = reading
         if failures:
             raise failures[0]
+        readings = [reading for reading in self._readings if reading is not None]
         observation = {
             "image": self._images.array.copy(),
             "instruction": tuple(r.instruction for r in readings),
@@ -222,7 +231,7 @@ class _Worker(Protocol):
 
     part: slice
 
-    def send(self, method: str, arguments: tuple[Any, ...]) -> None: ...
+    def send(self, method: str, calls: dict[int, tuple[Any, ...]]) -> None: ...
 
     def receive(self) -> "list[Reading] | Exception": ...
 
@@ -237,8 +246,8 @@ class _Local:
         self._images = images
         self._worlds = [spec.factory(images.shape[1]) for _ in range(part.start, part.stop)]
 
-    def send(self, method: str, arguments: tuple[Any, ...]) -> None:
-        self._answer = _run(self._worlds, self._images.array[self.part], method, arguments)
+    def send(self, method: str, calls: dict[int, tuple[Any, ...]]) -> None:
+        self._answer = _run(self._worlds, self._images.array[self.part], method, calls)
 
     def receive(self) -> list[Reading] | Exception:
         return self._answer
@@ -260,9 +269,9 @@ class _Process:
         self._process.start()
         theirs.close()
 
-    def send(self, method: str, arguments: tuple[Any, ...]) -> None:
+    def send(self, method: str, calls: dict[int, tuple[Any, ...]]) -> None:
         try:
-            self._pipe.send((method, arguments))
+            self._pipe.send((method, calls))
         except OSError as error:
             raise self._death() from error
 
@@ -297,17 +306,15 @@ def _serve(pipe: Connection, spec: WorldSpec, part: slice, name: str, shape: tup
         images.close()
 
 
-def _run(worlds: list[World], images: np.ndarray, method: str, arguments: tuple[Any, ...]) -> list[Reading] | Exception:
-    """Reset or step worlds one after another, and draw each; an exception is the answer, not a death."""
+def _run(
+    worlds: list[World], images: np.ndarray, method: str, calls: dict[int, tuple[Any, ...]]
+) -> list[Reading] | Exception:
+    """Reset or step the numbered worlds one after another, and draw each; an exception is the answer, not a death."""
     try:
         readings = []
-        for index, world in enumerate(worlds):
-            if method == "reset":
-                split, variant, episode_ids = arguments
-                readings.append(world.reset(split, variant, int(episode_ids[index])))
-            else:
-                readings.append(world.step(arguments[0][index]))
-            images[index] = world.draw()
+        for index, arguments in calls.items():
+            readings.append(getattr(worlds[index], method)(*arguments))
+            images[index] = worlds[index].draw()
         return readings
     except UserError as error:
         return error

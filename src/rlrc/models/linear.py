@@ -1,4 +1,4 @@
-"""A linear layer whose weight is stored in 4 or 8 bits: real packed bytes on disk and in memory, on any device.
+"""Layers whose weight is stored in 4 or 8 bits: real packed bytes on disk and in memory, on any device.
 
 The weight is cut along its inputs into groups. Each group has its own scale (bfloat16) and zero point (an integer of
 the weight's own width): `w = (code - zero) * scale`. With 4 bits and groups of 32 that is 4 + (16 + 4) / 32 = 4.625
@@ -24,6 +24,9 @@ CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
 
 CHUNK = 2**16
 """Weights quantized at once: the search reads them many times, so they should fit in the processor's cache."""
+
+
+PACKABLE = (nn.Linear, nn.Conv2d)
 
 
 class QuantizedLinear(nn.Module):
@@ -67,18 +70,7 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def from_linear(cls, linear: nn.Linear, bits: int = 4, group_size: int = 32) -> Self:
         """Quantize `linear`'s weight, which must be finite, on its own device."""
-        weight = linear.weight.detach()
-        packed = cls.empty_like(linear, bits, group_size)
-        rows = max(1, CHUNK // linear.in_features)
-        for start in range(0, linear.out_features, rows):
-            here = slice(start, start + rows)
-            codes, scales, zeros = quantize_groups(_grouped(weight[here].float(), group_size), bits)
-            packed.codes[here] = pack(codes.flatten(1)[:, : linear.in_features], bits)
-            packed.scales[here] = scales
-            packed.zeros[here] = pack(zeros, bits)
-        if packed.bias is not None:
-            packed.bias.data.copy_(linear.bias.detach())
-        return packed
+        return cls.empty_like(linear, bits, group_size).fill(linear)
 
     @classmethod
     def empty_like(cls, linear: nn.Linear, bits: int, group_size: int) -> Self:
@@ -87,11 +79,26 @@ class QuantizedLinear(nn.Module):
         shape = (linear.in_features, linear.out_features)
         return cls(*shape, bits, group_size, has_bias, weight.device, weight.dtype).train(linear.training)
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight the codes stand for, (out, in); exact in float32, rounded once in bfloat16."""
-        codes = _grouped(unpack(self.codes, self.bits, self.in_features), self.group_size).to(dtype)
-        zeros = unpack(self.zeros, self.bits, self.scales.shape[1]).to(dtype)
-        weight = (codes - zeros[..., None]) * self.scales.to(dtype)[..., None]
+    def fill(self, layer: nn.Linear | nn.Conv2d) -> Self:
+        """Quantize `layer`'s weight to the nearest codes, and take over its bias."""
+        weight = layer.weight.detach().flatten(1)
+        rows = max(1, CHUNK // self.in_features)
+        for start in range(0, self.out_features, rows):
+            here = slice(start, start + rows)
+            codes, scales, zeros = quantize_groups(_grouped(weight[here].float(), self.group_size), self.bits)
+            self.codes[here] = pack(codes.flatten(1)[:, : self.in_features], self.bits)
+            self.scales[here] = scales
+            self.zeros[here] = pack(zeros, self.bits)
+        if self.bias is not None and layer.bias is not None:
+            self.bias.data.copy_(layer.bias.detach())
+        return self
+
+    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> torch.Tensor:
+        """The weight the codes stand for, (out, in) or some rows of it; exact in float32, rounded once in bfloat16."""
+        scales = self.scales[rows].to(dtype)
+        codes = _grouped(unpack(self.codes[rows], self.bits, self.in_features), self.group_size).to(dtype)
+        zeros = unpack(self.zeros[rows], self.bits, scales.shape[1]).to(dtype)
+        weight = (codes - zeros[..., None]) * scales[..., None]
         return weight.flatten(1)[:, : self.in_features]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -118,18 +125,47 @@ class QuantizedLinear(nn.Module):
         return super()._apply(keep_scales, recurse)
 
 
+class QuantizedConv2d(QuantizedLinear):
+    """`nn.Conv2d` with a packed weight, which is kept as the matrix (out, in * height * width) of its kernels."""
+
+    geometry: tuple[tuple[int, ...], dict[str, Any]]
+    """The shape of the kernels, and stride and padding."""
+
+    @classmethod
+    def empty_like(cls, conv: nn.Conv2d, bits: int, group_size: int) -> Self:  # type: ignore[override]
+        """A layer of `conv`'s shape, device and bias whose weight is still to be filled in."""
+        weight, has_bias = conv.weight, conv.bias is not None
+        shape = (weight[0].numel(), conv.out_channels)
+        packed = cls(*shape, bits, group_size, has_bias, weight.device, weight.dtype).train(conv.training)
+        packed.geometry = (tuple(weight.shape[1:]), {"stride": conv.stride, "padding": conv.padding})
+        return packed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, in, H, W) -> (B, out, H', W') in x's dtype."""
+        kernel, placing = self.geometry
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, self.dequantize(x.dtype).unflatten(1, kernel), bias, **placing)
+
+
+def empty_packed(layer: nn.Linear | nn.Conv2d, bits: int, group_size: int) -> QuantizedLinear:
+    """The packed layer that can take `layer`'s place, its weight still to be filled in."""
+    if isinstance(layer, nn.Conv2d):
+        return QuantizedConv2d.empty_like(layer, bits, group_size)
+    return QuantizedLinear.empty_like(layer, bits, group_size)
+
+
 def replace_linears(module: nn.Module, names: Iterable[str], bits: int, group_size: int) -> None:
-    """Put empty `QuantizedLinear`s in the place of the `nn.Linear`s at the dotted `names`, ready for `load_state_dict`.
+    """Put empty packed layers in the place of those at the dotted `names`, ready for `load_state_dict`.
 
     Raises:
         UserError: a name is not a linear layer of `module`.
     """
     for name in names:
-        module.set_submodule(name, QuantizedLinear.empty_like(get_linear(module, name), bits, group_size))
+        module.set_submodule(name, empty_packed(get_linear(module, name), bits, group_size))
 
 
-def get_linear(module: nn.Module, name: str) -> nn.Linear:
-    """The `nn.Linear` at dotted `name`.
+def get_linear(module: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+    """The `nn.Linear` (or the convolution, which is linear as well) at dotted `name`.
 
     Raises:
         UserError: there is none.
@@ -138,7 +174,7 @@ def get_linear(module: nn.Module, name: str) -> nn.Linear:
         found = module.get_submodule(name)
     except AttributeError:
         found = None
-    if not isinstance(found, nn.Linear):
+    if not isinstance(found, PACKABLE):
         raise UserError(f"quantization_config names '{name}', which is not a linear layer of this model")
     return found
 

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rlrc.models import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.decoder import HeterogeneousLlamaForCausalLM
+from rlrc.models.linear import QuantizedLinear
 from rlrc.models.vision import LayerScale, Projector, VisionBackbone, VisionTower
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -150,7 +151,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def add_value_head(self, seed: int = 0) -> None:
         """Give the model a fresh critic; the last layer starts at N(0, 0.02), so that first values are near zero."""
-        weight = self.language_model.lm_head.weight
+        weight = self.language_model.model.embed_tokens.weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = ValueHead(self.config.text_config.hidden_size)
@@ -216,8 +217,10 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def _action_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the action ids alone: the other rows of `lm_head` are never needed."""
-        rows = self.language_model.lm_head.weight[self.first_action_id : self.config.action_vocab_end]
-        return F.linear(hidden, rows)
+        rows = slice(self.first_action_id, self.config.action_vocab_end)
+        head = self.language_model.lm_head
+        packed = isinstance(head, QuantizedLinear)
+        return F.linear(hidden, head.dequantize(hidden.dtype, rows) if packed else head.weight[rows])
 
     def _joint_sequence(
         self, inputs: PolicyInputs, text: torch.Tensor, mask: torch.Tensor

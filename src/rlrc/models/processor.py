@@ -6,7 +6,7 @@ checkpoint's tokenizer, left-padded with BOS kept at index 0.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,10 @@ class Processor:
         pixel_values = self.images(images)
         if len(images) != len(instructions):
             raise UserError(f"{len(images)} images came with {len(instructions)} instructions; give one to each")
+        return replace(self.prompts(instructions), pixel_values=pixel_values)
+
+    def prompts(self, instructions: Sequence[str]) -> PolicyInputs:
+        """B instructions to a left-padded batch without pictures."""
         rows = [self.prompt_ids(instruction) for instruction in instructions]
         length = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), length), self.config.pad_token_id or 0)
@@ -128,7 +132,7 @@ class Processor:
             input_ids[index, 0], attention_mask[index, 0] = row[0], 1
             input_ids[index, length - len(row) + 1 :] = torch.tensor(row[1:])
             attention_mask[index, length - len(row) + 1 :] = 1
-        return PolicyInputs(input_ids, attention_mask, pixel_values)
+        return PolicyInputs(input_ids, attention_mask)
 
     def prompt_ids(self, instruction: str) -> list[int]:
         """Token ids of the prompt, BOS first; ends in `prompt_end_token_id` where the config has one."""

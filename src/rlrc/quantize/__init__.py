@@ -21,11 +21,16 @@ import rlrc
 from rlrc.config import Config
 from rlrc.errors import UserError
 from rlrc.models.checkpoint import weight_files
-from rlrc.models.linear import QuantizedLinear, get_linear, quantization_config
+from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
 from rlrc.progress import say, track
 from rlrc.tables import human_bytes
 
-PARTS = {"decoder": "language_model.model.layers", "vision": "vision_backbone", "projector": "projector"}
+PARTS = {
+    "decoder": "language_model.model.layers",
+    "vision": "vision_backbone",
+    "projector": "projector",
+    "head": "language_model.lm_head",
+}
 
 
 class QuantizeConfig(Config):
@@ -37,8 +42,8 @@ class QuantizeConfig(Config):
     """Of each weight."""
     group_size: int = Field(default=32, ge=1)
     """Weights along a layer's input that share a scale and a zero point."""
-    parts: tuple[Literal["decoder", "vision", "projector"], ...] = Field(default=("decoder",), min_length=1)
-    """Whose linear layers are packed."""
+    parts: tuple[Literal["decoder", "vision", "projector", "head"], ...] = Field(default=("decoder",), min_length=1)
+    """Whose linear layers and convolutions are packed."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +113,19 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
 
 
 def linear_names(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """Dotted names of the linear layers of the policy's `parts`."""
-    prefixes = tuple(PARTS[part] + "." for part in parts)
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith(prefixes)
-    ]
+    """Dotted names of the linear layers and convolutions of the policy's `parts`."""
+    return [name for name, module in model.named_modules() if isinstance(module, PACKABLE) and part_of(name) in parts]
+
+
+def part_of(name: str) -> str | None:
+    """The part that the module or tensor of dotted `name` belongs to."""
+    return next((part for part, prefix in PARTS.items() if f"{name}.".startswith(f"{prefix}.")), None)
 
 
 def quantize_linears(
     model: nn.Module, names: Sequence[str], bits: int, group_size: int
 ) -> tuple[list[PackedLayer], dict[str, str]]:
-    """Put a `QuantizedLinear` in the place of each named layer, one at a time, so that memory only shrinks.
+    """Put a packed layer in the place of each named one, one at a time, so that memory only shrinks.
 
     Returns:
         What was packed, and the reason for each layer that was left dense.
@@ -132,13 +139,15 @@ def quantize_linears(
         weight = linear.weight.detach()
         if not weight.isfinite().all():
             raise UserError(f"{name}: the weight holds NaN or infinity; the checkpoint is broken")
-        quantized = QuantizedLinear.from_linear(linear, bits, group_size)
+        quantized = empty_packed(linear, bits, group_size).fill(linear)
         bf16_bytes = 2 * weight.numel()
         if quantized.nbytes >= bf16_bytes:
             left[name] = f"{bits}-bit codes and scales of shape {tuple(weight.shape)} take more bytes than bf16"
             continue
         model.set_submodule(name, quantized)
-        packed.append(PackedLayer(name, bf16_bytes, quantized.nbytes, sqnr_db(weight, quantized.dequantize())))
+        packed.append(
+            PackedLayer(name, bf16_bytes, quantized.nbytes, sqnr_db(weight.flatten(1), quantized.dequantize()))
+        )
     return packed, left
 
 

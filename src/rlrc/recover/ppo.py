@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from pydantic import Field, model_validator
 
 import rlrc
 from rlrc import envs
+from rlrc.data.batches import Augmentation
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.envs.reward import RewardTerms
 from rlrc.episodes import success_rate
@@ -36,8 +36,8 @@ from rlrc.evaluate import rollout
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
-from rlrc.recover.loop import Learner, LearnerConfig, Means, project, rng
-from rlrc.recover.sft import Frames, action_losses
+from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, project, rng
+from rlrc.recover.sft import Frames, action_losses, hide_words
 
 FIRST_CURVE_EPISODE = 900_000
 """The learning curve's own episodes: neither trained on nor in anyone's table."""
@@ -58,6 +58,13 @@ class RlConfig(LearnerConfig):
     """How often to act and update, critic warm-up included."""
     reward: RewardTerms = RewardTerms()
     """What each bit of progress is worth."""
+    end_after_success: int = Field(default=0, ge=0)
+    """Steps of success in a row after which an episode ends and another begins in its place, so that acting is not
+    spent on standing still; 0 lets every episode last its full time."""
+    augment: Augmentation | None = None
+    """How the pictures acted upon are varied; without it they are not."""
+    word_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a word of an episode's instruction is shown as unknown."""
     temperature: float = Field(default=1.0, gt=0)
     """At which actions are sampled; PPO improves the policy it samples from."""
     gamma: float = Field(default=0.99, ge=0, le=1)
@@ -72,6 +79,8 @@ class RlConfig(LearnerConfig):
     """Steps in a minibatch, for each process."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """AdamW's, of the policy."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rates over the iterations: constant, or falling to zero."""
     value_learning_rate: float = Field(default=3e-3, gt=0)
     """AdamW's, of the value head."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -95,11 +104,14 @@ class RlConfig(LearnerConfig):
     bc_coefficient: float = Field(default=0.0, ge=0)
     """Weight of behaviour cloning on `dataset` beside PPO."""
     dataset: Path | None = None
-    """Demonstrations for behaviour cloning."""
+    """Demonstrations for behaviour cloning; varied by `augment` and `word_dropout` as well."""
+    label_spread: float = Field(default=0.0, ge=0)
+    """Standard deviation, in bins, of the demonstrated labels, as in supervised fine-tuning: cloning single bins in a
+    policy that was taught spread ones costs it its greedy success."""
     target_kl: float | None = Field(default=None, gt=0)
     """An iteration's updates stop once the policy has moved this far from the one that acted."""
     eval_every: int = Field(default=0, ge=0)
-    """Iterations between two points of the learning curve; 0 draws none."""
+    """Iterations between two points of the learning curve, whose first comes after the first one; 0 draws none."""
     eval_episodes: int = Field(default=64, ge=1)
     """Episodes in and out of distribution, each, for such a point."""
     eval_temperature: float = Field(default=0.0, ge=0)
@@ -114,13 +126,16 @@ class RlConfig(LearnerConfig):
 
 @dataclass
 class Buffer:
-    """T steps of N episodes; time comes first, so that (t, n) lies at t * N + n when flattened."""
+    """T steps in N worlds; time comes first, so that (t, n) lies at t * N + n when flattened.
 
-    inputs: PolicyInputs
-    """The prompts of the N episodes, without pictures."""
-    instructions: tuple[str, ...]
+    Pictures and instructions have a row more: what the last step led to.
+    """
+
+    instructions: list[str]
+    """(T + 1) * N, flat."""
     images: torch.Tensor
-    """On the CPU: projected patches (T, N, P, hidden) where vision is frozen, else pictures uint8 (T, N, H, W, 3)."""
+    """On the CPU: projected patches (T + 1, N, P, hidden) where vision is frozen, else pictures uint8
+    (T + 1, N, H, W, 3)."""
     tokens: torch.Tensor
     """Action ids (T, N, 7)."""
     logprobs: torch.Tensor
@@ -135,15 +150,21 @@ class Buffer:
     def __len__(self) -> int:
         return self.rewards.numel()
 
-    def batch(self, policy: Policy, index: torch.Tensor) -> tuple[PolicyInputs, torch.Tensor]:
-        """Model inputs and tokens (B, 7) of flat numbers (B,)."""
+    @property
+    def first_episodes(self) -> torch.Tensor:
+        """Bool (T, N): the steps of each world's first episode. Later ones are cut off by the buffer's end, the more
+        often the longer they take, so rates are counted over the first ones."""
+        ended = self.masks[1:] == 0
+        return (ended.cumsum(dim=0) - ended.int()) == 0
+
+    def inputs(self, policy: Policy, index: torch.Tensor) -> PolicyInputs:
+        """Model inputs of flat numbers (B,)."""
         images = self.images.flatten(0, 1)[index.cpu()]
-        episode = index % self.rewards.shape[1]
+        instructions = [self.instructions[i] for i in index.tolist()]
         if images.dtype == torch.uint8:
-            inputs = policy.prepare(images.numpy(), [self.instructions[i] for i in episode.tolist()])
-        else:
-            inputs = replace(self.inputs[episode], image_embeddings=images.to(policy.device))
-        return inputs, self.tokens.flatten(0, 1)[index]
+            return policy.prepare(images.numpy(), instructions)
+        prompts = policy.processor.prompts(instructions)
+        return replace(prompts, image_embeddings=images).to(policy.device)
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
@@ -169,9 +190,9 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
             acted = time.monotonic()
             values = update(policy, buffer, frames, iteration, config, learner)
             values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}
-            values["learning_rate"] = config.learning_rate
+            values["learning_rate"] = config.learning_rate * rate_factor(iteration, config)
             values["steps_per_second"] = len(buffer) * learner.world_size / (time.monotonic() - started)
-            if config.eval_every and (iteration + 1) % config.eval_every == 0:
+            if config.eval_every and (iteration == 0 or (iteration + 1) % config.eval_every == 0):
                 values |= learning_curve_point(policy, env, config, learner)
             record(iteration + 1, values, f"success {100 * values['success_at_end']:.0f} %")
             learner.save_if_due(iteration + 1)
@@ -179,32 +200,75 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     return learner.finish("rl")
 
 
-def act(policy: Policy, env: gym.vector.VectorEnv, iteration: int, config: RlConfig, learner: Learner) -> Buffer:
-    """Sample one batch of whole episodes, new ones in each iteration and on each process."""
-    first = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * env.num_envs
-    episode_ids = np.arange(first, first + env.num_envs)
-    noise = learner.generator("act", iteration)
-    observation, _ = env.reset(options={"split": "ind", "variant": "main", "episode_ids": episode_ids})
-    instructions = observation["instruction"]
+def act(policy: Policy, env: envs.WorkerVectorEnv, iteration: int, config: RlConfig, learner: Learner) -> Buffer:
+    """Act for the time of one whole episode in every world, on new episodes in each iteration and on each process."""
+    episodes = Episodes(env, iteration, config, learner)
+    noise, variation = learner.generator("act", iteration), learner.generator("augment", iteration, device="cpu")
+    seen: list[torch.Tensor] = []
+    instructions: list[str] = []
     steps: list[tuple[torch.Tensor, ...]] = []
-    ended = np.zeros(env.num_envs, dtype=bool)
-    while not ended.all():
-        inputs = policy.prepare(observation["image"], instructions)
-        images = torch.from_numpy(observation["image"])
+
+    def look() -> PolicyInputs:
+        images = torch.from_numpy(episodes.images)
+        if config.augment is not None:
+            images = config.augment(images, variation)
+        inputs = policy.prepare(images.numpy(), episodes.instructions)
         if not learner.trains_vision:
             inputs = project(policy, inputs)
             assert inputs.image_embeddings is not None
             images = inputs.image_embeddings.cpu()
-        sample = policy.sample(inputs, config.temperature, noise)
-        observation, reward, terminated, truncated, info = env.step(policy.decode(sample.tokens))
-        ended = terminated | truncated
-        outcomes = reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"]
-        on_device = (torch.tensor(outcome, device=policy.device) for outcome in outcomes)
-        steps.append((images, sample.tokens, sample.logprobs, *on_device))
-    images, tokens, logprobs, rewards, masks, success, grasped = (torch.stack(c) for c in zip(*steps, strict=True))
+        seen.append(images)
+        instructions.extend(episodes.instructions)
+        return inputs
+
+    episodes.start(policy, np.ones(env.num_envs, bool))
+    for _ in range(env.max_episode_steps):
+        sample = policy.sample(look(), config.temperature, noise)
+        outcomes = episodes.step(policy, policy.decode(sample.tokens))
+        steps.append((sample.tokens, sample.logprobs, *(torch.tensor(o, device=policy.device) for o in outcomes)))
+    look()
+    tokens, logprobs, rewards, masks, success, grasped = (torch.stack(column) for column in zip(*steps, strict=True))
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
-    prompts = replace(inputs, pixel_values=None, image_embeddings=None)
-    return Buffer(prompts, instructions, images, tokens, logprobs, rewards, masks, success, grasped)
+    return Buffer(instructions, torch.stack(seen), tokens, logprobs, rewards, masks, success, grasped)
+
+
+class Episodes:
+    """The worlds of one iteration: which episode each of them plays, and what its instruction is shown as."""
+
+    def __init__(self, env: envs.WorkerVectorEnv, iteration: int, config: RlConfig, learner: Learner) -> None:
+        self._env, self._config = env, config
+        most = env.num_envs * env.max_episode_steps
+        self._next_id = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * most
+        self._words = rng(config.seed, "words", iteration, learner.rank)
+        self._successes = np.zeros(env.num_envs, int)
+        self.instructions = [""] * env.num_envs
+        self.images: np.ndarray
+
+    def start(self, policy: Policy, where: np.ndarray) -> None:
+        """Begin a new episode in the worlds `where` (N,)."""
+        ids = self._next_id + np.arange(self._env.num_envs)
+        self._next_id += self._env.num_envs
+        options = {"split": "ind", "variant": "main", "episode_ids": ids, "reset_mask": where}
+        observation, _ = self._env.reset(options=options)
+        self.images = observation["image"]
+        self._successes[where] = 0
+        for n in np.flatnonzero(where):
+            text = observation["instruction"][n]
+            dropout = self._config.word_dropout
+            self.instructions[n] = hide_words(policy, text, dropout, self._words) if dropout else text
+
+    def step(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Act, and begin anew where an episode ended: reward, mask (0 where it ended), success, grasped; all (N,)."""
+        observation, reward, terminated, truncated, info = self._env.step(actions)
+        self.images = observation["image"]
+        self._successes = np.where(info["success"], self._successes + 1, 0)
+        ended = terminated | truncated
+        if self._config.end_after_success:
+            ended = ended | (self._successes >= self._config.end_after_success)
+        outcomes = reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"]
+        if ended.any():
+            self.start(policy, ended)
+        return outcomes
 
 
 def evaluate_actions(
@@ -246,18 +310,22 @@ class Targets:
 @torch.no_grad()
 def targets(policy: Policy, buffer: Buffer, config: RlConfig, learner: Learner) -> Targets:
     """Read the buffer once, teacher-forced, and estimate advantages and returns."""
+    # The last row holds the states that the last actions led to; their own actions were never chosen, and the critic,
+    # which reads what comes before the first token, does not depend on them.
+    tokens = torch.cat([buffer.tokens, buffer.tokens[-1:]]).flatten(0, 1)
     readings = []
-    for index in torch.arange(len(buffer)).split(config.batch_size):
+    for index in torch.arange(len(tokens)).split(config.batch_size):
         with learner.autocast():
-            logprobs, _, hidden = evaluate_actions(policy, *buffer.batch(policy, index), config.temperature)
+            logprobs, _, hidden = evaluate_actions(
+                policy, buffer.inputs(policy, index), tokens[index], config.temperature
+            )
         readings.append((logprobs, hidden, value_of(policy, hidden)))
     logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
-    by_time = values.view_as(buffer.rewards)
-    # Every episode ends with the buffer, so the value behind the last step is masked and needs no reading.
-    padded = torch.cat([by_time, torch.zeros_like(by_time[:1])])
-    advantages, returns = gae(buffer.rewards, padded, buffer.masks, config.gamma, config.gae_lambda)
+    by_time = values.view(-1, buffer.rewards.shape[1])
+    advantages, returns = gae(buffer.rewards, by_time, buffer.masks, config.gamma, config.gae_lambda)
     advantages = normalise(advantages, learner.gather(advantages))
-    return Targets(logprobs, hidden, values, returns.flatten(), advantages.flatten())
+    acted = slice(len(buffer))
+    return Targets(logprobs[acted], hidden[acted], values[acted], returns.flatten(), advantages.flatten())
 
 
 def update(
@@ -275,11 +343,13 @@ def update(
         )
     target = targets(policy, buffer, config, learner)
     means = Means()
+    first = buffer.first_episodes
     means.add(
-        success_once=buffer.success.any(dim=0).float().mean(),
-        success_at_end=buffer.success[-1].float().mean(),
-        grasped=buffer.grasped.any(dim=0).float().mean(),
-        episode_return=buffer.rewards.sum(dim=0).mean(),
+        success_once=(buffer.success & first).any(dim=0).float().mean(),
+        success_at_end=buffer.success.gather(0, first.sum(dim=0, keepdim=True) - 1).float().mean(),
+        grasped=(buffer.grasped & first).any(dim=0).float().mean(),
+        episode_return=(buffer.rewards * first).sum(dim=0).mean(),
+        episodes=(buffer.masks[1:] == 0).sum().float(),
         value=target.values.mean(),
         explained_variance=explained_variance(target.values, target.returns),
         acting_gap=(target.logprobs - buffer.logprobs.flatten()).abs().mean(),
@@ -295,8 +365,13 @@ def update(
     else:
         if frames is not None:
             frames.seek(iteration * len(batches))
-        improve(policy, buffer, target, batches, frames, config, learner, means)
+        improve(policy, buffer, target, batches, frames, rate_factor(iteration, config), config, learner, means)
     return means.take(learner)
+
+
+def rate_factor(iteration: int, config: RlConfig) -> float:
+    """What the learning rates of `config` are multiplied by in an iteration."""
+    return learning_rate_factor(iteration, config.iterations, 0, config.schedule)
 
 
 def warm_up_critic(
@@ -320,6 +395,7 @@ def improve(
     target: Targets,
     batches: Sequence[torch.Tensor],
     frames: Frames | None,
+    rate_factor: float,
     config: RlConfig,
     learner: Learner,
     means: Means,
@@ -334,15 +410,15 @@ def improve(
             means.add(**vitals)
             kl += vitals["approx_kl"] / config.gradient_accumulation
             if frames is not None:
-                inputs, actions, _ = frames.next()
+                inputs, actions, _ = frames.next(config.augment, config.word_dropout)
                 with learner.autocast():
-                    cloning = action_losses(policy, inputs, actions)["loss"]
+                    cloning = action_losses(policy, inputs, actions, config.label_spread)["loss"]
                 (config.bc_coefficient * cloning / config.gradient_accumulation).backward()
                 means.add(bc_loss=cloning)
         if config.target_kl is not None and learner.mean(kl) > config.target_kl:
             learner.optimizer.zero_grad()
             break
-        means.add(grad_norm=learner.step())
+        means.add(grad_norm=learner.step(rate_factor))
         updates += 1
     means.add(updates=torch.tensor(updates))
 
@@ -351,7 +427,7 @@ def ppo_loss(
     policy: Policy, buffer: Buffer, target: Targets, index: torch.Tensor, config: RlConfig, learner: Learner
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of one minibatch, and its vitals."""
-    inputs, tokens = buffer.batch(policy, index)
+    inputs, tokens = buffer.inputs(policy, index), buffer.tokens.flatten(0, 1)[index]
     with learner.autocast():
         logprobs, entropy, hidden = evaluate_actions(policy, inputs, tokens, config.temperature)
     values = value_of(policy, hidden)
@@ -375,7 +451,7 @@ def ppo_loss(
 
 
 def learning_curve_point(
-    policy: Policy, env: gym.vector.VectorEnv, config: RlConfig, learner: Learner
+    policy: Policy, env: envs.WorkerVectorEnv, config: RlConfig, learner: Learner
 ) -> dict[str, float]:
     """Success rates, in and out of distribution, over episodes that stay the same; on the main process."""
     if not learner.is_main:

@@ -167,14 +167,20 @@ class Frames:
         instructions = [self._demonstrations.instruction(row) for row in rows]
         if word_dropout:
             words = rng(self._learner.config.seed, "words", self._number, self._learner.rank)
-            instructions = [self._hide_words(instruction, word_dropout, words) for instruction in instructions]
+            instructions = [hide_words(self._policy, text, word_dropout, words) for text in instructions]
         self._number += 1
         inputs = self._policy.prepare(images, instructions)
         actions, numbers = (torch.from_numpy(array).to(self._learner.device) for array in (self._actions[rows], rows))
         return inputs, actions, numbers
 
-    def _hide_words(self, instruction: str, probability: float, words: np.random.Generator) -> str:
-        tokenizer = self._policy.processor.tokenizer
-        if tokenizer is None or tokenizer.unk_token is None:
-            raise UserError("word_dropout needs a tokenizer with an unknown token; this checkpoint has none")
-        return " ".join(tokenizer.unk_token if words.random() < probability else word for word in instruction.split())
+
+def hide_words(policy: Policy, instruction: str, probability: float, words: np.random.Generator) -> str:
+    """`instruction` with each word shown as unknown at the given probability.
+
+    Raises:
+        UserError: the policy's tokenizer has no unknown token.
+    """
+    tokenizer = policy.processor.tokenizer
+    if tokenizer is None or tokenizer.unk_token is None:
+        raise UserError("word_dropout needs a tokenizer with an unknown token; this checkpoint has none")
+    return " ".join(tokenizer.unk_token if words.random() < probability else word for word in instruction.split())

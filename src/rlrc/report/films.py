@@ -27,19 +27,29 @@ class Film:
 
 def side_by_side(left: PolicyRow, right: PolicyRow) -> list[Film]:
     """A film for every episode of which both policies were filmed."""
+    names = (left.name, right.name)
+    return [
+        Film(_data_uri(_joined(panels), fps), caption) for caption, panels, fps in panels_of_pairs(left, right, names)
+    ]
+
+
+def panels_of_pairs(
+    left: PolicyRow, right: PolicyRow, names: tuple[str, str]
+) -> list[tuple[str, list[np.ndarray], float]]:
+    """For every episode of which both policies were filmed: a caption, both films with a headline, frames a second."""
     others = {episode.key: episode for episode in right.episodes}
-    films = []
+    pairs = []
     for ours in left.episodes:
         paths = [_find(row, ours) for row in (left, right)]
         if ours.key not in others or None in paths:
             continue
-        theirs = others[ours.key]
+        episodes = (ours, others[ours.key])
         (left_frames, fps), (right_frames, _) = (read_video(path) for path in paths if path is not None)
-        panels = [_panel(left_frames, left.name, ours), _panel(right_frames, right.name, theirs)]
-        outcome = ", ".join(f"{row.name} {_word(episode)}" for row, episode in ((left, ours), (right, theirs)))
-        caption = f"{ours.condition.upper()} episode {ours.episode_id}: {outcome}"
-        films.append(Film(_data_uri(_joined(panels), fps), caption))
-    return films
+        frames = (left_frames, right_frames)
+        panels = [_panel(*panel) for panel in zip(frames, names, episodes, strict=True)]
+        outcome = ", ".join(f"{name} {_word(episode)}" for name, episode in zip(names, episodes, strict=True))
+        pairs.append((f"{ours.condition.upper()} episode {ours.episode_id}: {outcome}", panels, fps))
+    return pairs
 
 
 def _find(row: PolicyRow, episode: Episode) -> Path | None:

@@ -45,8 +45,8 @@ class Summary:
 
     @property
     def conditions(self) -> list[str]:
-        """All conditions of all rows, in order of appearance."""
-        return list(dict.fromkeys(condition for row in self.rows for condition in row.rates))
+        """The main conditions of all rows, in order of appearance; challenges are too many for a table's columns."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.rates if "/" not in name))
 
 
 def summarise_run(folder: Path) -> Summary:

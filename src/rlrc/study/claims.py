@@ -1,0 +1,148 @@
+"""The paper's claims as hypotheses, each with what was measured and whether it holds here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from rlrc.study.evidence import SPLITS, Evidence
+
+NON_INFERIORITY = 0.02
+"""A policy that loses less than this (one-sided, at 95 %) is called not below the other."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A hypothesis, what was measured, and whether it holds; None where it has not been measured."""
+
+    claim: str
+    measured: str
+    holds: bool | None
+
+    @property
+    def verdict(self) -> str:
+        return {True: "holds", False: "does not hold", None: "not measured"}[self.holds]
+
+
+def check(evidence: Evidence) -> list[Claim]:
+    """Every claim, in the order of the paper's three steps."""
+    tests: list[tuple[str, Callable[[Evidence], tuple[str, bool] | None]]] = [
+        ("dense policy, IND at least 85 %", lambda e: _at_least(e, "dense", "ind", 0.85)),
+        ("right after 90 % pruning, IND at most 25 %", lambda e: _at_most(e, "pruned", "ind", 0.25)),
+        ("SFT restores at least 90 % of the dense IND success", _sft_restores),
+        ("after RL, IND not below dense (one-sided 95 % bound within 2 points)", _not_below),
+        ("after RL, OOD above dense (McNemar p < 0.05)", _above),
+        ("more RL raises OOD further (second half of the learning curves above the first)", _curve_rises),
+        ("4-bit within 3 points of its bf16 parent, IND and OOD", _four_bit),
+        ("decoder parameters cut by at least 85 %", _decoder_cut),
+        ("weights of the 4-bit policy at most 1/6 of dense bf16", _bytes),
+        ("RL without SFT, same budget, at least 20 points worse (IND)", _scratch),
+        ("three RL seeds, their spread", _seeds),
+    ]
+    claims = []
+    for claim, test in tests:
+        outcome = test(evidence)
+        claims.append(Claim(claim, *(outcome or ("not measured", None))))
+    return claims
+
+
+def _at_least(evidence: Evidence, policy: str, condition: str, least: float) -> tuple[str, bool] | None:
+    rate = evidence.rate(policy, condition)
+    return None if rate is None else (f"{rate}, n = {rate.n}", rate.rate >= least)
+
+
+def _at_most(evidence: Evidence, policy: str, condition: str, most: float) -> tuple[str, bool] | None:
+    rate = evidence.rate(policy, condition)
+    return None if rate is None else (f"{rate}, n = {rate.n}", rate.rate <= most)
+
+
+def _sft_restores(evidence: Evidence) -> tuple[str, bool] | None:
+    dense, sft = evidence.rate("dense", "ind"), evidence.rate("sft", "ind")
+    if dense is None or sft is None:
+        return None
+    share = sft.rate / dense.rate
+    return f"{100 * share:.1f} % of it: {sft} of {dense}, n = {sft.n}", share >= 0.9
+
+
+def _not_below(evidence: Evidence) -> tuple[str, bool] | None:
+    paired = evidence.compare("rl", "dense", "ind")
+    if paired is None:
+        return None
+    bound = f"{100 * paired.difference:+.1f} points, bound {100 * paired.lower_bound:+.1f}, n = {paired.n}"
+    return bound, paired.lower_bound >= -NON_INFERIORITY
+
+
+def _above(evidence: Evidence) -> tuple[str, bool] | None:
+    paired = evidence.compare("rl", "dense", "ood")
+    if paired is None:
+        return None
+    interval = f"[{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+    measured = f"{100 * paired.difference:+.1f} points {interval}, p = {paired.p:.2g}, n = {paired.n}"
+    return measured, paired.difference > 0 and paired.p < 0.05
+
+
+def _curve_rises(evidence: Evidence) -> tuple[str, bool] | None:
+    """Pooled over seeds and points; the points of a half share their episodes, so the test's n is that of one point."""
+    curves = [np.array(points[1:]) for points in evidence.rl_curves().values() if len(points) > 2]
+    if not curves:
+        return None
+    n = sum(_episodes_of_a_point(evidence, seed) for seed in evidence.rl_curves())
+    middle = min(len(curve) for curve in curves) // 2
+    start = np.mean([points[0][2] for points in evidence.rl_curves().values()])
+    first, second = (
+        float(np.mean([c[half, 2].mean() for c in curves])) for half in (slice(middle), slice(-middle, None))
+    )
+    spread = np.sqrt((first * (1 - first) + second * (1 - second)) / n)
+    p = float(norm.sf((second - first) / spread)) if spread else 1.0
+    measured = f"start {100 * start:.1f} %, first half {100 * first:.1f} %, second half {100 * second:.1f} %"
+    return f"{measured}, one-sided p = {p:.2g}, {len(curves)} seeds", second > first and p < 0.05
+
+
+def _episodes_of_a_point(evidence: Evidence, stage: str) -> int:
+    episodes: int = evidence.stages[stage].config["eval_episodes"]
+    return episodes
+
+
+def _four_bit(evidence: Evidence) -> tuple[str, bool] | None:
+    paired = {split: evidence.compare("rl-4bit", "rl", split) for split in SPLITS}
+    told = [
+        f"{split.upper()} {100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
+        for split, c in paired.items()
+        if c is not None
+    ]
+    if len(told) < len(SPLITS):
+        return None
+    return ", ".join(told) + " points", all(c is not None and abs(c.difference) <= 0.03 for c in paired.values())
+
+
+def _decoder_cut(evidence: Evidence) -> tuple[str, bool] | None:
+    if not {"dense", "rl"} <= evidence.described.keys():
+        return None
+    before, after = (evidence.described[label]["parameters"]["decoder"] for label in ("dense", "rl"))
+    return f"{100 * (1 - after / before):.1f} %: {before:,} to {after:,}", after <= 0.15 * before
+
+
+def _bytes(evidence: Evidence) -> tuple[str, bool] | None:
+    if not {"dense", "rl-4bit"} <= evidence.described.keys():
+        return None
+    before, after = (evidence.described[label]["bytes"]["total"] for label in ("dense", "rl-4bit"))
+    return f"1/{before / after:.2f}: {before:,} to {after:,} bytes", 6 * after <= before
+
+
+def _scratch(evidence: Evidence) -> tuple[str, bool] | None:
+    paired = evidence.compare("rl-scratch", "rl", "ind")
+    if paired is None:
+        return None
+    return f"{100 * paired.difference:+.1f} points, n = {paired.n}", paired.difference <= -0.2
+
+
+def _seeds(evidence: Evidence) -> tuple[str, bool] | None:
+    seeds = evidence.seeds()
+    if len(seeds) < 3:
+        return None
+    told = []
+    for split in SPLITS:
+        rates = [100 * row.rates[split].rate for row in seeds.values()]
+        told.append(f"{split.upper()} {', '.join(f'{rate:.1f}' for rate in rates)} % (s = {np.std(rates, ddof=1):.1f})")
+    return "; ".join(told), True

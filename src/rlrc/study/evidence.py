@@ -1,0 +1,177 @@
+"""What a study measured, read from its run: the cells, their episodes, sizes and learning curves."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rlrc
+from rlrc import envs
+from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, success_rate
+from rlrc.errors import UserError
+from rlrc.inspect import describe
+from rlrc.recipe import Recipe, StudyPlan
+from rlrc.report.summary import PolicyRow, Summary, summarise_run
+from rlrc.stage import Finished
+
+SPLITS = ("ind", "ood")
+CURVE_SPLITS = {"ind": "eval_ind_success", "ood": "eval_ood_success"}
+
+
+@dataclass
+class Evidence:
+    """The cells of a study by the names its tables give them; what has not been measured yet is absent."""
+
+    plan: StudyPlan
+    recipe: Recipe
+    stages: dict[str, Finished]
+    measured: dict[str, PolicyRow]
+    """By stage, of every policy that was evaluated."""
+    described: dict[str, dict[str, Any]]
+    """Exact sizes (see `rlrc inspect`) of the policies in the tables."""
+    machine: dict[str, Any]
+
+    @property
+    def policies(self) -> dict[str, PolicyRow]:
+        """The rows of the main table."""
+        return {label: self.measured[stage] for label, stage in self.plan.policies.items() if stage in self.measured}
+
+    @property
+    def reference(self) -> str:
+        return next(iter(self.policies))
+
+    def missing(self) -> list[str]:
+        """Stages that the plan names and that have not been evaluated."""
+        return [stage for stage in dict.fromkeys(self.plan.stages) if stage not in self.measured]
+
+    def rate(self, policy: str, condition: str) -> Rate | None:
+        """Success of a policy of the main table; None if it was not measured."""
+        row = self.policies.get(policy)
+        return None if row is None else row.rates.get(condition)
+
+    def compare(self, policy: str, reference: str, condition: str) -> Comparison | None:
+        """`policy` minus `reference`, paired; None if either was not measured."""
+        if self.rate(policy, condition) is None or self.rate(reference, condition) is None:
+            return None
+        ours, theirs = (by_condition(self.policies[name].episodes)[condition] for name in (policy, reference))
+        return compare(ours, theirs)
+
+    def by_class(self, policy: str) -> dict[str, list[Episode]]:
+        """A policy's episodes of the challenges, pooled by class: vision, semantics, execution."""
+        classes = envs.variants(self.recipe.world)
+        groups: dict[str, list[Episode]] = {}
+        for episode in self.policies[policy].episodes:
+            if episode.variant != "main":
+                groups.setdefault(classes[episode.variant], []).append(episode)
+        return {name: groups[name] for name in dict.fromkeys(classes.values()) if name in groups}
+
+    def seeds(self) -> dict[str, PolicyRow]:
+        """The reinforcement-learning runs that differ by their seed, as far as they were evaluated."""
+        return {stage: self.measured[stage] for stage in self.plan.seeds if stage in self.measured}
+
+    def by_ratio(self) -> dict[float, dict[int, PolicyRow]]:
+        """By pruning ratio, what was measured right after pruning (0), after SFT (1) and after RL (2)."""
+        return {
+            ratio: {step: self.measured[stage] for step, stage in enumerate(stages) if stage in self.measured}
+            for ratio, stages in sorted(self.plan.ratios.items())
+        }
+
+    def rl_curves(self) -> dict[str, list[tuple[int, float, float]]]:
+        """By seed, (iteration, IND, OOD success) over the learning curve's own episodes."""
+        curves = {}
+        for stage in self.plan.seeds:
+            path = self.stages[stage].folder / "metrics.jsonl" if stage in self.stages else None
+            if path is not None and path.exists():
+                rows = [json.loads(line) for line in path.read_text().splitlines()]
+                curves[stage] = [(r["step"], *(r[k] for k in CURVE_SPLITS.values())) for r in rows if _is_point(r)]
+        return curves
+
+    def summary(self) -> dict[str, Any]:
+        """For machines: every cell, every pair of policies, bytes and parameters.
+
+        `points` is the rate of b minus that of a in percentage points over n shared episodes, with Tango's 95 %
+        interval and McNemar's exact p; `lower_bound` is one-sided.
+        """
+        rows = [
+            {"policy": label, "split": cell[0].split, "variant": cell[0].variant, "n": len(cell)}
+            | {"successes": success_rate(cell).successes}
+            for label, row in (self.policies | self.seeds()).items()
+            for cell in by_condition(row.episodes).values()
+        ]
+        parts = {label: described["parameters"] for label, described in self.described.items()}
+        return {
+            "rows": rows,
+            "paired": list(self._pairs()),
+            "bytes": {label: described["bytes"]["total"] for label, described in self.described.items()},
+            "parameters": {label: counts["total"] for label, counts in parts.items()},
+            "decoder_parameters": {label: counts["decoder"] for label, counts in parts.items()},
+        }
+
+    def _pairs(self) -> Iterator[dict[str, Any]]:
+        for (a, b), split in ((pair, split) for pair in combinations(self.policies, 2) for split in SPLITS):
+            comparison = self.compare(b, a, split)
+            if comparison is not None:
+                points = {"points": comparison.difference, "low": comparison.low, "high": comparison.high}
+                points |= {"lower_bound": comparison.lower_bound}
+                scaled = {name: round(100 * value, 3) for name, value in points.items()}
+                yield {"a": a, "b": b, "split": split, "n": comparison.n, **scaled, "p": comparison.p}
+
+    def all_episodes(self) -> list[Episode]:
+        """Every episode of every evaluated policy, named by its stage."""
+        return [replace(e, policy=stage) for stage, row in self.measured.items() for e in row.episodes]
+
+
+def motion(episodes: Sequence[Episode], reference: Sequence[Episode]) -> dict[str, float] | None:
+    """How a policy moves where both it and the reference succeed: medians of it over those of the reference.
+
+    Success alone hides what compression costs, and rates among a policy's own successes would favour one that only
+    solves what is easy.
+    """
+    theirs = {episode.key: episode for episode in reference if episode.success_at_end}
+    pairs = [(e, theirs[e.key]) for e in episodes if e.success_at_end and e.key in theirs]
+    if not pairs:
+        return None
+    measured: dict[str, float] = {"n": len(pairs)}
+    for name in ("steps", "path_length", "jerk"):
+        ours, others = (np.array([getattr(pair[side], name) for pair in pairs], float) for side in (0, 1))
+        measured[name] = float(np.mean(ours))
+        measured[f"{name}_ratio"] = float(np.mean(ours) / np.mean(others))
+    return measured
+
+
+def gather(folder: Path) -> Evidence:
+    """Read the finished stages of a run.
+
+    Raises:
+        UserError: no policy of the study has been evaluated yet.
+    """
+    summary = summarise_run(folder)
+    plan = summary.recipe.study
+    if plan is None:
+        raise UserError(f"{folder}: its recipe has no `study`")
+    measured = {row.name: row for row in summary.rows if row.episodes}
+    evidence = Evidence(plan, summary.recipe, {s.name: s for s in summary.stages}, measured, {}, _machine(summary))
+    if not evidence.policies:
+        raise UserError(f"{folder}: none of the study's policies has been evaluated yet")
+    for label, row in evidence.policies.items():
+        evidence.described[label] = describe(rlrc.load(_checkpoint(row.name, folder, summary.recipe)))
+    return evidence
+
+
+def _checkpoint(stage: str, folder: Path, recipe: Recipe) -> Path:
+    if stage == "base" and recipe.base is not None:
+        return recipe.base
+    return folder / stage / "checkpoint"
+
+
+def _machine(summary: Summary) -> dict[str, Any]:
+    machine: dict[str, Any] = summary.bench["machine"] if summary.bench else {}
+    return machine
+
+
+def _is_point(row: dict[str, Any]) -> bool:
+    return all(row.get(key) is not None for key in CURVE_SPLITS.values())

@@ -1,0 +1,150 @@
+"""A study's README: tables, verdicts and figures in Markdown, every number computed from the episodes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlrc.episodes import Comparison, by_condition, success_rate
+from rlrc.study.claims import Claim
+from rlrc.study.evidence import SPLITS, Evidence, motion
+from rlrc.tables import human_bytes, human_count
+
+MARKS = {True: "yes", False: "**no**", None: "not measured"}
+
+
+def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path], strip: Path | None) -> str:
+    """The whole page; figures are linked by their file names."""
+    reference = evidence.reference
+    blocks = [
+        f"# {evidence.recipe.name}: what compression costs, and what recovery brings back",
+        f"Written by `rlrc study recipes/{evidence.recipe.name}.yaml` from `episodes.parquet`; do not edit. In "
+        "brackets: 95 % intervals, Wilson's for rates, Tango's for differences over the same episodes; p is McNemar's, "
+        "exact. Success is read at the end of the episode.",
+        _missing(evidence),
+        "## Result",
+        _table(*main_table(evidence)),
+        _picture("Success with 95 % intervals", pictures),
+        f"![The dense policy above, the compressed one below, in the same episodes]({strip.name})" if strip else "",
+        "## Claims",
+        _table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
+        "## Learning curves",
+        _picture("Learning curves", pictures),
+        _table(*_seed_table(evidence)),
+        "## Challenges",
+        _table(*_variant_table(evidence)),
+        _picture("Success in each of the challenges", pictures),
+        "## Pruning ratios",
+        _table(*_ratio_table(evidence)),
+        _picture("Success against the pruning ratio", pictures),
+        "## Motion",
+        f"Means over the in-distribution episodes that both the policy and {reference} solve; in parentheses the "
+        f"ratio to {reference} on the same episodes.",
+        _table(*_motion_table(evidence)),
+        "## Cost",
+        _cost(evidence),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Policies by success, paired difference to the first one, and size."""
+    reference = evidence.reference
+    head = ["policy"]
+    for split in SPLITS:
+        head += [f"{split.upper()} success", f"vs {reference}"]
+    head += ["parameters", "weights", "one action"]
+    body = []
+    for label, row in evidence.policies.items():
+        cells = [label]
+        for split in SPLITS:
+            rate = evidence.rate(label, split)
+            paired = evidence.compare(label, reference, split) if label != reference else None
+            cells += ["" if rate is None else f"{rate}, n = {rate.n}", _difference(paired)]
+        sizes = evidence.described[label]
+        speed = f"{row.cost['speedup']:.2f}x" if row.cost else ""
+        body.append([*cells, human_count(sizes["parameters"]["total"]), human_bytes(sizes["bytes"]["total"]), speed])
+    return head, body
+
+
+def _seed_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    seeds = evidence.seeds()
+    body = [[name, *(f"{row.rates[s]}, n = {row.rates[s].n}" for s in SPLITS)] for name, row in seeds.items()]
+    return ["RL run", *(split.upper() for split in SPLITS)], body
+
+
+def _variant_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    groups = {label: by_condition(row.episodes) for label, row in evidence.policies.items()}
+    names = list(dict.fromkeys(c for cells in groups.values() for c in cells if "/" in c))
+    labels = [label for label, cells in groups.items() if any(name in cells for name in names)]
+    body = [
+        [name.partition("/")[2], *(str(success_rate(groups[label][name])) for label in labels)]
+        for name in names
+        if all(name in groups[label] for label in labels)
+    ]
+    for name in evidence.by_class(labels[0]) if labels else []:
+        pooled = [evidence.by_class(label)[name] for label in labels]
+        body.append([f"**all {name}**, n = {len(pooled[0])}", *(str(success_rate(episodes)) for episodes in pooled)])
+    return ["challenge", *labels], body
+
+
+def _ratio_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    body = []
+    for ratio, rows in evidence.by_ratio().items():
+        told = {
+            step: ", ".join(f"{split.upper()} {row.rates[split]}" for split in SPLITS) + f", n = {row.rates['ind'].n}"
+            for step, row in rows.items()
+        }
+        if told:
+            body.append([f"{100 * ratio:g} %", *(told.get(step, "") for step in range(3))])
+    return ["pruned", "right after", "+ SFT", "+ SFT + RL"], body
+
+
+def _motion_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    main = {label: by_condition(row.episodes).get("ind", []) for label, row in evidence.policies.items()}
+    body = []
+    for label, episodes in main.items():
+        moved = motion(episodes, main[evidence.reference])
+        if moved is None:
+            body.append([label, "0", "", "", ""])
+            continue
+        cells = [
+            f"{moved[name]:.{digits}f} ({moved[f'{name}_ratio']:.2f})"
+            for name, digits in (("steps", 1), ("path_length", 3), ("jerk", 2))
+        ]
+        body.append([label, f"{moved['n']:.0f}", *cells])
+    return ["policy", "episodes", "steps to success", "path length, m", "jerk, m/s³"], body
+
+
+def _cost(evidence: Evidence) -> str:
+    hours = sum(stage.seconds for stage in evidence.stages.values()) / 3600
+    by_verb: dict[str, float] = {}
+    for stage in evidence.stages.values():
+        by_verb[stage.verb] = by_verb.get(stage.verb, 0) + stage.seconds / 3600
+    told = ", ".join(f"{verb} {spent:.2f}" for verb, spent in sorted(by_verb.items(), key=lambda item: -item[1]))
+    machine = ", ".join(f"{key} {value}" for key, value in evidence.machine.items())
+    return (
+        f"{hours:.1f} stage-hours ({told}); with two jobs on two cores a stage has one core, so these are core-hours."
+        f"\n\nMachine: {machine or 'not recorded'}."
+    )
+
+
+def _missing(evidence: Evidence) -> str:
+    missing = evidence.missing()
+    return f"Not measured yet: {', '.join(missing)}." if missing else ""
+
+
+def _difference(paired: Comparison | None) -> str:
+    if paired is None:
+        return ""
+    p = "p < 0.001" if paired.p < 0.001 else f"p = {paired.p:.3f}"
+    return f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}], {p}"
+
+
+def _picture(caption: str, pictures: dict[str, Path]) -> str:
+    return f"![{caption}]({pictures[caption].name})" if caption in pictures else ""
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    if not body:
+        return ""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,0 +1,44 @@
+"""A short strip of the first and the last policy playing the same episodes, as a GIF that any page shows."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rlrc.files import atomic_path
+from rlrc.report.films import panels_of_pairs
+from rlrc.study.evidence import Evidence
+
+SHOWN = ("dense", "rl-4bit")
+SIDE = 160  # px of a picture
+MOST_FILMS = 4
+END_FRAMES = 4  # the last frame is shown that often, so that one sees how it ends
+LAST_STEP = 26  # what happens afterwards is standing still, nearly always
+
+
+def write_strip(evidence: Evidence, path: Path) -> Path | None:
+    """Write the strip: one column for each episode, the dense policy above, the compressed one below.
+
+    Returns:
+        The path, or None if either policy was not filmed.
+    """
+    if not set(SHOWN) <= evidence.policies.keys():
+        return None
+    above, below = (evidence.policies[label] for label in SHOWN)
+    pairs = panels_of_pairs(above, below, SHOWN)[:MOST_FILMS]
+    if not pairs:
+        return None
+    columns = [np.concatenate([_shrink(panel) for panel in pair], axis=1) for _, pair, _ in pairs]
+    frames = np.concatenate(columns, axis=2)
+    frames = np.concatenate([frames, np.repeat(frames[-1:], END_FRAMES, axis=0)])
+    images = [Image.fromarray(frame).quantize(128, Image.Quantize.MEDIANCUT) for frame in frames]
+    with atomic_path(path) as aside:
+        images[0].save(aside, "GIF", save_all=True, append_images=images[1:], duration=200, loop=0, optimize=True)
+    return path
+
+
+def _shrink(panel: np.ndarray) -> np.ndarray:
+    """Frames uint8 (T, H, W, 3) up to LAST_STEP, SIDE wide."""
+    frames = panel[: LAST_STEP + 1]
+    size = (SIDE, round(frames.shape[1] * SIDE / frames.shape[2]))
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
