@@ -177,8 +177,9 @@ def test_policies_are_compared_episode_by_episode() -> None:
     comparison = compare(list(reversed(other)), reference)
     assert comparison.difference == pytest.approx(0.2)
     assert comparison.p == pytest.approx(2 * sum(math.comb(6, k) for k in range(3)) / 2**6)  # 2 against 4
+    assert compare(other[5:], reference).n == 5  # those that both were run on
     with pytest.raises(UserError, match="same episodes"):
-        compare(other[1:], reference)
+        compare(other[:5], reference[5:])
 
 
 def test_the_table_survives_the_disk(tmp_path: Path) -> None:

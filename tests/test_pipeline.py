@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import yaml
 
 from rlrc import verbs
 from rlrc.errors import UserError
-from rlrc.pipeline import RunConfig, run
+from rlrc.pipeline import RunConfig, run, schedule
 from rlrc.recipe import read_recipe, resolve
+from rlrc.stage import Stage
 
 STAGES = [
     {"verb": "collect", "name": "demos", "episodes": 5},
@@ -153,3 +156,44 @@ def test_moving_the_folder_keeps_finished_stages(folder: Path, tmp_path_factory:
     here = {name: stage.fingerprint for name, stage in resolve(recipe, Path("runs/toy")).items()}
     there = {name: stage.fingerprint for name, stage in resolve(recipe, Path("elsewhere")).items()}
     assert here == there
+
+
+def test_stages_that_need_not_wait_run_at_once(folder: Path) -> None:
+    """Two at a time, in the recipe's order, after what they need, and the benchmark alone."""
+    write_recipe([*STAGES[:4], *STAGES[4:], BASE_SFT | {"name": "again"}])
+    stages = resolve(read_recipe(Path("toy.yaml")), Path("runs/toy"))
+    began: dict[str, float] = {}
+    ended: dict[str, float] = {}
+
+    def work(name: str, stage: Stage, out: Path) -> dict:
+        began[name] = time.monotonic()
+        time.sleep(0.05)
+        ended[name] = time.monotonic()
+        return {"name": name}
+
+    with ThreadPoolExecutor(4) as pool:
+        results = schedule(stages, Path("runs/toy"), 2, pool, work)
+    assert list(results) == list(stages) and results["sft"] == {"name": "sft"}
+    assert began["base-eval"] < ended["demos"] < began["sft"] < ended["sft"] < began["sft-eval"]
+    for name in began:
+        beside = [other for other in began if began[other] < ended[name] and began[name] < ended[other]]
+        assert len(beside) <= (1 if name == "bench" else 3), f"{name} ran beside {beside}"
+
+
+def test_two_jobs_end_with_the_same_as_one(folder: Path) -> None:
+    """Each in a process of its own (these know the true verbs only, so everything was done before)."""
+    alone = run_toy()
+    assert run(RunConfig(recipe=Path("toy.yaml"), jobs=2), Path("runs/toy")) == alone
+
+
+def test_a_mistake_in_one_of_two_jobs_is_told(folder: Path) -> None:
+    write_recipe([BASE_SFT | {"name": "a", "fail": True}])
+    stages = resolve(read_recipe(Path("toy.yaml")), Path("runs/toy"))
+    with ThreadPoolExecutor(2) as pool, pytest.raises(UserError, match="stage 'a': the input is wrong"):
+        schedule(stages, Path("runs/toy"), 2, pool, lambda name, stage, out: stage.run(restart=True))
+
+
+def test_a_study_that_names_no_policy_is_refused(folder: Path) -> None:
+    write_recipe(STAGES, study={"policies": {"dense": "base", "sft": "demos"}})
+    with pytest.raises(UserError, match="study: 'demos' is no stage that makes a policy"):
+        run_toy()

@@ -19,6 +19,7 @@ from toy_demonstrations import toy_demonstrations
 
 import rlrc
 from rlrc import envs
+from rlrc.data.batches import Augmentation
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
 from rlrc.models.policy import Policy
@@ -81,8 +82,9 @@ def test_it_finds_what_pays(tiny_checkpoint: Path, tmp_path: Path) -> None:
         {"critic_warmup_iterations": 1, "bc_coefficient": 0.5, "dataset": Path("toy")},
         {"lora": Lora(rank=4), "epochs": 2, "gradient_accumulation": 2, "precision": "fp32"},
         {"train": "all"},
+        {"end_after_success": 1, "augment": Augmentation(), "word_dropout": 0.5, "schedule": "cosine"},
     ],
-    ids=["warmup-and-cloning", "lora", "all"],
+    ids=["warmup-and-cloning", "lora", "all", "varied"],
 )
 def test_a_killed_run_ends_with_the_same_bits(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
@@ -182,6 +184,34 @@ def test_returns_are_discounted_to_the_end_and_not_beyond(tiny_policy: Policy, s
     torch.testing.assert_close(target.returns.view(STEPS, NUM_ENVS)[0], expected, rtol=1e-4, atol=1e-5)
     assert abs(target.advantages.mean()) < 1e-5
     assert target.advantages.std(correction=0).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_an_episode_that_succeeded_makes_room_for_another(tiny_policy: Policy, setting: Any) -> None:
+    """The bandit succeeds with each action that points to +x: two in a row end the episode."""
+    chosen, learner, buffer = setting(end_after_success=2, gamma=0.5, gae_lambda=1.0)
+    won, rewards = buffer.success.int(), buffer.rewards
+    ended = torch.zeros(STEPS, NUM_ENVS, dtype=torch.bool)
+    for n in range(NUM_ENVS):
+        row, age = 0, 0
+        for t in range(STEPS):
+            row, age = (row + 1) * int(won[t, n]), age + 1
+            ended[t, n] = row == 2 or age == STEPS
+            if ended[t, n]:
+                row, age = 0, 0
+    assert torch.equal(buffer.masks[1:] == 0, ended)
+    assert ended[:-1].any() and not ended[-1].all(), "nothing to test"
+    expected = torch.zeros(STEPS, NUM_ENVS, dtype=torch.bool)
+    for n in range(NUM_ENVS):
+        expected[: (int(ended[:, n].int().argmax()) + 1 if ended[:, n].any() else STEPS), n] = True
+    assert torch.equal(buffer.first_episodes, expected)
+    # Where the buffer cuts an episode off, the critic's value of what came next stands for the rest of it.
+    target = targets(tiny_policy, buffer, chosen, learner)
+    last = torch.arange(STEPS * NUM_ENVS, (STEPS + 1) * NUM_ENVS)
+    with torch.no_grad(), learner.autocast():
+        _, hidden = tiny_policy.model.action_logits(buffer.inputs(tiny_policy, last), buffer.tokens[-1])
+    beyond = ppo.value_of(tiny_policy, hidden.float()).detach()
+    returns = target.returns.view(STEPS, NUM_ENVS)[-1]
+    torch.testing.assert_close(returns, rewards[-1] + 0.5 * beyond * ~ended[-1], rtol=1e-2, atol=1e-2)
 
 
 def test_target_kl_ends_the_updates_of_an_iteration(tiny_checkpoint: Path, tmp_path: Path) -> None:

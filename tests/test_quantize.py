@@ -14,10 +14,18 @@ from torch import nn
 
 import rlrc
 from rlrc.errors import UserError
-from rlrc.models.linear import QuantizedLinear, count_parameters, pack, quantize_groups, replace_linears, unpack
+from rlrc.models.linear import (
+    QuantizedLinear,
+    count_parameters,
+    empty_packed,
+    pack,
+    quantize_groups,
+    replace_linears,
+    unpack,
+)
 from rlrc.models.policy import Policy
 from rlrc.models.presets import Shape, new_policy
-from rlrc.quantize import QuantizeConfig, linear_names, quantize, quantize_linears, sqnr_db, stored_bytes
+from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
@@ -155,6 +163,18 @@ def test_cuda_packs_and_computes_as_the_processor_does(bits: int) -> None:
     torch.testing.assert_close(moved(x.cuda()).cpu(), here.cpu()(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_convolution_is_one_with_the_dequantized_kernels(bits: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 7, 3, stride=2, padding=1)
+    packed = empty_packed(conv, bits, group_size=16).fill(conv)
+    kernels = packed.dequantize().view(7, 5, 3, 3)
+    assert sqnr_db(conv.weight.detach(), kernels) > {4: 18, 8: 40}[bits]
+    x = torch.randn(2, 5, 9, 8)
+    torch.testing.assert_close(packed(x), nn.functional.conv2d(x, kernels, conv.bias, stride=2, padding=1))
+    assert packed.nbytes < 2 * conv.weight.numel()
+
+
 # -- the verb ----------------------------------------------------------------------------------------------------------
 
 
@@ -211,13 +231,11 @@ def test_a_fresh_process_computes_equal_logits(checkpoint: Path, tmp_path: Path,
 
 
 def test_every_part_can_be_packed_and_8_bits_change_little(checkpoint: Path, tmp_path: Path) -> None:
-    config = QuantizeConfig(policy=checkpoint, bits=8, parts=("decoder", "vision", "projector"))
+    config = QuantizeConfig(policy=checkpoint, bits=8, parts=("decoder", "vision", "projector", "head"))
     result = quantize(config, tmp_path)
-    assert {layer["name"].split(".")[0] for layer in result["per_layer"]} == {
-        "language_model",
-        "vision_backbone",
-        "projector",
-    }
+    names = {layer["name"] for layer in result["per_layer"]}
+    assert {part_of(name) for name in names} == {"decoder", "vision", "projector", "head"}
+    assert any("patch_embed.proj" in name for name in names)
     dense, packed = rlrc.load(checkpoint), rlrc.load(tmp_path / "checkpoint")
     inputs = dense.prepare(IMAGES, INSTRUCTIONS)
     tokens = dense.sample(inputs).tokens

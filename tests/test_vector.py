@@ -70,6 +70,27 @@ def test_environments_keep_their_order_and_end_together(num_workers: int) -> Non
     env.close()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_some_episodes_start_anew_while_the_others_go_on(num_workers: int) -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=3, num_workers=num_workers, image_size=16)
+    with pytest.raises(UserError, match="start all episodes before"):
+        env.reset(options={"reset_mask": np.array([True, False, False])})
+    env.reset(options={"episode_ids": [30, 10, 20]})
+    env.step(actions(3))
+    mask = np.array([False, True, False])
+    observation, info = env.reset(options={"episode_ids": [1, 2, 3], "reset_mask": mask})
+    np.testing.assert_array_equal(observation["state"], [[30, 1], [2, 0], [20, 1]])
+    np.testing.assert_array_equal(info["environment_state"], observation["state"])
+    assert observation["image"][:, 0, 0, 0].tolist() == [31, 2, 21]
+    env.step(actions(3))
+    observation, _, _, truncated, _ = env.step(actions(3))
+    np.testing.assert_array_equal(observation["state"], [[30, 3], [2, 2], [20, 3]])
+    assert truncated.tolist() == [True, False, True]
+    with pytest.raises(UserError, match="need 3 bools"):
+        env.reset(options={"reset_mask": np.array([1, 0, 0])})
+    env.close()
+
+
 def test_a_dead_worker_is_named() -> None:
     env = WorkerVectorEnv(SPEC, num_envs=4, num_workers=2, image_size=16)
     env.reset()

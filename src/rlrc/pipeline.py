@@ -85,7 +85,7 @@ def schedule(
 ) -> dict[str, dict[str, Any]]:
     """Call `work(name, stage, out)` for every stage, in order but for those that must wait for another, `jobs` at once.
 
-    A stage whose verb has to be alone waits until nothing runs, and what comes after it waits until it has ended.
+    A stage whose verb has to be alone waits until nothing runs, and as soon as it waits nothing else begins.
     """
     results: dict[str, dict[str, Any]] = {}
     running: dict[Future[dict[str, Any]], str] = {}

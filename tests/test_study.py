@@ -1,0 +1,189 @@
+"""A study: claims that hold as the episodes say, files that agree with the episodes, cells that may be missing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from rlrc.episodes import Episode, read_episodes, video_path, write_episodes
+from rlrc.errors import UserError
+from rlrc.study import StudyConfig, study, write_evidence
+from rlrc.study.claims import check
+from rlrc.study.evidence import gather, motion
+from rlrc.video import write_video
+
+N = 200
+PLAN = {
+    "policies": {"dense": "base", "pruned": "prune", "sft": "sft", "rl": "rl", "rl-4bit": "quantize"}
+    | {"rl-scratch": "rl-scratch"},
+    "seeds": [["rl-reach", "rl"], ["rl-seed1"], ["rl-seed2"]],
+    "sft_steps": {100: "sft"},
+    "ratios": {0: ["base"], 0.9: ["prune", "sft", "rl"]},
+}
+SUCCESSES = {
+    "base": (180, 120),
+    "prune": (10, 0),
+    "sft": (170, 115),
+    "rl": (184, 150),
+    "quantize": (182, 146),
+    "rl-scratch": (12, 2),
+    "rl-seed1": (182, 148),
+    "rl-seed2": (186, 144),
+}
+FILMED = 2
+
+
+def episode(split: str, number: int, won: bool, variant: str = "main", path: float = 0.5) -> Episode:
+    flags = {"success_at_end": won, "success_once": won, "grasped": True}
+    numbers = {"sum_reward": 1.0, "max_reward": 1.0, "path_length": path, "jerk": 2.0}
+    return Episode("p", "tabletop", split, variant, number, 0, **flags, steps=12 if won else None, **numbers)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of which everything has ended; every policy is the same tiny checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/toy")
+    stages = [{"verb": "evaluate", "name": f"{name}-eval", "policy": name} for name in SUCCESSES]
+    stages += [{"verb": "rl", "name": name, "policy": "sft"} for names in PLAN["seeds"] for name in names]
+    for stage in stages:
+        here = folder / stage["name"]
+        here.mkdir(parents=True)
+        maker = stage.get("policy", "")
+        path = str(tiny_checkpoint) if maker == "base" else str(folder / maker / "checkpoint")
+        config = {"policy": path, "eval_episodes": 100}
+        (here / "config.yaml").write_text(yaml.safe_dump({"verb": stage["verb"], "config": config}))
+        (here / "done.json").write_text(json.dumps({"seconds": 360.0, "result": {}}))
+        if stage["verb"] == "rl":
+            points = [
+                {"step": s, "eval_ind_success": 0.8, "eval_ood_success": 0.5 + s / 100} for s in (1, 10, 20, 30, 40)
+            ]
+            (here / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+        else:
+            evaluated(here, maker)
+    for name in SUCCESSES:
+        (folder / name).mkdir(exist_ok=True)
+        if name != "base":
+            (folder / name / "checkpoint").symlink_to(tiny_checkpoint)
+    recipe = {"name": "toy", "base": str(tiny_checkpoint), "stages": stages, "study": PLAN}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def evaluated(out: Path, policy: str) -> None:
+    episodes = [
+        episode(split, number, number < wins, path=0.5 if policy == "base" else 0.6)
+        for split, wins in zip(("ind", "ood"), SUCCESSES[policy], strict=True)
+        for number in range(N)
+    ]
+    if policy in ("base", "rl"):
+        episodes += [episode("ood", i, i < 20, "carrot") for i in range(40)]
+        episodes += [episode("ood", i, i < 30, "plate") for i in range(40)]
+        episodes += [episode("ood", i, i < 10, "position") for i in range(40)]
+    write_episodes(out / "episodes.parquet", episodes)
+    for number in range(FILMED):
+        colours = np.random.default_rng(number).integers(0, 255, (30, 1, 1, 3), dtype=np.uint8)
+        write_video(video_path(out, "ind", number), np.broadcast_to(colours, (30, 96, 96, 3)), 5)
+
+
+def verdicts(folder: Path) -> dict[str, bool | None]:
+    return {claim.claim.split(",")[0]: claim.holds for claim in check(gather(folder))}
+
+
+def test_the_summary_counts_the_episodes(folder: Path, tmp_path: Path) -> None:
+    summary = write_evidence(gather(folder), tmp_path / "out")
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    cells = {(row["policy"], row["split"], row["variant"]): row for row in summary["rows"]}
+    assert cells["rl", "ood", "main"] == {
+        "policy": "rl",
+        "split": "ood",
+        "variant": "main",
+        "n": N,
+        "successes": 150,
+    }
+    assert cells["rl", "ood", "plate"]["successes"] == 30 and cells["rl-seed2", "ind", "main"]["successes"] == 186
+    pair = next(p for p in summary["paired"] if (p["a"], p["b"], p["split"]) == ("dense", "rl", "ood"))
+    assert pair["points"] == pytest.approx(15.0) and pair["n"] == N
+    assert pair["p"] == pytest.approx(2 * 0.5**30)  # thirty discordant pairs, all one way
+    assert summary["parameters"]["dense"] == summary["parameters"]["rl"] > summary["decoder_parameters"]["rl"] > 0
+    assert summary["bytes"]["dense"] > 0
+    episodes = read_episodes(tmp_path / "out" / "episodes.parquet")
+    assert sum(e.success_at_end for e in episodes if e.policy == "rl" and e.variant == "main") == 184 + 150
+
+
+def test_claims_follow_the_episodes(folder: Path) -> None:
+    held = verdicts(folder)
+    assert held["dense policy"] and held["right after 90 % pruning"] and held["RL without SFT"]
+    assert held["SFT restores at least 90 % of the dense IND success"]
+    assert [held["after RL"]] == [True]
+    assert held["4-bit within 3 points of its bf16 parent"] and held["three RL seeds"]
+    assert held["more RL raises OOD further (second half of the learning curves above the first)"]
+    assert not held["decoder parameters cut by at least 85 %"], "all are the same checkpoint"
+
+
+def test_claims_that_fail_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = {"base": (160, 120), "prune": (60, 0), "sft": (140, 100), "rl": (150, 110), "rl-scratch": (145, 0)}
+    for name, successes in worse.items():
+        monkeypatch.setitem(SUCCESSES, name, successes)
+        evaluated(folder / f"{name}-eval", name)
+    claims = check(gather(folder))
+    assert [claim.holds for claim in claims[:5]] == [False] * 5
+    assert not claims[6].holds and not claims[9].holds
+
+
+def test_the_page_shows_every_part_and_pictures_exist(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_evidence(gather(folder), out)
+    text = (out / "README.md").read_text()
+    assert "| rl | 92.0 % [87, 95], n = 200 | +2.0 [" in text
+    assert "Not measured yet" not in text and "**all semantics**, n = 80" in text
+    assert "(1.20)" in text, "the path is longer by a fifth"
+    for name in ("success.png", "variants.png", "curves.png", "ratios.png", "strip.gif"):
+        assert f"({name})" in text
+        assert Image.open(out / name).size[0] > 300
+    assert Image.open(out / "strip.gif").n_frames > 20
+
+
+def test_a_curve_goes_on_over_the_stages_of_a_seed(folder: Path) -> None:
+    curves = gather(folder).rl_curves()
+    assert [point[0] for point in curves["rl"]] == [
+        1,
+        10,
+        20,
+        30,
+        40,
+        6,
+        15,
+        25,
+        35,
+        45,
+    ]  # five rows were logged before
+    assert [point[0] for point in curves["rl-seed1"]] == [1, 10, 20, 30, 40]
+
+
+def test_what_has_not_been_measured_is_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("rl", "quantize", "rl-seed1"):
+        (folder / f"{name}-eval" / "done.json").unlink()
+    write_evidence(gather(folder), tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Not measured yet: rl, quantize, rl-seed1." in text
+    holds = {claim["claim"]: claim["holds"] for claim in json.loads((tmp_path / "out" / "claims.json").read_text())}
+    assert holds["after RL, OOD above dense (McNemar p < 0.05)"] is None
+
+
+def test_motion_is_compared_where_both_succeed() -> None:
+    ours = [episode("ind", i, i % 2 == 0, path=0.9) for i in range(10)]
+    theirs = [episode("ind", i, i < 6, path=0.6) for i in range(10)]
+    moved = motion(ours, theirs)
+    assert moved is not None and moved["n"] == 3
+    assert moved["path_length"] == pytest.approx(0.9) and moved["path_length_ratio"] == pytest.approx(1.5)
+    assert motion(ours, [episode("ind", 0, False)]) is None
+
+
+def test_a_recipe_without_a_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("stages: []")
+    with pytest.raises(UserError, match="no `study` says what its stages show"):
+        study(StudyConfig(recipe=tmp_path / "r.yaml"), tmp_path)
