@@ -1,17 +1,21 @@
 # make         compress the shipped policy, evaluate every step, and write the page (about 25 minutes on 2 cores)
 # make test    all tests             make check   linter, formatter and type checker
 # make base    train the shipped base policy again from scratch
+# make study   the evidence of results/tabletop: every cell of recipes/tabletop.yaml (about 6 hours on 2 cores)
 #
 # The first of them sets up .venv; see scripts/setup.sh for PYTHON and TORCH_INDEX.
 
 RLRC := .venv/bin/rlrc
 export PYTHON TORCH_INDEX
 
-.PHONY: run base test check setup
+.PHONY: run base study test check setup
 .DEFAULT_GOAL := run
 
 run: setup
-	$(RLRC) run recipes/default.yaml
+	$(RLRC) run recipes/default.yaml --jobs 2
+
+study: setup
+	$(RLRC) study recipes/tabletop.yaml --jobs 2
 
 base: setup
 	$(RLRC) run recipes/base.yaml

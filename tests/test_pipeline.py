@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import toy_verbs
 import yaml
@@ -197,3 +198,32 @@ def test_a_study_that_names_no_policy_is_refused(folder: Path) -> None:
     write_recipe(STAGES, study={"policies": {"dense": "base", "sft": "demos"}})
     with pytest.raises(UserError, match="study: 'demos' is no stage that makes a policy"):
         run_toy()
+
+
+CHILD = """
+import multiprocessing, os, sys, time
+from rlrc.process import end_with
+
+def work(parent):
+    end_with(parent)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work, args=(os.getpid(),)).start()
+    time.sleep(60)
+"""
+
+
+def test_a_job_does_not_outlive_the_run(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "child.py")], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert psutil.pid_exists(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the job goes on"
+        time.sleep(0.1)

@@ -244,6 +244,16 @@ def test_every_part_can_be_packed_and_8_bits_change_little(checkpoint: Path, tmp
     assert sqnr_db(expected, found) > 30
 
 
+def test_what_is_not_to_be_converted_stays_and_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(policy=checkpoint, parts=("vision",), modules_to_not_convert=("patch_embed",))
+    result = quantize(config, tmp_path)
+    assert result["left_dense"] and all("patch_embed" in name for name in result["left_dense"])
+    assert not any("patch_embed" in layer["name"] for layer in result["per_layer"])
+    before, after = rlrc.load(checkpoint).model, rlrc.load(tmp_path / "checkpoint").model
+    for name in result["left_dense"]:
+        assert torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
+
+
 def test_a_layer_that_would_not_shrink_is_left_dense_and_named(
     tiny_policy: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

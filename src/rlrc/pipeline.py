@@ -23,7 +23,7 @@ from pydantic import Field
 from rlrc.config import Config
 from rlrc.errors import UserError
 from rlrc.files import write_text
-from rlrc.process import keep_freed_memory, wait_without_spinning
+from rlrc.process import end_with, keep_freed_memory, wait_without_spinning
 from rlrc.progress import say
 from rlrc.recipe import read_recipe, resolve
 from rlrc.report.summary import as_json, print_summary, summarise_run
@@ -74,7 +74,7 @@ def _run_at_once(stages: dict[str, Stage], out: Path, jobs: int) -> dict[str, di
     (out / "progress").mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(jobs, context, initializer=_start_job) as pool:
+        with ProcessPoolExecutor(jobs, context, initializer=_start_job, initargs=(os.getpid(),)) as pool:
             return schedule(stages, out, jobs, pool, _run_job)
     except BrokenProcessPool as error:
         raise UserError("a stage's process was killed (out of memory?); run the same command again") from error
@@ -122,9 +122,10 @@ def _ready(left: dict[str, Stage], stages: dict[str, Stage], out: Path, done: di
     return ready
 
 
-def _start_job() -> None:
+def _start_job(parent: int) -> None:
     wait_without_spinning()
     keep_freed_memory()
+    end_with(parent)
 
 
 def _run_job(name: str, stage: Stage, out: Path) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class StudyPlan(Config):
 
     policies: dict[str, str]
     """What tables call a policy, and its stage; the first one is what the others are compared with."""
-    seeds: tuple[tuple[str, ...], ...] = ()
-    """Reinforcement learning that differs by nothing but its seed: for each seed its stages, one after another."""
+    seeds: tuple[str, ...] = ()
+    """Reinforcement-learning stages that differ by nothing but their seed."""
     sft_steps: dict[int, str] = Field(default={})
     """Fine-tuning stages by their number of steps, each a run of its own with its own learning-rate schedule."""
     ratios: dict[float, tuple[str, ...]] = Field(default={})
@@ -42,14 +42,8 @@ class StudyPlan(Config):
     @property
     def stages(self) -> list[str]:
         """All that it names."""
-        return [*self.evaluated, *(name for names in self.seeds for name in names)]
-
-    @property
-    def evaluated(self) -> list[str]:
-        """Those whose success is of interest."""
         by_ratio = (name for names in self.ratios.values() for name in names)
-        last = (names[-1] for names in self.seeds)
-        return list(dict.fromkeys([*self.policies.values(), *last, *self.sft_steps.values(), *by_ratio]))
+        return list(dict.fromkeys([*self.policies.values(), *self.seeds, *self.sft_steps.values(), *by_ratio]))
 
 
 class Recipe(Config):

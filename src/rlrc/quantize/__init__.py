@@ -44,6 +44,9 @@ class QuantizeConfig(Config):
     """Weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Literal["decoder", "vision", "projector", "head"], ...] = Field(default=("decoder",), min_length=1)
     """Whose linear layers and convolutions are packed."""
+    modules_to_not_convert: tuple[str, ...] = ()
+    """Layers whose name contains one of these stay as they are. A first convolution, say, has few weights and every
+    pixel passes through it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         "memory": _bytes_in_memory(policy.model),
     }
     names = linear_names(policy.model, config.parts)
+    kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
+    names = [name for name in names if name not in kept]
     packed, left = quantize_linears(policy.model, names, config.bits, config.group_size)
+    left |= dict.fromkeys(kept, "named in modules_to_not_convert")
     if not packed:
         raise UserError(
             f"{config.policy}: none of {len(names)} layers shrinks ({next(iter(left.values()), 'no layers')})"

@@ -32,7 +32,9 @@ def check(evidence: Evidence) -> list[Claim]:
         ("right after 90 % pruning, IND at most 25 %", lambda e: _at_most(e, "pruned", "ind", 0.25)),
         ("SFT restores at least 90 % of the dense IND success", _sft_restores),
         ("after RL, IND not below dense (one-sided 95 % bound within 2 points)", _not_below),
+        ("the same for the mean over the RL seeds", _mean_not_below),
         ("after RL, OOD above dense (McNemar p < 0.05)", _above),
+        ("the same for the mean over the RL seeds (one-sided p < 0.05)", _mean_above),
         ("more RL raises OOD further (second half of the learning curves above the first)", _curve_rises),
         ("4-bit within 3 points of its bf16 parent, IND and OOD", _four_bit),
         ("decoder parameters cut by at least 85 %", _decoder_cut),
@@ -80,6 +82,41 @@ def _above(evidence: Evidence) -> tuple[str, bool] | None:
     interval = f"[{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
     measured = f"{100 * paired.difference:+.1f} points {interval}, p = {paired.p:.2g}, n = {paired.n}"
     return measured, paired.difference > 0 and paired.p < 0.05
+
+
+def _mean_not_below(evidence: Evidence) -> tuple[str, bool] | None:
+    gain = _mean_gain(evidence, "ind")
+    if gain is None:
+        return None
+    mean, spread, told = gain
+    bound = mean - float(norm.ppf(0.95)) * spread
+    return f"{100 * mean:+.1f} points, bound {100 * bound:+.1f}, {told}", bound >= -NON_INFERIORITY
+
+
+def _mean_above(evidence: Evidence) -> tuple[str, bool] | None:
+    gain = _mean_gain(evidence, "ood")
+    if gain is None:
+        return None
+    mean, spread, told = gain
+    p = float(norm.sf(mean / spread)) if spread else 1.0
+    return f"{100 * mean:+.1f} points, p = {p:.2g}, {told}", mean > 0 and p < 0.05
+
+
+def _mean_gain(evidence: Evidence, condition: str) -> tuple[float, float, str] | None:
+    """Episode by episode, the share of seeds that succeed minus the dense policy's success: mean and standard error."""
+    dense, seeds = evidence.policies.get("dense"), evidence.seeds()
+    if dense is None or len(seeds) < len(evidence.plan.seeds):
+        return None
+    by_key = [{e.key: e.success_at_end for e in row.episodes if e.condition == condition} for row in seeds.values()]
+    gains = [
+        np.mean([wins[e.key] for wins in by_key]) - e.success_at_end
+        for e in dense.episodes
+        if all(e.key in wins for wins in by_key)
+    ]
+    if not gains:
+        return None
+    told = f"{len(seeds)} seeds, n = {len(gains)}"
+    return float(np.mean(gains)), float(np.std(gains, ddof=1) / np.sqrt(len(gains))), told
 
 
 def _curve_rises(evidence: Evidence) -> tuple[str, bool] | None:

@@ -46,7 +46,7 @@ class Evidence:
 
     def missing(self) -> list[str]:
         """Stages that the plan names and that have not been evaluated."""
-        return [stage for stage in self.plan.evaluated if stage not in self.measured]
+        return [stage for stage in self.plan.stages if stage not in self.measured]
 
     def rate(self, policy: str, condition: str) -> Rate | None:
         """Success of a policy of the main table; None if it was not measured."""
@@ -71,8 +71,7 @@ class Evidence:
 
     def seeds(self) -> dict[str, PolicyRow]:
         """The reinforcement-learning runs that differ by their seed, as far as they were evaluated."""
-        last = [stages[-1] for stages in self.plan.seeds]
-        return {stage: self.measured[stage] for stage in last if stage in self.measured}
+        return {stage: self.measured[stage] for stage in self.plan.seeds if stage in self.measured}
 
     def by_ratio(self) -> dict[float, dict[int, PolicyRow]]:
         """By pruning ratio, what was measured right after pruning (0), after SFT (1) and after RL (2)."""
@@ -84,18 +83,10 @@ class Evidence:
     def rl_curves(self) -> dict[str, list[tuple[int, float, float]]]:
         """By seed, (iteration, IND, OOD success) over the learning curve's own episodes."""
         curves = {}
-        for stages in self.plan.seeds:
-            points: list[tuple[int, float, float]] = []
-            before = 0
-            for stage in stages:
-                if stage not in self.stages:
-                    break
-                lines = (self.stages[stage].folder / "metrics.jsonl").read_text().splitlines()
-                rows = [json.loads(line) for line in lines]
-                points += [(before + r["step"], *(r[k] for k in CURVE_SPLITS.values())) for r in rows if _is_point(r)]
-                before += len(rows)
-            if points:
-                curves[stages[-1]] = points
+        for stage in self.plan.seeds:
+            if stage in self.stages:
+                rows = map(json.loads, (self.stages[stage].folder / "metrics.jsonl").read_text().splitlines())
+                curves[stage] = [(r["step"], *(r[k] for k in CURVE_SPLITS.values())) for r in rows if _is_point(r)]
         return curves
 
     def summary(self) -> dict[str, Any]:
