@@ -16,6 +16,8 @@ run: setup
 
 study: setup
 	$(RLRC) study recipes/tabletop.yaml --jobs 2
+	rm -rf checkpoints/tabletop-rlrc
+	cp -r runs/tabletop/rl/checkpoint checkpoints/tabletop-rlrc
 
 base: setup
 	$(RLRC) run recipes/base.yaml

@@ -120,7 +120,7 @@ def test_claims_follow_the_episodes(folder: Path) -> None:
     assert held["SFT restores at least 90 % of the dense IND success"]
     assert held["after RL"] and held["the same for the mean over the RL seeds"]
     assert held["4-bit within 3 points of its bf16 parent"] and held["three RL seeds"]
-    assert held["more RL raises OOD further (second half of the learning curves above the first)"]
+    assert held["more RL raises OOD further: before RL"]
     assert not held["decoder parameters cut by at least 85 %"], "all are the same checkpoint"
 
 
@@ -158,6 +158,7 @@ def test_the_page_shows_every_part_and_pictures_exist(folder: Path, tmp_path: Pa
         assert f"({name})" in text
         assert Image.open(out / name).size[0] > 300
     assert Image.open(out / "strip.gif").n_frames > 20
+    assert (out / "training" / "rl.jsonl").read_text() == (folder / "rl" / "metrics.jsonl").read_text()
 
 
 def test_what_has_not_been_measured_is_named(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 
 The recipe's `study` says which stages are the cells. They run or resume below runs/<its name>, exactly as `rlrc run`
 would run them; the evidence is written to results/<its name>: `summary.json` for machines, `README.md` with its
-pictures for people, and every episode in `episodes.parquet`, from which all of it can be computed again.
+pictures for people, every episode in `episodes.parquet` and the logs of every training in `training/`.
 """
 
 from pathlib import Path
@@ -52,6 +52,9 @@ def write_evidence(evidence: Evidence, out: Path) -> dict[str, Any]:
     write_json(out / "summary.json", summary)
     write_json(out / "claims.json", [vars(claim) for claim in claims])
     write_episodes(out / "episodes.parquet", evidence.all_episodes())
+    for stage in evidence.stages.values():
+        if (log := stage.folder / "metrics.jsonl").exists():
+            write_text(out / "training" / f"{stage.name}.jsonl", log.read_text())
     pictures = draw(evidence, out)
     strip = write_strip(evidence, out / "strip.gif")
     write_text(out / "README.md", page(evidence, claims, pictures, strip))

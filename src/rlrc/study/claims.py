@@ -35,7 +35,7 @@ def check(evidence: Evidence) -> list[Claim]:
         ("the same for the mean over the RL seeds", _mean_not_below),
         ("after RL, OOD above dense (McNemar p < 0.05)", _above),
         ("the same for the mean over the RL seeds (one-sided p < 0.05)", _mean_above),
-        ("more RL raises OOD further (second half of the learning curves above the first)", _curve_rises),
+        ("more RL raises OOD further: before RL, first half, second half of the learning curves", _curve_rises),
         ("4-bit within 3 points of its bf16 parent, IND and OOD", _four_bit),
         ("decoder parameters cut by at least 85 %", _decoder_cut),
         ("weights of the 4-bit policy at most 1/6 of dense bf16", _bytes),
@@ -120,20 +120,28 @@ def _mean_gain(evidence: Evidence, condition: str) -> tuple[float, float, str] |
 
 
 def _curve_rises(evidence: Evidence) -> tuple[str, bool] | None:
-    """Pooled over seeds and points; the points of a half share their episodes, so the test's n is that of one point."""
-    curves = [np.array(points[1:]) for points in evidence.rl_curves().values() if len(points) > 2]
+    """Means over seeds: before RL, in the first half of the curves, in the second.
+
+    The points of a half share their episodes, so the n of the tests is that of one point, over all seeds.
+    """
+    curves = [np.array(points)[:, 2] for points in evidence.rl_curves().values() if len(points) > 2]
     if not curves:
         return None
     n = sum(_episodes_of_a_point(evidence, seed) for seed in evidence.rl_curves())
-    middle = min(len(curve) for curve in curves) // 2
-    start = np.mean([points[0][2] for points in evidence.rl_curves().values()])
-    first, second = (
-        float(np.mean([c[half, 2].mean() for c in curves])) for half in (slice(middle), slice(-middle, None))
-    )
-    spread = np.sqrt((first * (1 - first) + second * (1 - second)) / n)
-    p = float(norm.sf((second - first) / spread)) if spread else 1.0
-    measured = f"start {100 * start:.1f} %, first half {100 * first:.1f} %, second half {100 * second:.1f} %"
-    return f"{measured}, one-sided p = {p:.2g}, {len(curves)} seeds", second > first and p < 0.05
+    half = (min(len(curve) for curve in curves) - 1) // 2
+    start = float(np.mean([curve[0] for curve in curves]))
+    first = float(np.mean([curve[1 : 1 + half] for curve in curves]))
+    second = float(np.mean([curve[-half:] for curve in curves]))
+    told = f"{100 * start:.1f} %, then {100 * first:.1f} %, then {100 * second:.1f} % ({len(curves)} seeds, n = {n}; "
+    told += f"one-sided p against the start {_p_above(second, start, n):.2g}, "
+    told += f"against the first half {_p_above(second, first, n):.2g})"
+    return told, start < first < second and _p_above(second, start, n) < 0.05
+
+
+def _p_above(a: float, b: float, n: int) -> float:
+    """One-sided p that proportion a of n is not above proportion b of n, unpaired."""
+    spread = np.sqrt((a * (1 - a) + b * (1 - b)) / n)
+    return float(norm.sf((a - b) / spread)) if spread else 1.0
 
 
 def _episodes_of_a_point(evidence: Evidence, stage: str) -> int:

@@ -11,7 +11,7 @@ from rlrc.study.evidence import Evidence
 
 SHOWN = ("dense", "rl-4bit")
 SIDE = 160  # px of a picture
-MOST_FILMS = 4
+OF_EACH = 2  # episodes in and out of distribution: the first ones, whatever happens in them
 END_FRAMES = 4  # the last frame is shown that often, so that one sees how it ends
 LAST_STEP = 26  # what happens afterwards is standing still, nearly always
 
@@ -25,10 +25,13 @@ def write_strip(evidence: Evidence, path: Path) -> Path | None:
     if not set(SHOWN) <= evidence.policies.keys():
         return None
     above, below = (evidence.policies[label] for label in SHOWN)
-    pairs = panels_of_pairs(above, below, SHOWN)[:MOST_FILMS]
+    by_condition: dict[str, list[list[np.ndarray]]] = {}
+    for caption, panels, _ in panels_of_pairs(above, below, SHOWN):
+        by_condition.setdefault(caption.split()[0], []).append(panels)
+    pairs = [pair for group in by_condition.values() for pair in group[:OF_EACH]]
     if not pairs:
         return None
-    columns = [np.concatenate([_shrink(panel) for panel in pair], axis=1) for _, pair, _ in pairs]
+    columns = [np.concatenate([_shrink(panel) for panel in pair], axis=1) for pair in pairs]
     frames = np.concatenate(columns, axis=2)
     frames = np.concatenate([frames, np.repeat(frames[-1:], END_FRAMES, axis=0)])
     images = [Image.fromarray(frame).quantize(128, Image.Quantize.MEDIANCUT) for frame in frames]
