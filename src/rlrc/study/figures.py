@@ -11,26 +11,13 @@ from matplotlib.figure import Figure
 
 from rlrc.episodes import Rate, by_condition, success_rate
 from rlrc.files import atomic_path
+from rlrc.report import charts
 from rlrc.report.charts import COLOURS
 from rlrc.study.evidence import SPLITS, Evidence
 
 INK, PAPER = "#1f2328", "#ffffff"
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.alpha": 0.2,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "figure.facecolor": PAPER,
-}
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+STYLE: Any = {**charts.STYLE, **dict.fromkeys(INKED, INK), "axes.titlesize": 10, "figure.facecolor": PAPER}
 STEPS_OF_A_RATIO = ("right after pruning", "+ SFT", "+ SFT + RL")
 
 
