@@ -59,7 +59,7 @@ def success(evidence: Evidence) -> Figure:
         heights, spread = _percent([rate for _, rate in here])
         axes.bar(places, heights, 0.92 * width, color=COLOURS[k % len(COLOURS)], label=label)
         axes.errorbar(places, heights, spread, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5)
-    axes.set_xticks(range(len(rates)), [f"{name}\nn = {_least_n(group)}" for name, group in rates.items()])
+    axes.set_xticks(range(len(rates)), [f"{name}\nn ≥ {_least_n(group)}" for name, group in rates.items()])
     axes.grid(axis="x", visible=False)
     _percent_axis(axes)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), borderaxespad=0)
