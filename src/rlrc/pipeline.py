@@ -103,7 +103,7 @@ def schedule(
             try:
                 results[name] = future.result()
             except UserError as error:
-                pool.shutdown(wait=False, cancel_futures=True)
+                say(f"{name}: failed" + f", waiting for {', '.join(running.values())}" * bool(running))
                 raise UserError(f"stage '{name}': {error}") from error
             say(f"{name}: done")
     return {name: results[name] for name in stages}
