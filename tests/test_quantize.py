@@ -166,13 +166,16 @@ def test_cuda_packs_and_computes_as_the_processor_does(bits: int) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_packed_convolution_is_one_with_the_dequantized_kernels(bits: int) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(5, 7, 3, stride=2, padding=1)
+    conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, dilation=2, groups=2)
     packed = empty_packed(conv, bits, group_size=16).fill(conv)
-    kernels = packed.dequantize().view(7, 5, 3, 3)
+    kernels = packed.dequantize().view(8, 3, 3, 3)
     assert sqnr_db(conv.weight.detach(), kernels) > {4: 18, 8: 40}[bits]
-    x = torch.randn(2, 5, 9, 8)
-    torch.testing.assert_close(packed(x), nn.functional.conv2d(x, kernels, conv.bias, stride=2, padding=1))
+    x = torch.randn(2, 6, 9, 8)
+    expected = nn.functional.conv2d(x, kernels, conv.bias, stride=2, padding=1, dilation=2, groups=2)
+    torch.testing.assert_close(packed(x), expected)
     assert packed.nbytes < 2 * conv.weight.numel()
+    with pytest.raises(UserError, match="pads by 'reflect'"):
+        empty_packed(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), bits, group_size=16)
 
 
 # -- the verb ----------------------------------------------------------------------------------------------------------
@@ -250,6 +253,8 @@ def test_what_is_not_to_be_converted_stays_and_is_named(checkpoint: Path, tmp_pa
     assert result["left_dense"] and all("patch_embed" in name for name in result["left_dense"])
     assert not any("patch_embed" in layer["name"] for layer in result["per_layer"])
     before, after = rlrc.load(checkpoint).model, rlrc.load(tmp_path / "checkpoint").model
+    with pytest.raises(UserError, match="'stem9' is in the name of no layer"):
+        quantize(QuantizeConfig(policy=checkpoint, modules_to_not_convert=("stem9",)), tmp_path / "typo")
     for name in result["left_dense"]:
         assert torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
 

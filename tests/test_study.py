@@ -90,7 +90,7 @@ def evaluated(out: Path, policy: str) -> None:
 
 
 def verdicts(folder: Path) -> dict[str, bool | None]:
-    return {claim.claim.split(",")[0]: claim.holds for claim in check(gather(folder))}
+    return {claim.claim: claim.holds for claim in check(gather(folder))}
 
 
 def test_the_summary_counts_the_episodes(folder: Path, tmp_path: Path) -> None:
@@ -116,12 +116,10 @@ def test_the_summary_counts_the_episodes(folder: Path, tmp_path: Path) -> None:
 
 def test_claims_follow_the_episodes(folder: Path) -> None:
     held = verdicts(folder)
-    assert held["dense policy"] and held["right after 90 % pruning"] and held["RL without SFT"]
-    assert held["SFT restores at least 90 % of the dense IND success"]
-    assert held["after RL"] and held["the same for the mean over the RL seeds"]
-    assert held["4-bit within 3 points of its bf16 parent"] and held["three RL seeds"]
-    assert held["more RL raises OOD further: before RL"]
-    assert not held["decoder parameters cut by at least 85 %"], "all are the same checkpoint"
+    failed = [claim for claim, holds in held.items() if not holds]
+    assert [claim.split(" ")[0] for claim in failed] == ["decoder", "weights"], "all are the same checkpoint"
+    assert held["after RL, IND not below dense (one-sided 95 % bound within 2 points)"]
+    assert held["the same for the mean of these RL seeds, OOD (one-sided normal p < 0.05)"]
 
 
 def test_the_mean_over_seeds_is_taken_episode_by_episode(folder: Path) -> None:
@@ -132,7 +130,7 @@ def test_the_mean_over_seeds_is_taken_episode_by_episode(folder: Path) -> None:
     gains = np.zeros(200)
     gains[180:182], gains[182:184], gains[184:186] = 1, 2 / 3, 1 / 3
     bound = gains.mean() - 1.644854 * gains.std(ddof=1) / np.sqrt(200)
-    assert claim.measured == f"{100 * gains.mean():+.1f} points, bound {100 * bound:+.1f}, 3 seeds, n = 200"
+    assert claim.measured == f"{100 * gains.mean():+.2f} points, bound {100 * bound:+.2f}, 3 seeds, n = 200"
 
 
 def test_claims_that_fail_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,9 @@ def schedule(
             name = running.pop(future)
             try:
                 results[name] = future.result()
-            except UserError as error:
-                say(f"{name}: failed" + f", waiting for {', '.join(running.values())}" * bool(running))
-                raise UserError(f"stage '{name}': {error}") from error
+            except Exception as error:
+                say(f"{name}: failed ({error})" + f", waiting for {', '.join(running.values())}" * bool(running))
+                raise (UserError(f"stage '{name}': {error}") if isinstance(error, UserError) else error) from error
             say(f"{name}: done")
     return {name: results[name] for name in stages}
 

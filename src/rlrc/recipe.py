@@ -31,7 +31,8 @@ class StudyPlan(Config):
     """Which stages play which part in a study; see `rlrc study`. A policy is named by the stage that made it."""
 
     policies: dict[str, str]
-    """What tables call a policy, and its stage; the first one is what the others are compared with."""
+    """What tables call a policy, and its stage; the first one is what the others are compared with. Claims are checked
+    of the policies called dense, pruned, sft, rl, rl-4bit and rl-scratch."""
     seeds: tuple[str, ...] = ()
     """Reinforcement-learning stages that differ by nothing but their seed."""
     sft_steps: dict[int, str] = Field(default={})

@@ -129,15 +129,22 @@ class QuantizedConv2d(QuantizedLinear):
     """`nn.Conv2d` with a packed weight, which is kept as the matrix (out, in * height * width) of its kernels."""
 
     geometry: tuple[tuple[int, ...], dict[str, Any]]
-    """The shape of the kernels, and stride and padding."""
+    """The shape of the kernels, and how they are placed."""
 
     @classmethod
     def empty_like(cls, conv: nn.Conv2d, bits: int, group_size: int) -> Self:  # type: ignore[override]
-        """A layer of `conv`'s shape, device and bias whose weight is still to be filled in."""
+        """A layer of `conv`'s shape, device and bias whose weight is still to be filled in.
+
+        Raises:
+            UserError: the convolution pads with anything but zeros.
+        """
+        if conv.padding_mode != "zeros":
+            raise UserError(f"a convolution that pads by '{conv.padding_mode}' cannot be packed")
         weight, has_bias = conv.weight, conv.bias is not None
         shape = (weight[0].numel(), conv.out_channels)
         packed = cls(*shape, bits, group_size, has_bias, weight.device, weight.dtype).train(conv.training)
-        packed.geometry = (tuple(weight.shape[1:]), {"stride": conv.stride, "padding": conv.padding})
+        placing = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
+        packed.geometry = (tuple(weight.shape[1:]), placing)
         return packed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,8 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         and in memory; `left_dense`, each layer that was not packed with the reason; and `per_layer`.
 
     Raises:
-        UserError: the policy is quantized already, a weight holds NaN or infinity, or no layer can be packed.
+        UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
+            infinity, or no layer can be packed.
     """
     policy = rlrc.load(config.policy)
     if getattr(policy.model.config, "quantization_config", None) is not None:
@@ -78,6 +79,9 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         "memory": _bytes_in_memory(policy.model),
     }
     names = linear_names(policy.model, config.parts)
+    for part in config.modules_to_not_convert:
+        if not any(part in name for name in names):
+            raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
     kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
     names = [name for name in names if name not in kept]
     packed, left = quantize_linears(policy.model, names, config.bits, config.group_size)

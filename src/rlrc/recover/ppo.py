@@ -3,7 +3,7 @@
     rlrc rl --policy runs/default/sft/checkpoint --world tabletop --out runs/default/rl
     accelerate launch --multi_gpu --num_processes 2 -m rlrc rl ...        (the same where there is no GPU)
 
-As RL4VLA does it (Liu et al., arXiv 2505.19789), which RLRC follows: episodes of fixed length in parallel worlds; the
+As RL4VLA does it (Liu et al., arXiv 2505.19789), which RLRC follows: episodes in parallel worlds; the
 log-probability of an action is the sum over its seven tokens; actor and critic share the whole transformer, and the
 critic reads the state that predicts the first action token. RLRC's critic warm-up and behaviour cloning are options.
 
@@ -61,7 +61,8 @@ class RlConfig(LearnerConfig):
     """What each bit of progress is worth."""
     end_after_success: int = Field(default=0, ge=0)
     """Steps of success in a row after which an episode ends and another begins in its place, so that acting is not
-    spent on standing still; 0 lets every episode last its full time."""
+    spent on standing still; 0 lets every episode last its full time. What would be lost again later is then neither
+    trained nor counted: the metric success_at_end is above that of an evaluation."""
     augment: Augmentation | None = None
     """How the pictures acted upon are varied; without it they are not."""
     word_dropout: float = Field(default=0.0, ge=0, le=1)

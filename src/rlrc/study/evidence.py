@@ -82,11 +82,12 @@ class Evidence:
 
     def rl_curves(self) -> dict[str, list[tuple[int, float, float]]]:
         """By seed, (iteration, IND, OOD success) over the learning curve's own episodes."""
-        curves = {}
+        curves: dict[str, list[tuple[int, float, float]]] = {}
         for stage in self.plan.seeds:
             if stage in self.stages:
                 rows = map(json.loads, (self.stages[stage].folder / "metrics.jsonl").read_text().splitlines())
-                curves[stage] = [(r["step"], *(r[k] for k in CURVE_SPLITS.values())) for r in rows if _is_point(r)]
+                points = [(r["step"], *(r[k] for k in CURVE_SPLITS.values())) for r in rows if _is_point(r)]
+                curves |= {stage: points} if points else {}
         return curves
 
     def summary(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Evidence:
 
 
 def motion(episodes: Sequence[Episode], reference: Sequence[Episode]) -> dict[str, float] | None:
-    """How a policy moves where both it and the reference succeed: medians of it over those of the reference.
+    """How a policy moves where both it and the reference succeed: its means, and their ratio to the reference's.
 
     Success alone hides what compression costs, and rates among a policy's own successes would favour one that only
     solves what is easy.
@@ -152,7 +153,7 @@ def gather(folder: Path) -> Evidence:
     plan = summary.recipe.study
     if plan is None:
         raise UserError(f"{folder}: its recipe has no `study`")
-    measured = {row.name: row for row in summary.rows if row.episodes}
+    measured = {row.name: row for row in summary.rows if set(SPLITS) <= row.rates.keys()}
     evidence = Evidence(plan, summary.recipe, {s.name: s for s in summary.stages}, measured, {}, _machine(summary))
     if not evidence.policies:
         raise UserError(f"{folder}: none of the study's policies has been evaluated yet")

@@ -1,7 +1,9 @@
-"""A study's README: tables, verdicts and figures in Markdown, every number computed from the episodes."""
+"""A study's README: tables, verdicts and figures in Markdown."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from rlrc.episodes import Comparison, by_condition, success_rate
 from rlrc.study.claims import Claim
@@ -16,9 +18,9 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
     reference = evidence.reference
     blocks = [
         f"# {evidence.recipe.name}: what compression costs, and what recovery brings back",
-        f"Written by `rlrc study recipes/{evidence.recipe.name}.yaml` from `episodes.parquet`; do not edit. In "
-        "brackets: 95 % intervals, Wilson's for rates, Tango's for differences over the same episodes; p is McNemar's, "
-        "exact. Success is read at the end of the episode.",
+        f"Written by `rlrc study recipes/{evidence.recipe.name}.yaml`; do not edit. Rates are those of "
+        "`episodes.parquet`. In brackets: 95 % intervals, Wilson's for rates, Tango's for differences over the same "
+        "episodes; p is McNemar's, exact, unless another is named. Success is read at the end of the episode.",
         _missing(evidence),
         "## Result",
         _table(*main_table(evidence)),
@@ -68,6 +70,10 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 def _seed_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     seeds = evidence.seeds()
     body = [[name, *(f"{row.rates[s]}, n = {row.rates[s].n}" for s in SPLITS)] for name, row in seeds.items()]
+    if len(body) > 1:
+        rates = {split: [100 * row.rates[split].rate for row in seeds.values()] for split in SPLITS}
+        told = (f"{np.mean(values):.1f} %, s = {np.std(values, ddof=1):.1f}" for values in rates.values())
+        body.append([f"mean of {len(seeds)}, standard deviation", *told])
     return ["RL run", *(split.upper() for split in SPLITS)], body
 
 
@@ -122,7 +128,8 @@ def _cost(evidence: Evidence) -> str:
     told = ", ".join(f"{verb} {spent:.2f}" for verb, spent in sorted(by_verb.items(), key=lambda item: -item[1]))
     machine = ", ".join(f"{key} {value}" for key, value in evidence.machine.items())
     return (
-        f"{hours:.1f} stage-hours ({told}); with two jobs on two cores a stage has one core, so these are core-hours."
+        f"{hours:.1f} hours of stages ({told}), run side by side where `--jobs` allowed it; of a stage that was "
+        "cut off and resumed, the last part counts."
         f"\n\nMachine: {machine or 'not recorded'}."
     )
 
@@ -136,7 +143,7 @@ def _difference(paired: Comparison | None) -> str:
     if paired is None:
         return ""
     p = "p < 0.001" if paired.p < 0.001 else f"p = {paired.p:.3f}"
-    return f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}], {p}"
+    return f"{100 * paired.difference:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}], {p}, n = {paired.n}"
 
 
 def _picture(caption: str, pictures: dict[str, Path]) -> str:
