@@ -16,6 +16,7 @@ from rlrc.errors import UserError
 from rlrc.models.linear import QuantizedLinear, quantization_config
 from rlrc.models.policy import Policy
 from rlrc.models.presets import Shape, TowerShape, new_policy
+from rlrc.models.shards import ShardWriter
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on the big plate"]
@@ -111,6 +112,68 @@ def test_lineage_names_the_parent(tiny_checkpoint: Path, tmp_path: Path) -> None
     grandchild.save(tmp_path / "grandchild", stage={"verb": "sft", "config": {}})
     lineage = json.loads((tmp_path / "grandchild" / "compression.json").read_text())
     assert [stage["verb"] for stage in lineage["stages"]] == ["prune", "sft"]
+
+
+def test_the_head_keeps_its_action_rows_unless_all_are_asked_for(tmp_path: Path) -> None:
+    policy = per_layer_policy()
+    policy.model.config.action_head_only = False
+    torch.manual_seed(2)
+    policy.model = type(policy.model)(policy.model.config).eval()
+    policy.save(tmp_path / "published")
+    config = json.loads((tmp_path / "published" / "config.json").read_text())
+    del config["action_head_only"]  # as published checkpoints: undecided
+    (tmp_path / "published" / "config.json").write_text(json.dumps(config))
+
+    rows, whole = rlrc.load(tmp_path / "published"), rlrc.load(tmp_path / "published", full_head=True)
+    assert rows.model.language_model.lm_head.weight.shape == (256, 40)
+    assert whole.model.language_model.lm_head.weight.shape == (config["text_config"]["vocab_size"], 40)
+    assert torch.equal(logits(rows), logits(whole))
+    inputs = rows.prepare(IMAGES, INSTRUCTIONS)
+    with torch.no_grad():
+        every, some = (
+            p.model(inputs.input_ids, inputs.attention_mask, inputs.pixel_values).logits for p in (whole, rows)
+        )
+    torch.testing.assert_close(some, every[..., rows.model.config.action_ids])
+    with pytest.raises(UserError, match="load the checkpoint with full_head"):
+        rows.model(inputs.input_ids, labels=inputs.input_ids)
+
+    whole.save(tmp_path / "whole")
+    assert rlrc.load(tmp_path / "whole").model.language_model.lm_head.out_features > 256  # decided, so it stays
+    rows.save(tmp_path / "rows")
+    with pytest.raises(UserError, match="holds the action rows alone"):
+        rlrc.load(tmp_path / "rows", full_head=True)
+
+
+def test_a_layer_that_config_does_not_know_is_not_passed_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Only the block that is never read may be there in vain; others would mean that config.json is another model's."""
+    folder = damaged(tmp_path, tiny_checkpoint)
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        state | {"vision_backbone.featurizer.blocks.2.norm1.weight": torch.zeros(1)}, folder / "model.safetensors"
+    )
+    rlrc.load(folder)
+    save_file(
+        state | {"vision_backbone.featurizer.blocks.3.norm1.weight": torch.zeros(1)}, folder / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"unexpected tensor.*blocks\.3"):
+        rlrc.load(folder)
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 50_000])
+def test_sharded_checkpoints_load_anywhere(
+    shard_bytes: int, tiny_policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (shard_bytes,))
+    tiny_policy.save(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(tiny_policy.model.state_dict())
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) == len(set(index["weight_map"].values())) > 1
+    expected = logits(tiny_policy)
+    assert torch.equal(logits(rlrc.load(tmp_path / "saved")), expected)
+    torch.testing.assert_close(fresh_logits(tmp_path / "saved", "auto"), expected, atol=1e-5, rtol=1e-5)
+    (tmp_path / "saved" / min(index["weight_map"].values())).unlink()
+    with pytest.raises(UserError, match="not there; download the checkpoint again"):
+        rlrc.load(tmp_path / "saved")
 
 
 def test_no_dead_vision_weights_are_kept(tiny_policy: Policy) -> None:

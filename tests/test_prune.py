@@ -1,12 +1,15 @@
 """Pruning: what leaves, what stays, and that the cut policy computes what the zeroed one does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from llama_source import apply, source_of
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,13 +17,22 @@ import rlrc
 from rlrc.data import Demonstrations
 from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
+from rlrc.models.checkpoint import outline
 from rlrc.models.policy import Policy
-from rlrc.prune import PruneConfig, prune
+from rlrc.models.shards import TensorFiles
+from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.calibrate import ActionLoss
+from rlrc.prune.calibrate import Frames
 from rlrc.prune.criteria import LlmPruner
+from rlrc.prune.depth import Depth
+from rlrc.prune.flap import Flap
 from rlrc.prune.groups import Group, Member, coupled_groups, describe
-from rlrc.prune.structured import cut
+from rlrc.prune.measured import SavedSums
+from rlrc.prune.method import Source, Target
+from rlrc.prune.saliency import StateSaliency, blur, state_saliency
+from rlrc.prune.stream import StoredLayers, Stream
+from rlrc.prune.structured import plan_cut
+from rlrc.prune.unstructured import Magnitude, Wanda
 from rlrc.quantize import QuantizeConfig, quantize
 
 
@@ -96,14 +108,14 @@ def test_describe_names_every_matrix_once_for_layers_of_one_shape() -> None:
 def test_grouped_query_scores_match_the_formula_written_out(importance: str) -> None:
     """The independent implementation keeps all gradients and loops over units, as the paper's formulas read."""
     model = llama(num_key_value_heads=2)
-    layers, ids = model.model.layers, torch.randint(50, (5, 9))
+    ids = torch.randint(50, (5, 9))
 
     def loss(samples: Any) -> torch.Tensor:
         rows = ids[list(samples)]
         return model(rows, labels=rows, use_cache=False).loss
 
-    groups = coupled_groups(layers)
-    found = LlmPruner(importance=importance).scores(layers, groups, loss, len(ids))
+    source = source_of(model, ids)
+    found = LlmPruner(importance=importance).measure(source)
 
     weights = {name: p for name, p in model.named_parameters() if "_proj" in name}
     names = list(weights)
@@ -112,7 +124,7 @@ def test_grouped_query_scores_match_the_formula_written_out(importance: str) -> 
     for sample in range(5):
         for name, grad in zip(names, torch.autograd.grad(loss([sample]), list(weights.values())), strict=True):
             square[name] += grad**2 / 5
-    for group, scores in zip(groups, found, strict=True):
+    for group in source.groups:
         expected = []
         for unit in range(group.units):
             total = 0.0
@@ -128,12 +140,13 @@ def test_grouped_query_scores_match_the_formula_written_out(importance: str) -> 
                     }[importance]
                     total += float(s.abs().sum())
             expected.append(total)
+        scores = found[f"{group.layer}.{group.kind}"]
         torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-7)
 
 
 def test_reductions_of_a_coupled_group() -> None:
-    layers = llama().model.layers
-    mlp = layers[0].mlp
+    model = llama()
+    mlp = model.model.layers[0].mlp
     gate, up = mlp.gate_proj.weight.detach().square().sum(1), mlp.up_proj.weight.detach().square().sum(1)
     down = mlp.down_proj.weight.detach().square().sum(0)
     expected = {
@@ -145,44 +158,142 @@ def test_reductions_of_a_coupled_group() -> None:
     }
     for reduction, scores in expected.items():
         criterion = LlmPruner(importance="magnitude_l2", reduction=reduction)
-        torch.testing.assert_close(criterion.scores(layers, coupled_groups(layers), None, 0)[1], scores)
+        torch.testing.assert_close(criterion.measure(source_of(model))["0.channels"], scores)
 
 
-def test_scoring_holds_one_gradient_at_a_time_and_leaves_none(tiny_policy: Policy, frames: Demonstrations) -> None:
-    model = tiny_policy.model.requires_grad_(False)
-    layers = list(model.language_model.model.layers)
-    alive = []
-    for parameter in model.parameters():
-        if parameter.is_leaf and parameter.ndim == 2:
-            parameter.requires_grad_(True)
-            parameter.register_post_accumulate_grad_hook(
-                lambda _: alive.append(sum(p.grad is not None for p in model.parameters()))
-            )
-            parameter.requires_grad_(False)
-    loss = ActionLoss(tiny_policy, frames, samples=4, seed=0)
-    LlmPruner().scores(layers, coupled_groups(layers), loss, 4)
-    assert len(alive) == 3 * 7 and set(alive) == {1}
-    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
-    assert not any(len(p._post_accumulate_grad_hooks or ()) > 1 for p in model.parameters())
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_scores_do_not_depend_on_how_samples_are_batched(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.randint(50, (5, 9))
+    expected = LlmPruner().measure(source_of(llama(), ids))
+    monkeypatch.setattr(stream, "TOKENS_AT_ONCE", size * ids.shape[1])
+    found = LlmPruner().measure(source_of(llama(), ids))
+    for name, scores in expected.items():
+        torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-8)
 
 
-def test_nan_weights_are_refused(tiny_policy: Policy) -> None:
-    layers = list(tiny_policy.model.language_model.model.layers)
-    layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
-    criterion = LlmPruner(importance="magnitude_l1")
-    with pytest.raises(UserError, match="decoder layer 1, MLP channels: importance is NaN"):
-        criterion.scores(layers, coupled_groups(layers), None, 0)
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", [LlmPruner(importance="param_mix"), Flap(), Wanda(), Depth()])
+def test_a_measurement_that_was_cut_off_goes_on(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer's sums are kept; the run is killed after two of three layers, and then never reads them again."""
+    monkeypatch.setattr(measured, "SAVE_EVERY", 0.0)
+    ids = torch.randint(50, (5, 9))
+    expected = method.measure(source_of(llama(), ids, ratio=0.5))
+
+    class Dying(SavedSums):
+        def save(self, done: int, tensors: Any) -> None:
+            super().save(done, tensors)
+            if done == 2:
+                raise Killed
+
+    with pytest.raises(Killed):
+        method.measure(replace(source_of(llama(), ids, ratio=0.5), saved=Dying(tmp_path, {"a": 1})))
+    other = SavedSums(tmp_path, {"a": 2})
+    assert other.load() == (0, {})
+    resumed = method.measure(replace(source_of(llama(), ids, ratio=0.5), saved=SavedSums(tmp_path, {"a": 1})))
+    assert resumed.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_measurements_serve_other_ratios_and_no_other_data(
+    tiny_checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4)
+    prune(config, tmp_path / "first")
+    again = config.model_copy(update={"ratio": 0.9, "measured": tmp_path / "first" / "measured.safetensors"})
+    found = prune(again, tmp_path / "again")
+    assert found == prune(config.model_copy(update={"ratio": 0.9}), tmp_path / "anew")
+    with pytest.raises(UserError, match="measured with another samples"):
+        prune(again.model_copy(update={"samples": 5}), tmp_path / "out")
+
+
+def test_nan_weights_are_refused(tiny_policy: Policy, tmp_path: Path) -> None:
+    tiny_policy.model.language_model.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
+    tiny_policy.save(tmp_path / "broken")
+    for method in (LlmPruner(importance="magnitude_l1"), Magnitude(), Depth(keep=(1,))):
+        config = PruneConfig(policy=tmp_path / "broken", method=method, ratio=0.5 if method.needs_target else None)
+        with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight' holds NaN"):
+            prune(config, tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoint").exists()
 
 
 def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
-    tiny_policy: Policy, frames: Demonstrations
+    tiny_policy: Policy, tiny_checkpoint: Path, frames: Demonstrations
 ) -> None:
-    loss = ActionLoss(tiny_policy, frames, samples=12, seed=0)
-    decoded = tiny_policy.decode(loss.tokens)
+    drawn = draw(tiny_checkpoint, frames, 12)
+    decoded = tiny_policy.decode(drawn.tokens)
     scale = np.array([0.05] * 3 + [0.5] * 3 + [1.0])
     assert (np.abs(decoded - frames.actions) <= scale * (1 / 255 + 1e-6)).all()
-    one_by_one = torch.stack([loss([sample]) for sample in range(12)]).mean()
-    torch.testing.assert_close(loss(range(12)), one_by_one, rtol=1e-4, atol=1e-5)
+
+    calibration = drawn.calibration()
+    assert tiny_policy.source is not None
+    layers = StoredLayers(TensorFiles(tiny_policy.source), tiny_policy.model.config.text_config)
+    flow, hidden = Stream(calibration, tiny_policy.model.language_model.model.rotary_emb), calibration.embeddings
+    for layer in layers:
+        hidden = flow.step(layer, hidden)
+    inputs = tiny_policy.prepare(frames.images, [frames.instruction(i) for i in range(12)])
+    with torch.no_grad():
+        logits, _ = tiny_policy.model.action_logits(inputs, drawn.tokens)
+        expected = F.cross_entropy(logits.flatten(0, 1), tiny_policy.actions.ids_to_bins(drawn.tokens).flatten())
+        torch.testing.assert_close(calibration.loss(hidden, slice(0, 12)), expected, rtol=1e-4, atol=1e-5)
+        parts = sum(calibration.loss(hidden[rows], rows) for rows in (slice(0, 5), slice(5, 12)))
+        torch.testing.assert_close(parts, expected, rtol=1e-4, atol=1e-5)
+
+
+def draw(checkpoint: Path, frames: Demonstrations, samples: int) -> Frames:
+    return Frames.draw(outline(checkpoint), TensorFiles(checkpoint), frames, samples, seed=0)
+
+
+# -- state saliency ----------------------------------------------------------------------------------------------------
+
+
+def test_blurring_changes_its_cell_most_and_the_far_corner_not() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    change = np.abs(blur(image, 4, 0).astype(float) - image).mean(axis=(0, 3))
+    assert change[:16, :16].mean() > 20 and change[40:, 40:].max() == 0
+
+
+def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
+    tiny_checkpoint: Path, frames: Demonstrations
+) -> None:
+    policy, drawn = rlrc.load(tiny_checkpoint), draw(tiny_checkpoint, frames, 5)
+    layers = list(policy.model.language_model.model.layers)
+    source = Source(layers, coupled_groups(layers), Target(), rotary=policy.model.language_model.model.rotary_emb)
+    found = state_saliency(source.with_frames(drawn), drawn, 2)
+
+    def act(images: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            logits, _ = policy.model.action_logits(policy.prepare(images, drawn.instructions), drawn.tokens)
+        centres = torch.tensor([(-1 + 2 * (255 - bin) / 255 - 1 / 255) for bin in range(1, 256)])
+        centres = torch.cat([centres[:1], centres])  # the first two ids share the highest bin
+        return logits.softmax(-1) @ centres
+
+    own = act(drawn.images)
+    expected = sum((own - act(blur(drawn.images, 2, cell))).square() / 2 for cell in range(4)) / 4
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_salient_states_and_dimensions_count_more() -> None:
+    sis = torch.rand(10, 7) * 0.1
+    sis[3] += 1.0
+    sis[:, 2] += 0.5
+    weights = StateSaliency(top_share=0.1, weight=4.0).weights(sis)
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+    torch.testing.assert_close(weights[3] / weights[4], torch.full((7,), 4.0))
+    assert weights[0].argmax() == 2
+
+
+def test_a_weighted_loss_counts_each_token_by_its_weight(tiny_checkpoint: Path, frames: Demonstrations) -> None:
+    drawn = draw(tiny_checkpoint, frames, 4)
+    hidden = drawn.calibration().embeddings
+    one = torch.zeros(4, 7)
+    one[2, 5] = 28.0
+    found = drawn.weighted(one).calibration().loss(hidden, slice(0, 4))
+    bins = drawn.policy.actions.ids_to_bins(drawn.tokens)
+    torch.testing.assert_close(found, F.cross_entropy(drawn.logits(hidden)[2, 5], bins[2, 5]))
 
 
 # -- allocation --------------------------------------------------------------------------------------------------------
@@ -254,7 +365,7 @@ def test_an_overall_target_out_of_reach_is_refused() -> None:
 
 @pytest.mark.parametrize("key_value_heads", [8, 2])
 def test_cutting_equals_zeroing(key_value_heads: int) -> None:
-    dense, sliced = (llama(num_key_value_heads=key_value_heads, attention_bias=True) for _ in range(2))
+    dense, whole = (llama(num_key_value_heads=key_value_heads, attention_bias=True) for _ in range(2))
     groups = coupled_groups(dense.model.layers)
     generator = torch.Generator().manual_seed(1)
     kept = []
@@ -267,7 +378,7 @@ def test_cutting_equals_zeroing(key_value_heads: int) -> None:
         weight = dense.model.layers[group.layer].get_submodule(output.name).weight
         weight.data[:, columns.flatten()] = 0
 
-    cut(sliced.model.layers, sliced.config, groups, kept)
+    sliced = apply(plan_cut(3, groups, kept), whole)
     ids = torch.randint(50, (2, 11))
     with torch.no_grad():
         torch.testing.assert_close(sliced(ids).logits, dense(ids).logits)
@@ -281,9 +392,10 @@ def test_cutting_equals_zeroing(key_value_heads: int) -> None:
 
 
 def logits(policy: Policy, frames: Demonstrations) -> torch.Tensor:
-    loss = ActionLoss(policy, frames, samples=6, seed=0)
+    inputs = policy.prepare(frames.images, [frames.instruction(i) for i in range(len(frames))])
+    tokens = torch.arange(7).repeat(len(frames), 1) + policy.actions.first_id
     with torch.no_grad():
-        return policy.model.action_logits(loss.inputs, loss.tokens)[0]
+        return policy.model.action_logits(inputs, tokens)[0]
 
 
 def test_prune_writes_a_smaller_policy_with_exact_counts(
@@ -304,7 +416,7 @@ def test_prune_writes_a_smaller_policy_with_exact_counts(
     assert [len(stage["kept"][kind]["0"]) for kind in ("heads", "channels")] == [1, 3]
     assert result["layers"][0] == {"layer": 0, "heads": 1, "channels": 3}
     assert result["layers"][2] == {"layer": 2, "heads": 10, "channels": 40} and "2" not in stage["kept"]["heads"]
-    assert stage["config"]["criterion"]["importance"] == "param_first" and len(stage["dataset_sha256"]) == 64
+    assert stage["config"]["method"]["importance"] == "param_first" and len(stage["dataset_sha256"]) == 64
 
     dense, pruned = rlrc.load(tiny_checkpoint), rlrc.load(tmp_path / "checkpoint")
     for index in ("0", "1"):
@@ -328,8 +440,8 @@ def test_a_bfloat16_policy_stays_bfloat16(tiny_checkpoint: Path, dataset: Path, 
     rlrc.load(tiny_checkpoint).save(tmp_path / "half", dtype=torch.bfloat16)
     for importance in ("param_first", "param_mix"):
         config = PruneConfig(policy=tmp_path / "half", dataset=dataset, ratio=0.5, samples=4)
-        criterion = LlmPruner(importance=importance)
-        prune(config.model_copy(update={"criterion": criterion}), tmp_path / importance)
+        method = LlmPruner(importance=importance)
+        prune(config.model_copy(update={"method": method}), tmp_path / importance)
         model = rlrc.load(tmp_path / importance / "checkpoint").model
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
@@ -350,7 +462,8 @@ def test_a_dry_run_tells_the_same_counts_and_writes_nothing(
     told = prune(config.model_copy(update={"dry_run": True}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert "mlp.down_proj     1 column" in capsys.readouterr().err
-    assert told == prune(config, tmp_path / "out")
+    done = prune(config, tmp_path / "out")
+    assert done["metrics"].pop("zeros") == 0 and told == done
     assert abs(told["metrics"]["removed"] - 0.5) < 0.05
 
 
@@ -377,7 +490,7 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
         ({"ratio": 0.5, "overall": 0.5, "dataset": "d"}, "either ratio or overall"),
         ({"dataset": "d"}, "either ratio or overall"),
         ({"ratio": 0.5}, "needs a dataset"),
-        ({"ratio": 0.5, "dataset": "d", "criterion": {"kind": "llm-pruner", "importnace": "x"}}, "importnace"),
+        ({"ratio": 0.5, "dataset": "d", "method": {"kind": "llm-pruner", "importnace": "x"}}, "importnace"),
     ],
 )
 def test_bad_configs_are_refused(values: dict[str, Any], message: str) -> None:

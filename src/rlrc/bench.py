@@ -30,8 +30,8 @@ from rlrc.config import Config
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.models.policy import Policy
+from rlrc.models.shards import stored_bytes
 from rlrc.progress import bar
-from rlrc.quantize import stored_bytes
 from rlrc.tables import human_bytes, human_count, print_table
 
 STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")

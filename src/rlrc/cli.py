@@ -21,6 +21,8 @@ from rlrc.verbs import VERBS, config_class, function
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
 """Verbs that write to a folder of their recipe's name, and where that lies."""
+WITHOUT_STAGE = ("run", "study", "inspect", "report", "make-random")
+"""Verbs that are no stage: they print, or their folder holds what they write and nothing beside it."""
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     command = _parse(verb, arguments)
     out = command.out or _default_out(verb, command.config)
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
-    if verb in ("run", "study", "inspect", "report") or getattr(command.config, "dry_run", False):
+    if verb in WITHOUT_STAGE or getattr(command.config, "dry_run", False):
         result = function(verb)(command.config, out)
     else:
         from rlrc.stage import standalone

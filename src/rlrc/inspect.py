@@ -1,4 +1,7 @@
-"""What a policy is made of: parameters and bytes by part, the shape of each layer, quantization and lineage."""
+"""What a policy is made of: parameters and bytes by part, the shape of each layer, quantization and lineage.
+
+Read from the headers of its files: the weights themselves are never loaded.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -6,10 +9,11 @@ from typing import Any
 
 import tyro
 
-import rlrc
 from rlrc.config import Config
+from rlrc.models.checkpoint import outline
 from rlrc.models.linear import QuantizedLinear
 from rlrc.models.policy import Policy
+from rlrc.models.published import published_parameters
 from rlrc.progress import say
 from rlrc.quantize import part_of
 from rlrc.tables import human_bytes, human_count, print_table
@@ -24,11 +28,12 @@ class InspectConfig(Config):
 
 def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
     """Print a policy's parts, layers and lineage; nothing is written."""
-    policy = rlrc.load(config.policy)
+    policy = outline(config.policy)
     described = describe(policy)
     parameters, sizes = described["parameters"], described["bytes"]
     rows = [[part, human_count(parameters[part]), human_bytes(sizes[part])] for part in parameters]
-    print_table(str(config.policy), ["part", "parameters", "bytes in memory"], rows)
+    print_table(str(config.policy), ["part", "parameters", "bytes"], rows)
+    say(f"as papers count, with what is never read: {described['published_parameters']:,} parameters")
     layers = described["layers"]
     rows = [[str(i), *(str(layer[key]) for key in ("heads", "kv_heads", "channels"))] for i, layer in enumerate(layers)]
     print_table("decoder", ["layer", "heads", "key-value heads", "MLP channels"], rows)
@@ -41,10 +46,11 @@ def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
 
 
 def describe(policy: Policy) -> dict[str, Any]:
-    """Exact counts, JSON-able.
+    """Exact counts of a policy or its outline, JSON-able.
 
     `parameters` by part and in total, where a packed weight counts as the weights it stands for; `bytes` of all tensors
-    in memory likewise; `layers` of the decoder; `quantization` (None if there is none); `lineage`.
+    in memory likewise; `published_parameters`, with the parts of published checkpoints that inference never reads and
+    the whole output head, as papers count; `layers` of the decoder; `quantization` (None if there is none); `lineage`.
     """
     packed = {name: module for name, module in policy.model.named_modules() if isinstance(module, QuantizedLinear)}
     parameters, sizes = Counter[str](), Counter[str]()
@@ -58,6 +64,7 @@ def describe(policy: Policy) -> dict[str, Any]:
     quantization = policy.model.config.quantization_config if packed else None
     return {
         "parameters": dict(parameters) | {"total": parameters.total()},
+        "published_parameters": published_parameters(policy.model.config),
         "bytes": dict(sizes) | {"total": sizes.total()},
         "dtype": str(policy.model.dtype).removeprefix("torch."),
         "layers": [_layer_shape(layer) for layer in policy.model.language_model.model.layers],

@@ -24,12 +24,14 @@ from rlrc.errors import UserError
 from rlrc.stage import Stage, content_hash, path_fields
 from rlrc.verbs import VERBS, config_class
 
-STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect")]
+STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect", "make-random")]
 
 
 class StudyPlan(Config):
     """Which stages play which part in a study; see `rlrc study`. A policy is named by the stage that made it."""
 
+    name: str | None = None
+    """What the evidence's files are called where another study's lie beside them; `summary.json` and so on without."""
     policies: dict[str, str]
     """What tables call a policy, and its stage; the first one is what the others are compared with. Claims are checked
     of the policies called dense, pruned, sft, rl, rl-4bit and rl-scratch."""

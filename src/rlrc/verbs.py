@@ -9,7 +9,7 @@ from rlrc.config import Config
 
 
 class Verb(NamedTuple):
-    """Where a verb lives: `module` holds a config class and a function of the verb's own name."""
+    """Where a verb lives: `module` holds a config class and a function of the verb's own name ("-" becomes "_")."""
 
     module: str
     config: str
@@ -33,6 +33,9 @@ VERBS = {
     "run": Verb("rlrc.pipeline", "RunConfig", "", "run a recipe: all of the above, resumable"),
     "study": Verb("rlrc.study", "StudyConfig", "", "run a recipe and write its evidence: tables, tests, figures"),
     "inspect": Verb("rlrc.inspect", "InspectConfig", "", "print a policy's shapes, bytes and lineage"),
+    "make-random": Verb(
+        "rlrc.models.random", "MakeRandomConfig", "", "write a random checkpoint of OpenVLA's published layout"
+    ),
 }
 
 
@@ -43,5 +46,5 @@ def config_class(verb: str) -> type[Config]:
 
 def function(verb: str) -> Callable[[Any, Path], dict[str, Any]]:
     """The verb itself: `function(verb)(config, out)` writes below `out` and returns what it measured."""
-    found: Callable[[Any, Path], dict[str, Any]] = getattr(import_module(VERBS[verb].module), verb)
+    found: Callable[[Any, Path], dict[str, Any]] = getattr(import_module(VERBS[verb].module), verb.replace("-", "_"))
     return found

@@ -1,21 +1,22 @@
 """A policy on disk: a plain Hugging Face repository that loads anywhere, and nothing pickled.
 
 `config.json`, `model.safetensors` (or shards and an index), tokenizer and processor files, `compression.json` (the
-lineage) and a model card. Published OpenVLA checkpoints have the same names and load by the same code, shard by shard,
-read-only.
+lineage) and a model card. Published OpenVLA checkpoints have the same names and load by the same code, tensor by
+tensor, read-only.
+
+What acting never reads is neither loaded nor saved: of each vision tower the last block and the final norm, SigLIP's
+pool, and of `lm_head` all but the rows of the 256 action ids, unless `full_head` asks for them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 import rlrc
 from rlrc.errors import UserError
@@ -26,10 +27,11 @@ from rlrc.models.linear import replace_linears
 from rlrc.models.openvla import OpenVLAForActionPrediction
 from rlrc.models.policy import Policy
 from rlrc.models.processor import Processor
+from rlrc.models.shards import ShardWriter, TensorFiles, weight_files
+from rlrc.models.vision import is_dead
 
 LINEAGE_FILE = "compression.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+HEAD = "language_model.lm_head.weight"
 
 
 def load(
@@ -37,76 +39,101 @@ def load(
     unnorm_key: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    full_head: bool = False,
 ) -> Policy:
     """Load a policy from a folder or from the Hugging Face hub, ready to act (`eval` mode).
 
     Args:
         unnorm_key: which action statistics to use, where the checkpoint holds several.
         dtype: of the floating-point weights; None keeps what is stored.
+        full_head: keep every row of `lm_head`, so that `forward` gives the logits of text as well; acting reads the
+            action rows alone.
 
     Raises:
-        UserError: the checkpoint is missing, damaged, incomplete, of another kind, or does not know `unnorm_key`.
+        UserError: the checkpoint is missing, damaged, incomplete, of another kind, or does not know `unnorm_key`; or
+            the full head is asked for and was left out before.
+    """
+    policy = outline(path_or_hub_id, unnorm_key, full_head)
+    assert policy.source is not None
+    fill(policy.model, TensorFiles(policy.source), dtype=dtype)
+    policy.model.to(torch.device(device))  # type: ignore[arg-type]
+    return policy
+
+
+def outline(path_or_hub_id: str | Path, unnorm_key: str | None = None, full_head: bool = False) -> Policy:
+    """What `load` gives, but the weights are still on disk: every parameter has its shape and no memory ("meta").
+
+    Raises:
+        UserError: as `load`.
     """
     folder = _resolve(path_or_hub_id)
     config = read_config(folder)
-    model = read_weights(folder, config, dtype).eval()
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    files = TensorFiles(folder)
+    if full_head:
+        if config.action_head_only:
+            raise UserError(f"{folder}: its head holds the action rows alone; start from the checkpoint before it")
+        config.action_head_only = False
+    elif config.action_head_only is None and HEAD in files:
+        config.action_head_only = True
+    model = empty_model(config, folder).eval()
+    if any(name.startswith("value_head.") for name in files):
+        model.add_value_head()
+    for name, rows in _matched(model, files):
+        _assign(model, name, files.outline(name)[rows], None, folder)
     lineage = read_json(folder / LINEAGE_FILE) if (folder / LINEAGE_FILE).is_file() else {"stages": []}
     policy = Policy(model, Processor.load(folder, config), unnorm_key, lineage)
     policy.source = folder
     return policy
 
 
-def read_weights(folder: Path, config: OpenVLAConfig, dtype: torch.dtype | None) -> OpenVLAForActionPrediction:
-    """Build the model without memory, then give each parameter its tensor as the shards are read."""
+def empty_model(config: OpenVLAConfig, origin: Path) -> OpenVLAForActionPrediction:
+    """The model of `config`, packed layers included, without memory; `origin` is named in errors."""
     with init_empty_weights(include_buffers=False):
         model = OpenVLAForActionPrediction(config)
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         if quantization.get("quant_method") != "rlrc":
             method = quantization.get("quant_method")
-            raise UserError(f"{folder}: quantized by '{method}', which rlrc does not read; start from the bf16 weights")
+            raise UserError(f"{origin}: quantized by '{method}', which rlrc does not read; start from the bf16 weights")
         replace_linears(model, quantization["modules"], quantization["bits"], quantization["group_size"])
-    shards = weight_files(folder)
-    if any(key.startswith("value_head.") for shard in shards for key in _keys(shard)):
-        model.add_value_head()
-    missing = set(model.state_dict())
-    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected]
-    for name, tensor in _tensors(shards):
-        if name in missing:
-            _assign(model, name, tensor, dtype, folder)
-            missing.discard(name)
-        elif not any(pattern.match(name) for pattern in ignored):
-            raise UserError(
-                f"{folder}: unexpected tensor '{name}'; config.json describes another model than the weights"
-            )
-    if missing:
-        raise UserError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is '{min(missing)}'")
     return model
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint.
+def read_weights(folder: Path, config: OpenVLAConfig, dtype: torch.dtype | None) -> OpenVLAForActionPrediction:
+    """The model of `config` with the weights of `folder`."""
+    model = empty_model(config, folder)
+    fill(model, TensorFiles(folder), dtype=dtype)
+    return model
+
+
+def fill(
+    model: OpenVLAForActionPrediction,
+    files: TensorFiles,
+    wanted: Callable[[str], bool] = lambda name: True,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give each parameter whose name is `wanted` its tensor, one by one.
 
     Raises:
-        UserError: there are none, or the index names one that is not there.
+        UserError: a tensor is missing, has another shape than config.json says, or belongs to no part of the model.
     """
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    if not (folder / INDEX_FILE).is_file():
-        raise UserError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there (pickled weights are never loaded)")
-    shards = [folder / name for name in sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))]
-    for shard in shards:
-        if not shard.is_file():
-            raise UserError(f"{shard}: named by {INDEX_FILE} but not there; download the checkpoint again")
-    return shards
+    for name, rows in _matched(model, files):
+        if wanted(name):
+            _assign(model, name, files.read(name, rows), dtype, files.folder)
 
 
-def save_policy(policy: Policy, path: Path, stage: dict[str, Any] | None, dtype: torch.dtype | None) -> None:
+def save_policy(
+    policy: Policy,
+    path: Path,
+    stage: dict[str, Any] | None,
+    dtype: torch.dtype | None = None,
+    tensors: Iterable[tuple[str, torch.Tensor]] | None = None,
+) -> None:
     """Write `policy` to the folder `path`, aside first and then renamed; `stage` is appended to its lineage.
 
     Args:
         dtype: of the floating-point weights on disk; None keeps the model's own.
+        tensors: the weights by name, where the policy is an outline: they are written as they come.
 
     Raises:
         UserError: the disk is full.
@@ -119,15 +146,42 @@ def save_policy(policy: Policy, path: Path, stage: dict[str, Any] | None, dtype:
         }
     if stage is not None:
         lineage["stages"] = [*lineage["stages"], stage]
-    state = policy.model.state_dict()
-    require_space(path, sum(tensor.nbytes for tensor in state.values()))
+    shapes = {name: tensor.shape for name, tensor in policy.model.state_dict().items()}
+    require_space(path, sum(tensor.nbytes for tensor in policy.model.state_dict().values()))
     with atomic_path(path) as aside:
         aside.mkdir()
+        writer = ShardWriter(aside)
+        for name, tensor in tensors or policy.model.state_dict().items():
+            assert shapes.pop(name) == tensor.shape, f"{name}: config.json gives it another shape"
+            writer.add(name, _stored(tensor, dtype))
+        assert not shapes, f"{next(iter(shapes))} was not written"
+        writer.close()
         _write_config(policy.model.config, aside, dtype or policy.model.dtype)
-        _write_weights(state, aside, dtype)
         policy.processor.save(aside)
         write_json(aside / LINEAGE_FILE, lineage)
         write_text(aside / "README.md", model_card(policy, lineage))
+
+
+def _matched(model: OpenVLAForActionPrediction, files: TensorFiles) -> Iterator[tuple[str, slice]]:
+    """The names of the stored tensors that the model holds, and which of their rows it does.
+
+    Raises:
+        UserError: a tensor belongs to no part of the model, or one of the model's is not stored.
+    """
+    config, known = model.config, set(model.state_dict())
+    for name in files:
+        if name in known:
+            whole = name != HEAD or not config.action_head_only or len(files.outline(name)) == config.n_action_bins
+            yield name, slice(None) if whole else config.action_ids
+        elif not is_dead(name, config.towers):
+            raise UserError(
+                f"{files.folder}: unexpected tensor '{name}'; config.json describes another model than the weights"
+            )
+    missing = sorted(name for name in known if name not in files)
+    if missing:
+        raise UserError(
+            f"{files.folder}: {len(missing)} tensors are missing from the weights, the first is '{missing[0]}'"
+        )
 
 
 def _write_config(config: OpenVLAConfig, folder: Path, dtype: torch.dtype) -> None:
@@ -135,18 +189,6 @@ def _write_config(config: OpenVLAConfig, folder: Path, dtype: torch.dtype) -> No
     values["architectures"] = ["OpenVLAForActionPrediction"]
     values["dtype"] = values["text_config"]["dtype"] = str(dtype).removeprefix("torch.")
     write_json(folder / "config.json", values)
-
-
-def _write_weights(state: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype | None) -> None:
-    """Shard by shard, so that at most one shard is copied at a time."""
-
-    split = split_torch_state_dict_into_shards(state, filename_pattern="model{suffix}.safetensors")
-    for filename, names in split.filename_to_tensors.items():
-        tensors = {name: _stored(state[name], dtype) for name in names}
-        save_file(tensors, folder / filename, metadata={"format": "pt"})
-        (folder / filename).chmod(0o644)  # safetensors makes files that only their owner reads
-    if split.is_sharded:
-        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -184,25 +226,6 @@ def read_config(folder: Path) -> OpenVLAConfig:
     if statistics.is_file():
         values["norm_stats"] = {**(values.get("norm_stats") or {}), **read_json(statistics)}
     return OpenVLAConfig.from_dict(values)
-
-
-def _keys(shard: Path) -> list[str]:
-    with _open(shard) as file:
-        return list(file.keys())
-
-
-def _tensors(shards: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    for shard in shards:
-        with _open(shard) as file:
-            for name in file.keys():  # noqa: SIM118  (a safetensors handle, not a dict)
-                yield name, file.get_tensor(name)
-
-
-def _open(shard: Path) -> Any:
-    try:
-        return safe_open(shard, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{shard}: damaged or cut off ({error}); copy or download it again") from error
 
 
 def _assign(

@@ -63,7 +63,12 @@ class VisionTowerConfig(PreTrainedConfig):
 
 @strict
 class DecoderConfig(LlamaConfig):
-    """`LlamaConfig` that also holds layers of different shapes (`per_layer_config`, transformers' sparse schema)."""
+    """`LlamaConfig` that also holds layers of different shapes (`per_layer_config`, transformers' sparse schema).
+
+    `output_bias` gives o_proj and down_proj a bias (FLAP's compensation), and the five other matrices none.
+    """
+
+    output_bias: bool = False
 
     def validate_architecture(self) -> None:
         # Llama's own check reads one head count for all layers and wants it to divide hidden_size; with an explicit
@@ -75,7 +80,8 @@ class OpenVLAConfig(PreTrainedConfig):
     """OpenVLA (Kim et al., 2024) at any size; the fields of the published checkpoints keep their names.
 
     `prompt_end_token_id` is appended to every prompt that does not end in it (Llama's lone space, 29871, for the
-    published models; None where a tokenizer needs no such token).
+    published models; None where a tokenizer needs no such token). `action_head_only` says that `lm_head` holds the rows
+    of the action ids alone, all that acting reads; None, as in published configs, that nobody has decided yet.
     """
 
     model_type = "openvla"
@@ -93,6 +99,7 @@ class OpenVLAConfig(PreTrainedConfig):
     prompt_template: str = "In: What action should the robot take to {instruction}?\nOut:"
     prompt_end_token_id: int | None = 29871
     default_unnorm_key: str | None = None
+    action_head_only: bool | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -122,6 +129,15 @@ class OpenVLAConfig(PreTrainedConfig):
             VisionTowerConfig(**TIMM_TOWERS[name], image_size=size)
             for name, size in zip(self.timm_model_ids or [], sizes, strict=True)
         ]
+
+    @property
+    def first_action_id(self) -> int:
+        return self.action_vocab_end - self.n_action_bins
+
+    @property
+    def action_ids(self) -> slice:
+        """The ids of the action bins, which are also their rows in a full `lm_head`."""
+        return slice(self.first_action_id, self.action_vocab_end)
 
     @property
     def action_vocab_end(self) -> int:

@@ -4,6 +4,7 @@ Every layer is built from its own config (`config.per_layer_config[i]`, transfor
 attention kernels, caches and later native support for such models come for free.
 """
 
+import torch
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import (
@@ -25,11 +26,7 @@ class HeterogeneousLlamaModel(LlamaModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        layers = [LlamaDecoderLayer(config.per_layer_config[i], i) for i in range(config.num_hidden_layers)]  # type: ignore[arg-type]
-        for layer in layers:
-            # Attention asks its config for the kernel alone; with the global one `set_attn_implementation` reaches it.
-            layer.self_attn.config = config
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(decoder_layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
@@ -45,3 +42,14 @@ class HeterogeneousLlamaForCausalLM(LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+def decoder_layer(config: DecoderConfig, index: int) -> LlamaDecoderLayer:
+    """Layer `index` of the shape that `config` gives it."""
+    layer = LlamaDecoderLayer(config.per_layer_config[index], index)  # type: ignore[arg-type,index]
+    # Attention asks its config for the kernel alone; with the global one `set_attn_implementation` reaches it.
+    layer.self_attn.config = config
+    if getattr(config, "output_bias", False):
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.bias = nn.Parameter(torch.zeros(config.hidden_size))
+    return layer

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rlrc.errors import UserError
 from rlrc.models import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.decoder import HeterogeneousLlamaForCausalLM
@@ -98,6 +99,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         self.vision_backbone = VisionBackbone(towers)
         self.projector = Projector(sum(tower.hidden_size for tower in towers), config.text_config.hidden_size)
         self.language_model = HeterogeneousLlamaForCausalLM(config.text_config)
+        if config.action_head_only:
+            self.language_model.lm_head = nn.Linear(config.text_config.hidden_size, config.n_action_bins, bias=False)
         self.value_head: ValueHead | None = None
         self.post_init()
 
@@ -131,8 +134,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         """Logits over the full vocabulary at every position of [BOS][patches][rest]: (B, L + P, V).
 
         `labels` (B, L) use -100 where nothing is predicted; the patches never are. Without `pixel_values` the prompt is
-        read alone.
+        read alone. With `action_head_only` the logits are those of the action ids alone.
+
+        Raises:
+            UserError: labels were given to a policy whose head holds the action ids alone.
         """
+        if labels is not None and self.config.action_head_only:
+            raise UserError("this policy's head holds the action ids alone; load the checkpoint with full_head=True")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if pixel_values is None:
             return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
@@ -167,17 +175,23 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
         `tokens` (B, 7) are the action ids whose prefixes are read; one pass, no cache, differentiable.
         """
+        embeddings, mask, positions = self.teacher_forced(inputs, tokens)
+        output = self.language_model.model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+        )
+        hidden = output.last_hidden_state[:, -tokens.shape[1] :]
+        return self.action_head(hidden), hidden[:, 0]
+
+    def teacher_forced(
+        self, inputs: PolicyInputs, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the decoder reads to predict `tokens` (B, 7): embeddings (B, T, hidden), mask and positions (B, T)."""
         embed = self.get_input_embeddings()
         text = torch.cat([embed(inputs.input_ids), embed(tokens[:, :-1])], dim=1)
         mask = torch.cat(
             [inputs.attention_mask, inputs.attention_mask.new_ones(len(tokens), tokens.shape[1] - 1)], dim=1
         )
-        embeddings, mask, positions = self._joint_sequence(inputs, text, mask)
-        output = self.language_model.model(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
-        )
-        hidden = output.last_hidden_state[:, -tokens.shape[1] :]
-        return self._action_head(hidden), hidden[:, 0]
+        return self._joint_sequence(inputs, text, mask)
 
     @torch.no_grad()
     def sample_actions(
@@ -201,7 +215,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             )
             hidden = output.last_hidden_state[:, -1]
             first_hidden = hidden if first_hidden is None else first_hidden
-            bins, logprob = _choose(self._action_head(hidden), temperature, generator)
+            bins, logprob = _choose(self.action_head(hidden), temperature, generator)
             tokens.append(bins + self.first_action_id)
             logprobs.append(logprob)
             if step + 1 < self.config.action_dim:
@@ -213,11 +227,11 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     @property
     def first_action_id(self) -> int:
-        return self.config.action_vocab_end - self.config.n_action_bins
+        return self.config.first_action_id
 
-    def _action_head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def action_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the action ids alone: the other rows of `lm_head` are never needed."""
-        rows = slice(self.first_action_id, self.config.action_vocab_end)
+        rows = slice(None) if self.config.action_head_only else self.config.action_ids
         head = self.language_model.lm_head
         packed = isinstance(head, QuantizedLinear)
         return F.linear(hidden, head.dequantize(hidden.dtype, rows) if packed else head.weight[rows])

@@ -71,6 +71,7 @@ def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, 
         pad_to_multiple_of=PADDING_IDS,
         pad_token_id=tokenizer.pad_token_id,
         prompt_template="{instruction}",
+        action_head_only=True,
         prompt_end_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):

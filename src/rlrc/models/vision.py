@@ -124,6 +124,17 @@ class VisionBackbone(nn.Module):
         return torch.cat(features, dim=-1)
 
 
+def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
+    """Whether a published checkpoint's tensor of this name is one that inference never reads."""
+    for prefix, tower in zip(
+        ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer."), towers, strict=False
+    ):
+        last_block = f"blocks.{tower.num_hidden_layers - 1}."
+        if name.startswith(prefix) and name.removeprefix(prefix).startswith((last_block, "norm.", "attn_pool.")):
+            return True
+    return False
+
+
 class Projector(nn.Module):
     """Vision features to the decoder's embeddings, patch by patch: (B, P, vision) -> (B, P, hidden)."""
 

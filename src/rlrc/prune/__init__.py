@@ -1,44 +1,62 @@
-"""Prune: remove whole attention heads and MLP channels from the decoder, chosen by a criterion on calibration data.
+"""Prune: make the decoder smaller, or sparser, by one of the study's methods, on calibration data where it needs them.
 
     rlrc prune --policy checkpoints/tabletop-base --dataset runs/demos/dataset --ratio 0.9
+    rlrc prune --policy openvla-7b --dataset DEMOS --ratio 0.9 --protect 0 -1 --samples 16
+    rlrc prune --policy openvla-7b method:depth --method.keep 0 31
 
-The four steps are the room's four modules: `groups` says what must leave together, `criteria` what each unit is worth,
-`allocate` which units stay, and `structured` cuts. A pruned policy has smaller matrices, not zeros, and needs recovery.
+The decoder is never in memory as a whole: a method measures it layer by layer (`stream`), then each layer is read once
+more, changed and written. A pruned policy needs recovery: `rlrc sft`, then `rlrc rl`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-import rlrc
 from rlrc.config import Config
 from rlrc.data import Demonstrations
 from rlrc.errors import UserError
+from rlrc.files import sha256_file
+from rlrc.models.checkpoint import empty_model, outline, save_policy
+from rlrc.models.config import OpenVLAConfig
 from rlrc.models.linear import count_parameters
 from rlrc.models.policy import Policy
-from rlrc.progress import say
-from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.calibrate import ActionLoss
-from rlrc.prune.criteria import Criterion, LlmPruner
+from rlrc.models.shards import TensorFiles
+from rlrc.progress import say, track
+from rlrc.prune.allocate import Rounding
+from rlrc.prune.calibrate import Frames, text_calibration
+from rlrc.prune.criteria import LlmPruner, Random
+from rlrc.prune.depth import Depth
+from rlrc.prune.flap import Flap
 from rlrc.prune.groups import Group, coupled_groups, describe, span
-from rlrc.prune.structured import cut
+from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
+from rlrc.prune.method import Plan, Source, Target
+from rlrc.prune.saliency import StateSaliency
+from rlrc.prune.stream import DECODER, StoredLayers, check_finite
+from rlrc.prune.structured import layer_shape
+from rlrc.prune.unstructured import Magnitude, Wanda
+
+Method = Annotated[
+    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Random,
+    Field(discriminator="kind"),
+]
 
 
 class PruneConfig(Config):
-    """Remove attention heads and MLP channels."""
+    """Make the decoder smaller or sparser."""
 
     policy: Path
     """The checkpoint."""
-    dataset: Path | None = None
-    """Demonstrations to calibrate on; only the magnitudes do without."""
-    criterion: Criterion = LlmPruner()
-    """What makes a head or a channel important."""
+    method: Method = LlmPruner()
+    """How it is decided what goes."""
     ratio: float | None = Field(default=None, ge=0, le=1)
-    """Share of the heads and channels to remove: of each layer, or of all together where the criterion is global."""
+    """Share of the heads and channels to remove: of each layer, or of all together where the method's scope is global;
+    of the weights (wanda, magnitude) or of the layers (depth)."""
     overall: float | None = Field(default=None, ge=0, le=1)
     """Instead of `ratio`: share of the parameters of the decoder's linear layers, protected layers included."""
     protect: tuple[int, ...] = ()
@@ -47,58 +65,183 @@ class PruneConfig(Config):
     """Kept MLP channels become a multiple of this; 32 suits 4-bit groups, 128 most matrix kernels."""
     round_direction: Literal["up", "down", "nearest"] = "up"
     """Towards which multiple."""
+    dataset: Path | None = None
+    """Demonstrations to calibrate on."""
+    token_ids: Path | None = None
+    """Instead: a safetensors file with `input_ids` (samples, tokens), to calibrate as language models are."""
     samples: int = Field(default=64, ge=1)
-    """Calibration frames, drawn at random."""
+    """Calibration frames, drawn at random from the demonstrations."""
+    measured: Path | None = None
+    """The `measured.safetensors` that an earlier run of the same method on the same data has left beside its
+    checkpoint, to try another ratio without measuring again."""
+    full_head: bool = False
+    """Keep all rows of the output head, so that the result still generates text; acting needs the action rows alone."""
     seed: int = 0
-    """Of that draw."""
+    """Of the draw of samples, and of random scores."""
     dry_run: bool = False
     """Print the coupled groups and what would be kept, and cut nothing."""
 
     @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if (self.ratio is None) == (self.overall is None):
+    def _complete(self) -> Self:
+        if self.ratio is not None and self.overall is not None:
             raise ValueError("give either ratio or overall, and not both")
-        if self.dataset is None and self.criterion.needs_calibration:
-            raise ValueError("the criterion needs a dataset of demonstrations to calibrate on")
+        given = self.ratio is not None or self.overall is not None
+        if given != self.method.needs_target:
+            raise ValueError(
+                "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
+            )
+        if self.dataset is not None and self.token_ids is not None:
+            raise ValueError("give either dataset or token_ids, and not both")
+        if self.dataset is None and self.token_ids is None and self.method.needs_calibration:
+            raise ValueError("the method needs a dataset of demonstrations (or token_ids) to calibrate on")
         return self
 
 
 def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
-    """Score, choose, cut, and write `out/checkpoint`.
+    """Measure, plan, and write `out/checkpoint` and `out/measured.safetensors`.
 
     Returns:
-        `metrics`: exact parameter counts before and after, of the whole policy and of the decoder's linear layers;
-        `layers`: how many heads (key-value heads, where queries share them) and channels stay in each. Which ones is
-        written to the lineage.
+        `metrics`: exact parameter counts before and after, of the whole policy and of the decoder's linear layers, and
+        (unless it is a dry run) the share of zeros in these; `layers`: how many heads (key-value heads, where queries
+        share them) and channels each of them has. Which ones stayed is written to the lineage.
 
     Raises:
-        UserError: a layer would keep nothing, the target is out of reach, `protect` names a layer that is not there or
-            all of them, the policy is quantized, or the dataset holds too few frames.
+        UserError: a layer would keep nothing, the target is out of reach, a layer is named that is not there, the
+            policy is quantized, a weight or the loss is not finite, or the dataset holds too few frames.
     """
-    policy = rlrc.load(config.policy)
-    layers = list(policy.model.language_model.model.layers)
-    groups = coupled_groups(layers)
-    protected = _protected(config.protect, len(layers))
-    _choose(config, groups, protected, [torch.zeros(group.units) for group in groups])  # a bad target fails early
-    say(describe(groups))
-
-    demonstrations = None if config.dataset is None else Demonstrations.load(config.dataset)
-    loss = None if demonstrations is None else ActionLoss(policy, demonstrations, config.samples, config.seed)
-    scores = config.criterion.scores(layers, groups, loss, config.samples)
-    kept = _choose(config, groups, protected, scores)
-    result = _result(policy, groups, kept)
-    _tell(groups, kept, result["metrics"])
+    task = Task.of(config, out)
+    config.method.check(task.groups, task.num_layers, task.target)
+    say(describe(task.groups))
+    measured = task.measure()
+    plan = config.method.plan(measured, task.groups, task.num_layers, task.target)
+    child = task.child(plan)
+    result: dict[str, Any] = {"metrics": task.counts(child), "layers": _layer_sizes(child)}
+    _tell(task.parent, child, plan, result["metrics"])
     if not config.dry_run:
-        cut(layers, policy.model.config.text_config, groups, kept)
-        stage = {
-            "verb": "prune",
-            "config": config.model_dump(mode="json"),
-            "dataset_sha256": None if demonstrations is None else demonstrations.sha256,
-            **result,
-            "kept": _kept(groups, kept),
-        }
-        policy.save(out / "checkpoint", stage=stage)
+        stage = {"verb": "prune", "config": config.model_dump(mode="json"), **task.provenance, **result}
+        stage["kept"] = plan.kept
+        tensors = task.tensors(plan, child, result["metrics"])
+        save_policy(child, out / "checkpoint", stage, tensors=tensors)
+        write_measured(out / "measured.safetensors", measured, task.key)
+        task.saved.forget()
     return result
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pruning: the policy as an outline, its files, and all that `measure` depends on."""
+
+    config: PruneConfig
+    parent: Policy
+    files: TensorFiles
+    groups: Sequence[Group]
+    target: Target
+    demonstrations: Demonstrations | None
+    key: dict[str, Any]
+    """What the measurements depend on."""
+    saved: SavedSums
+
+    @classmethod
+    def of(cls, config: PruneConfig, out: Path) -> Self:
+        parent = outline(config.policy, full_head=config.full_head)
+        assert parent.source is not None
+        files = TensorFiles(parent.source)
+        layers = _layers(parent)
+        groups = coupled_groups(layers)
+        protected = _protected(config.protect, len(layers))
+        rounding = Rounding(config.round_to, config.round_direction)
+        target = Target(config.ratio, config.overall, protected, rounding)
+        demonstrations = None if config.dataset is None else Demonstrations.load(config.dataset)
+        key = {
+            "policy": {path.name: sha256_file(path) for path in files.paths},
+            "method": config.method.model_dump(mode="json"),
+            "target": None if config.method.target_free else [config.ratio, sorted(protected)],
+            "dataset": None if demonstrations is None else demonstrations.sha256,
+            "token_ids": None if config.token_ids is None else sha256_file(config.token_ids),
+            "samples": config.samples,
+            "seed": config.seed,
+        }
+        saved = SavedSums(None if config.dry_run else out / "calibration", key)
+        return cls(config, parent, files, groups, target, demonstrations, key, saved)
+
+    @property
+    def num_layers(self) -> int:
+        return len(_layers(self.parent))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {f"{name}_sha256": self.key[name] for name in ("dataset", "token_ids") if self.key[name] is not None}
+
+    @property
+    def layers(self) -> StoredLayers:
+        return StoredLayers(self.files, self.parent.model.config.text_config)
+
+    def measure(self) -> Measured:
+        """What the method reads off the layers, or what an earlier run has read."""
+        if self.config.measured is not None:
+            return read_measured(self.config.measured, self.key)
+        rotary = self.parent.model.language_model.model.rotary_emb
+        source = Source(self.layers, self.groups, self.target, self.config.seed, self.saved, rotary)
+        if self.config.method.needs_calibration:
+            source = self._with_calibration(source)
+        return self.config.method.measure(source)
+
+    def _with_calibration(self, source: Source) -> Source:
+        assert self.parent.source is not None
+        around = outline(self.parent.source, full_head=self.config.full_head)
+        if self.config.token_ids is not None:
+            return replace(source, calibration=text_calibration(around, self.files, self.config.token_ids))
+        assert self.demonstrations is not None
+        frames = Frames.draw(around, self.files, self.demonstrations, self.config.samples, self.config.seed)
+        if not self.config.method.reads_pictures:
+            frames.let_vision_go()
+        return source.with_frames(frames)
+
+    def child(self, plan: Plan) -> Policy:
+        """The policy that `plan` makes of the parent, as an outline."""
+        config = OpenVLAConfig.from_dict(self.parent.model.config.to_dict())
+        text = config.text_config
+        whole = text.to_dict()
+        shapes = [plan.shapes.get(old, layer_shape(_layers(self.parent)[old])) for old in plan.layers]
+        changed = {new: shape for new, shape in enumerate(shapes) if not shape.items() <= whole.items()}
+        text.per_layer_config = changed or None
+        text.num_hidden_layers = len(plan.layers)
+        text.output_bias = text.output_bias or plan.output_bias
+        model = empty_model(config, self.files.folder).eval().to(self.parent.model.dtype)
+        if self.parent.model.value_head is not None:
+            model.add_value_head()
+        policy = Policy(model, self.parent.processor, None, self.parent.lineage)
+        policy.source = self.parent.source
+        return policy
+
+    def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The child's tensors by name, each read, changed and let go in its turn; counts the decoder's `zeros`."""
+        wanted = child.model.state_dict()
+        for name in self.files:
+            if name in wanted and not name.startswith(f"{DECODER}."):
+                whole = wanted[name].shape == self.files.outline(name).shape
+                tensor = self.files.read(name, slice(None) if whole else child.model.config.action_ids)
+                check_finite(name, tensor)
+                yield name, tensor
+        layers, zeros = self.layers, 0
+        for new, old in track(list(enumerate(plan.layers)), "write"):
+            layer = layers[old]
+            plan.edit(old, layer)
+            for name, tensor in layer.state_dict().items():
+                zeros += tensor.numel() - int(tensor.count_nonzero()) if tensor.ndim == 2 else 0
+                yield f"{DECODER}.{new}.{name}", tensor
+        metrics["zeros"] = zeros / metrics["linear_parameters"]
+
+    def counts(self, child: Policy) -> dict[str, Any]:
+        """Exact counts before and after, JSON-able."""
+        before, after = (_linear_parameters(policy) for policy in (self.parent, child))
+        return {
+            "parameters_before": count_parameters(self.parent.model),
+            "parameters": count_parameters(child.model),
+            "linear_parameters_before": before,
+            "linear_parameters": after,
+            "removed": 1 - after / before,
+        }
 
 
 def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:
@@ -111,45 +254,33 @@ def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:
     return protected
 
 
-def _choose(
-    config: PruneConfig, groups: Sequence[Group], protected: frozenset[int], scores: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    rounding = Rounding(config.round_to, config.round_direction)
-    return choose(groups, scores, protected, config.criterion.scope, config.ratio, config.overall, rounding)
+def _layers(policy: Policy) -> list[LlamaDecoderLayer]:
+    return list(policy.model.language_model.model.layers)
 
 
-def _result(policy: Policy, groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Exact counts before and after, JSON-able."""
-    everything = count_parameters(policy.model)
-    linear = sum(group.units * group.unit_parameters for group in groups)
-    linear_left = sum(len(units) * group.unit_parameters for group, units in zip(groups, kept, strict=True))
-    metrics = {
-        "parameters_before": everything,
-        "parameters": everything - linear + linear_left,
-        "linear_parameters_before": linear,
-        "linear_parameters": linear_left,
-        "removed": 1 - linear_left / linear,
+def _linear_parameters(policy: Policy) -> int:
+    """Of the decoder's matrices, biases left out."""
+    return sum(p.numel() for layer in _layers(policy) for p in layer.parameters() if p.ndim == 2)
+
+
+def _layer_sizes(policy: Policy) -> list[dict[str, int]]:
+    sizes: dict[int, dict[str, int]] = {}
+    for group in coupled_groups(_layers(policy)):
+        sizes.setdefault(group.layer, {"layer": group.layer})[group.kind] = group.units
+    return list(sizes.values())
+
+
+def _tell(parent: Policy, child: Policy, plan: Plan, metrics: dict[str, Any]) -> None:
+    before, after = _layer_sizes(parent), _layer_sizes(child)
+    changes = {
+        old: ", ".join(f"{kind} {before[old][kind]} -> {after[new][kind]}" for kind in ("heads", "channels"))
+        for new, old in enumerate(plan.layers)
+        if before[old] | {"layer": new} != after[new]
     }
-    layers: dict[int, dict[str, int]] = {}
-    for group, units in zip(groups, kept, strict=True):
-        layers.setdefault(group.layer, {"layer": group.layer})[group.kind] = len(units)
-    return {"metrics": metrics, "layers": list(layers.values())}
-
-
-def _kept(groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, dict[int, list[int]]]:
-    """Kept indices by kind and layer, for the lineage; groups that stay whole are left out."""
-    indices: dict[str, dict[int, list[int]]] = {"heads": {}, "channels": {}}
-    for group, units in zip(groups, kept, strict=True):
-        if len(units) < group.units:
-            indices[group.kind][group.layer] = units.tolist()
-    return indices
-
-
-def _tell(groups: Sequence[Group], kept: Sequence[torch.Tensor], metrics: dict[str, Any]) -> None:
-    changes: dict[int, list[str]] = {}
-    for group, units in zip(groups, kept, strict=True):
-        changes.setdefault(group.layer, []).append(f"{group.noun} {group.units} -> {len(units)}")
     for change, run in groupby(changes.items(), key=lambda item: item[1]):
-        say(f"{span([layer for layer, _ in run])}: {', '.join(change)}")
+        say(f"{span([layer for layer, _ in run])}: {change}")
+    gone = sorted(set(range(len(before))) - set(plan.layers))
+    if gone:
+        say(f"decoder layers that go: {', '.join(map(str, gone))}")
     for part, name in (("policy", "parameters"), ("decoder's linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

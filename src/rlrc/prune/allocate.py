@@ -54,7 +54,7 @@ def choose(
     """
     free = [(group, score) for group, score in zip(groups, scores, strict=True) if group.layer not in protected]
     if overall is not None:
-        ratio = _ratio_for_overall(overall, _parameters(groups), _parameters(group for group, _ in free))
+        ratio = share_of_free(overall, groups, [group for group, _ in free])
     assert ratio is not None
     if scope == "local":
         _check_ratio([group for group, _ in free], ratio, rounding)
@@ -66,18 +66,20 @@ def choose(
     return [of_group.get(group, torch.arange(group.units)) for group in groups]
 
 
-def _parameters(groups: Iterable[Group]) -> int:
-    return sum(group.units * group.unit_parameters for group in groups)
+def share_of_free(overall: float, groups: Iterable[Group], free: Iterable[Group]) -> float:
+    """What share of the groups `free` amounts to `overall` of the parameters of all: protected layers give nothing, so
+    the others must give more.
 
-
-def _ratio_for_overall(overall: float, total: int, free: int) -> float:
-    """Protected layers give nothing, so the others must give more: the share of `free` that is `overall` of `total`."""
-    if overall * total >= free:
+    Raises:
+        UserError: they do not hold that much.
+    """
+    total, held = (sum(group.units * group.unit_parameters for group in some) for some in (groups, free))
+    if overall * total >= held:
         raise UserError(
-            f"overall {overall:g} is out of reach: the unprotected layers hold {free / total:.4f} of the decoder's "
+            f"overall {overall:g} is out of reach: the unprotected layers hold {held / total:.4f} of the decoder's "
             f"linear parameters and must keep some; ask for less, or protect fewer layers"
         )
-    return overall * total / free
+    return overall * total / held
 
 
 def _keep_best(score: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,46 +1,160 @@
-"""The calibration loss: how well a policy predicts the action tokens of demonstrated frames."""
+"""What methods are calibrated on: demonstrated frames and their action tokens, or given token ids.
 
-from collections.abc import Sequence
+Only the parts around the decoder are read here, the vision towers, the projector, embeddings, final norm and head; the
+decoder itself passes by layer by layer (see `stream`).
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import normalise
 from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics
+from rlrc.models.checkpoint import HEAD, fill
+from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
+from rlrc.models.shards import TensorFiles
+from rlrc.progress import track
+from rlrc.prune.stream import DECODER, Calibration
 
-PROJECTED_AT_ONCE = 16
-"""Pictures that pass the vision towers together; they are not differentiated, so this only bounds memory."""
+PICTURES_AT_ONCE = 4
+"""Pictures that pass the vision towers together, which bounds memory."""
 
 
-class ActionLoss:
-    """Mean cross-entropy over the action tokens of `samples` random frames, called with their numbers 0..samples-1.
+@dataclass
+class Frames:
+    """Demonstrated frames, and around the decoder the parts of the policy that they pass through."""
 
-    Pictures pass the vision towers once: only the decoder is differentiated, however often the loss is.
-    """
+    policy: Policy
+    """Its decoder layers have no weights."""
+    images: np.ndarray
+    """uint8 (N, H, W, 3)"""
+    instructions: list[str]
+    tokens: torch.Tensor
+    """The demonstrated action ids (N, 7)."""
+    weights: torch.Tensor | None = None
+    """Of each sample and action dimension in the loss (N, 7), 1 on average; None: all 1."""
+    _embedded: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
-    def __init__(self, policy: Policy, demonstrations: Demonstrations, samples: int, seed: int) -> None:
+    @classmethod
+    def draw(cls, source: Policy, files: TensorFiles, demonstrations: Demonstrations, samples: int, seed: int) -> Self:
+        """`samples` random frames.
+
+        Raises:
+            UserError: there are not as many.
+        """
         if samples > len(demonstrations):
             raise UserError(
                 f"{samples} calibration samples asked for, but the dataset holds {len(demonstrations)} frames"
             )
         chosen = np.sort(np.random.default_rng(seed).choice(len(demonstrations), samples, replace=False))
-        self.model = policy.model
-        inputs = policy.prepare(demonstrations.images[chosen], [demonstrations.instruction(i) for i in chosen])
-        assert inputs.pixel_values is not None
-        with torch.no_grad():
-            pictures = inputs.pixel_values.split(PROJECTED_AT_ONCE)
-            embeddings = torch.cat([self.model.project_images(pixels) for pixels in pictures])
-        self.inputs = type(inputs)(inputs.input_ids, inputs.attention_mask, image_embeddings=embeddings)
+        policy = without_decoder(source, files)
         statistics = action_statistics(policy.norm_stats, policy.unnorm_key)
         tokens = policy.actions.encode(normalise(demonstrations.actions[chosen], statistics))
-        self.tokens = torch.from_numpy(tokens).to(policy.device)
-        self.bins = policy.actions.ids_to_bins(self.tokens)
+        instructions = [demonstrations.instruction(i) for i in chosen]
+        return cls(policy, demonstrations.images[chosen], instructions, torch.from_numpy(tokens))
 
-    def __call__(self, samples: Sequence[int]) -> torch.Tensor:
-        rows = list(samples)
-        logits, _ = self.model.action_logits(self.inputs[rows], self.tokens[rows])
-        return F.cross_entropy(logits.flatten(0, 1).float(), self.bins[rows].flatten())
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def let_vision_go(self) -> None:
+        """Free the vision towers and the projector, when all pictures have passed them."""
+        self.calibration()
+        self.policy.model.vision_backbone.to("meta")
+        self.policy.model.projector.to("meta")
+
+    def weighted(self, weights: torch.Tensor) -> "Frames":
+        return replace(self, weights=weights)
+
+    def calibration(self) -> Calibration:
+        """The frames as the decoder sees them, teacher-forced, and the cross-entropy over their action tokens."""
+        if not self._embedded:
+            embeddings, mask = self.embed(self.images)
+            self._embedded |= {"embeddings": embeddings, "mask": mask}
+        bins = self.policy.actions.ids_to_bins(self.tokens)
+        weights = torch.ones(bins.shape) if self.weights is None else self.weights
+
+        def loss(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
+            logits = self.logits(hidden)
+            each = F.cross_entropy(logits.flatten(0, 1), bins[rows].flatten(), reduction="none")
+            return (each.view(-1, bins.shape[1]) * weights[rows]).sum() / bins.numel()
+
+        return Calibration(self._embedded["embeddings"], self._embedded["mask"], loss)
+
+    def embed(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """What enters the decoder when these pictures (N, H, W, 3) take the place of the frames' own.
+
+        Returns:
+            embeddings (N, T, hidden) and mask (N, T).
+        """
+        model, prompts = self.policy.model, self.policy.processor.prompts(self.instructions)
+        rows = []
+        for first in track(range(0, len(images), PICTURES_AT_ONCE), "pictures"):
+            here = slice(first, first + PICTURES_AT_ONCE)
+            with torch.no_grad():
+                pictures = model.project_images(self.policy.processor.images(images[here]))
+                inputs = PolicyInputs(prompts.input_ids[here], prompts.attention_mask[here], image_embeddings=pictures)
+                rows.append(model.teacher_forced(inputs, self.tokens[here])[:2])
+        embeddings, mask = (torch.cat(column) for column in zip(*rows, strict=True))
+        return embeddings, mask.bool()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What leaves the last layer (n, T, hidden) to logits of the action bins, float32 (n, 7, 256)."""
+        model = self.policy.model
+        last = model.language_model.model.norm(hidden[:, -self.tokens.shape[1] :])
+        return model.action_head(last).float()
+
+
+def without_decoder(source: Policy, files: TensorFiles) -> Policy:
+    """A policy with the weights of `source`, an outline, but for those of its decoder layers."""
+    fill(source.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
+    return source
+
+
+def text_calibration(source: Policy, files: TensorFiles, path: Path) -> Calibration:
+    """Given token ids and the loss of predicting each from those before it, as language models are calibrated.
+
+    `path` is a safetensors file with `input_ids`, integers (N, T).
+
+    Raises:
+        UserError: the file is missing or has no such ids, or the checkpoint has kept the action rows of its head alone.
+    """
+    ids = _read_ids(path)
+    vocabulary = source.model.config.text_config.vocab_size
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise UserError(f"{path}: token id {int(ids.max())} is outside the vocabulary of {vocabulary}")
+    head = files.read(HEAD) if HEAD in files else None
+    if head is None or len(head) != vocabulary:
+        raise UserError(f"{files.folder}: its head holds the action rows alone, so it has no loss on other tokens")
+    embed, norm = source.model.get_input_embeddings(), source.model.language_model.model.norm
+    fill(source.model, files, wanted=lambda name: name.startswith(_TEXT_PARTS))
+
+    def loss(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
+        logits = F.linear(norm(hidden[:, :-1]), head).float()
+        targets = ids[rows, 1:]
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / ids[:, 1:].numel()
+
+    with torch.no_grad():
+        return Calibration(embed(ids), torch.ones(ids.shape, dtype=torch.bool), loss)
+
+
+_TEXT_PARTS = ("language_model.model.embed_tokens.", "language_model.model.norm.")
+
+
+def _read_ids(path: Path) -> torch.Tensor:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a safetensors file that can be read ({error})") from error
+    ids = tensors.get("input_ids")
+    if ids is None or ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] < 2 or not len(ids):
+        raise UserError(f"{path}: holds no `input_ids` of integers (samples, at least 2 tokens)")
+    return ids.long()

@@ -10,29 +10,23 @@ LLM-Pruner (Ma et al., arXiv 2305.11627, and its published code). With s the sal
 where g is the gradient of the mean loss over the calibration samples and F the mean over samples of the squared
 gradient of each. The members of a group are combined channel by channel; a head's score is the sum over its channels.
 
-Gradients are reduced to per-channel sums in a hook as soon as each is complete, and freed: the peak is the weights
-plus one matrix, not the weights plus all gradients. (`param_mix` alone needs F weight by weight, so it holds one
-float32 copy of the weights.)
+LLM-Pruner itself holds the model and all its gradients, about 80 GB for 7 B parameters. Here a layer's gradients are
+reduced to sums over its channels before those of the next layer are computed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.progress import bar
-from rlrc.prune.groups import Group, Member, linear
-
-Loss = Callable[[Sequence[int]], torch.Tensor]
-"""The mean loss, with its graph, over the calibration samples of the given numbers."""
-
-Key = tuple[Group, Member]
-Weights = dict[Key, torch.Tensor]
-ChannelScores = dict[Key, torch.Tensor]
+from rlrc.progress import bar, track
+from rlrc.prune.allocate import choose
+from rlrc.prune.groups import Group, Member, matrix
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Plan, PruningMethod, Source, Target
+from rlrc.prune.structured import plan_cut
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda members: members.sum(0),
@@ -43,7 +37,38 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class LlmPruner(Config):
+class ScoredUnits(PruningMethod):
+    """Every head and channel gets a score, and the best stay: what most criteria have in common."""
+
+    scope: Literal["local", "global"] = "local"
+    """Whether each layer keeps its own best, or all layers share one threshold."""
+
+    def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
+        self._choose({_key(group): torch.zeros(group.units) for group in groups}, groups, target)
+
+    def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
+        return plan_cut(layers, groups, self._choose(measured, groups, target))
+
+    def _choose(self, measured: Measured, groups: Sequence[Group], target: Target) -> list[torch.Tensor]:
+        scores = [measured[_key(group)] for group in groups]
+        return choose(groups, scores, target.protected, self.scope, target.ratio, target.overall, target.rounding)
+
+
+class Random(ScoredUnits):
+    """Random scores: what any criterion has to beat."""
+
+    kind: Literal["random"] = "random"
+
+    @property
+    def needs_calibration(self) -> bool:
+        return False
+
+    def measure(self, source: Source) -> Measured:
+        generator = torch.Generator().manual_seed(source.seed)
+        return {_key(group): torch.rand(group.units, generator=generator) for group in source.groups}
+
+
+class LlmPruner(ScoredUnits):
     """LLM-Pruner, block-wise."""
 
     kind: Literal["llm-pruner"] = "llm-pruner"
@@ -53,122 +78,125 @@ class LlmPruner(Config):
     """Saliency of a weight, and how it is summed over a channel; all but the magnitudes need gradients."""
     reduction: Literal["sum", "mean", "max", "prod", "first"] = "sum"
     """How the matrices of a coupled group are combined."""
-    scope: Literal["local", "global"] = "local"
-    """Whether each layer keeps its own best, or all layers share one threshold."""
 
     @property
     def needs_calibration(self) -> bool:
         return not self.importance.startswith("magnitude")
 
-    def scores(
-        self, layers: Sequence[LlamaDecoderLayer], groups: Sequence[Group], loss: Loss | None, samples: int
-    ) -> list[torch.Tensor]:
+    def measure(self, source: Source) -> Measured:
         """Importance of every unit: float32 (units,) for each group.
-
-        Args:
-            loss: called with all sample numbers 0..samples-1 at once, and one by one where second order needs it; the
-                magnitudes do without.
 
         Raises:
             UserError: a score is NaN or infinite.
         """
-        weights = {
-            (group, member): linear(layers, group, member).weight for group in groups for member in group.members
-        }
-        channel_scores = self._channel_scores(weights, loss, samples)
-        return [self._combine(group, channel_scores) for group in groups]
+        return self._gradient_scores(source) if self.needs_calibration else self._magnitudes(source)
 
-    def _channel_scores(self, weights: Weights, loss: Loss | None, samples: int) -> ChannelScores:
-        """Sums of the saliency over each row or column that a member may lose."""
-        scores: ChannelScores = {}
-        if self.importance == "param_second":  # linear in F, so that each sample's squares can be summed and forgotten
+    def _magnitudes(self, source: Source) -> Measured:
+        power = int(self.importance[-1])
+        measured: Measured = {}
+        for index in track(range(len(source.layers)), "importance"):
+            layer = source.layers[index]
+            for group in _of_layer(source, index):
+                weights = {m: matrix(layer, m.name).weight.detach().float() for m in group.members}
+                channels = {m: _sum_across(m, weight.abs().pow(power)) for m, weight in weights.items()}
+                measured[_key(group)] = self._combine(group, channels)
+        return measured
 
-            def add_sample(key: Key, weight: torch.Tensor, grad: torch.Tensor) -> None:
-                scores[key] = scores.get(key, 0) + _sum_across(key[1], (weight * grad).square()) / samples
+    def _gradient_scores(self, source: Source) -> Measured:
+        """Forward once, keeping what enters each layer, and backward layer by layer."""
+        stream, count = source.stream, len(source.layers)
+        done, saved = source.saved.load()
+        upstream, measured = saved.pop("upstream", None), saved
+        inputs = [stream.calibration.embeddings]
+        with bar("importance", total=2 * count) as progress:
+            for index in range(count if upstream is None else count - done - 1):
+                inputs.append(stream.step(source.layers[index], inputs[-1]))
+                progress.advance()
+            if upstream is None:
+                upstream = stream.loss_gradient(inputs.pop())
+            else:
+                progress.advance(2 * done + 1)
+            for index in reversed(range(count - done)):
+                groups = _of_layer(source, index)
+                sums = LayerSaliency(self.importance, source.layers[index], groups, len(stream))
+                size = None if sums.first_order else 1
+                upstream = stream.backward(sums.layer, inputs.pop(), upstream, sums.names, sums.add, size)
+                measured |= {_key(group): self._combine(group, sums.channel_scores(group)) for group in groups}
+                source.saved.save(count - index, measured | {"upstream": upstream})
+                progress.advance()
+        return measured
 
-            _for_gradients(weights, loss, [[sample] for sample in range(samples)], add_sample)
-        elif self.needs_calibration:
-            curvature = self._curvature(weights, loss, samples) if self.importance == "param_mix" else {}
-
-            def keep(key: Key, weight: torch.Tensor, grad: torch.Tensor) -> None:
-                saliency = weight * grad
-                if key in curvature:
-                    saliency -= 0.5 * weight.square() * curvature.pop(key)
-                if self.importance == "vectorize":
-                    scores[key] = _sum_across(key[1], saliency).abs()
-                else:
-                    scores[key] = _sum_across(key[1], saliency.abs())
-
-            _for_gradients(weights, loss, [range(samples)], keep)
-        else:
-            power = int(self.importance[-1])
-            for key, weight in weights.items():
-                scores[key] = _sum_across(key[1], weight.detach().float().abs().pow(power))
-        return scores
-
-    def _curvature(self, weights: Weights, loss: Loss | None, samples: int) -> ChannelScores:
-        """F, the mean of squared per-sample gradients, for every weight."""
-        mean_square = {key: torch.zeros_like(weight, dtype=torch.float32) for key, weight in weights.items()}
-
-        def add(key: Key, _weight: torch.Tensor, grad: torch.Tensor) -> None:
-            mean_square[key].addcmul_(grad, grad, value=1 / samples)
-
-        _for_gradients(weights, loss, [[sample] for sample in range(samples)], add)
-        return mean_square
-
-    def _combine(self, group: Group, channel_scores: ChannelScores) -> torch.Tensor:
+    def _combine(self, group: Group, channel_scores: dict[Member, torch.Tensor]) -> torch.Tensor:
         """Query heads that share a key-value head are first summed to its channels, then members are combined."""
         shape = (group.units, -1, group.channels)
-        members = torch.stack([channel_scores[group, member].view(shape).sum(1) for member in group.members])
+        members = torch.stack([channel_scores[member].view(shape).sum(1) for member in group.members])
         score = REDUCTIONS[self.reduction](members).sum(1)
         if not score.isfinite().all():
             raise UserError(f"{group}: importance is NaN or infinite; the checkpoint or its calibration loss is broken")
         return score
 
 
-Criterion = LlmPruner
-"""Told apart by `kind`."""
+class LayerSaliency:
+    """Of one layer: what its batches' gradients add up to, as little of it as `importance` needs."""
+
+    def __init__(self, importance: str, layer: LlamaDecoderLayer, groups: Sequence[Group], samples: int) -> None:
+        self.layer = layer
+        self._importance, self._samples = importance, samples
+        self._members = {member.name: member for group in groups for member in group.members}
+        self._gradient: dict[str, torch.Tensor] = {}
+        self._square: dict[str, torch.Tensor] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the gradient of the mean loss is all that is needed, whatever batches it comes in."""
+        return self._importance in ("vectorize", "param_first")
+
+    def add(self, gradients: dict[str, torch.Tensor]) -> None:
+        """Take the gradients of a batch: of one sample, unless `first_order`."""
+        for name, gradient in gradients.items():
+            if self._importance == "param_second":  # linear in F: each sample's squares can be summed and forgotten
+                weighted = (self._weight(name) * gradient.float()).square() * self._samples
+                self._add(self._square, name, _sum_across(self._members[name], weighted))
+                continue
+            if self._importance == "param_mix":
+                # A sample's share of the mean loss is 1/N, and F is the mean over N of squared whole gradients.
+                self._add(self._square, name, gradient.float().square() * self._samples)
+            self._add(self._gradient, name, gradient)
+
+    def channel_scores(self, group: Group) -> dict[Member, torch.Tensor]:
+        """Sums of the saliency over each row or column that a member may lose; what they came from is forgotten."""
+        return {member: self._channel_score(member) for member in group.members}
+
+    def _channel_score(self, member: Member) -> torch.Tensor:
+        if self._importance == "param_second":
+            return self._square.pop(member.name)
+        weight = self._weight(member.name)
+        saliency = weight * self._gradient.pop(member.name).float()
+        if self._importance == "param_mix":
+            saliency -= 0.5 * weight.square() * self._square.pop(member.name)
+        if self._importance == "vectorize":
+            return _sum_across(member, saliency).abs()
+        return _sum_across(member, saliency.abs())
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return matrix(self.layer, name).weight.detach().float()
+
+    @staticmethod
+    def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+        """The first batch as it is, since it may be the only one; further ones are added up in float32."""
+        sums[name] = sums[name].float() + value.float() if name in sums else value
 
 
-def _for_gradients(
-    weights: Weights,
-    loss: Loss | None,
-    batches: Sequence[Sequence[int]],
-    use: Callable[[Key, torch.Tensor, torch.Tensor], None],
-) -> None:
-    """Backpropagate the loss of each batch; `use(key, weight, gradient)` sees each pair once, in float32."""
-    assert loss is not None
-    with bar("importance", total=len(weights) * len(batches)) as progress:
-
-        def hook(key: Key) -> Callable[[torch.Tensor], None]:
-            def reduce(parameter: torch.Tensor) -> None:
-                assert parameter.grad is not None
-                use(key, parameter.detach().float(), parameter.grad.float())
-                parameter.grad = None
-                progress.advance()
-
-            return reduce
-
-        with torch.enable_grad(), _requiring_grad(weights.values()):
-            handles = [weight.register_post_accumulate_grad_hook(hook(key)) for key, weight in weights.items()]
-            try:
-                for batch in batches:
-                    loss(batch).backward()
-            finally:
-                for handle in handles:
-                    handle.remove()
+def _of_layer(source: Source, index: int) -> list[Group]:
+    return [group for group in source.groups if group.layer == index]
 
 
-@contextmanager
-def _requiring_grad(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    before = {parameter: parameter.requires_grad for parameter in parameters}
-    for parameter in before:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, required in before.items():
-            parameter.requires_grad_(required)
+def _key(group: Group) -> str:
+    return f"{group.layer}.{group.kind}"
 
 
 def _sum_across(member: Member, saliency: torch.Tensor) -> torch.Tensor:

@@ -43,11 +43,15 @@ class Group:
         return min(member.width for member in self.members)
 
     @property
+    def queries(self) -> int:
+        """Query heads of one unit: 1 unless they share a key-value head."""
+        return self.members[0].width // self.channels
+
+    @property
     def noun(self) -> str:
         if self.kind == "channels":
             return "MLP channels"
-        shared = self.members[0].width // self.channels
-        return "attention heads" if shared == 1 else f"key-value heads (each with its {shared} query heads)"
+        return "attention heads" if self.queries == 1 else f"key-value heads (each with its {self.queries} query heads)"
 
     def __str__(self) -> str:
         return f"decoder layer {self.layer}, {self.noun}"
@@ -60,11 +64,6 @@ def coupled_groups(layers: Sequence[LlamaDecoderLayer]) -> list[Group]:
         UserError: a layer is quantized; packed weights cannot be cut.
     """
     return [group for index, layer in enumerate(layers) for group in (_heads(index, layer), _channels(index, layer))]
-
-
-def linear(layers: Sequence[LlamaDecoderLayer], group: Group, member: Member) -> nn.Linear:
-    """The `nn.Linear` that `member` is about."""
-    return _linear(group.layer, layers[group.layer], member.name)
 
 
 def describe(groups: Sequence[Group]) -> str:
@@ -115,6 +114,13 @@ def _group(
         across = module.out_features if member.axis else module.in_features
         parameters += member.width * (across + (module.bias is not None and member.axis == 0))
     return Group(index, kind, units, members, parameters)
+
+
+def matrix(layer: LlamaDecoderLayer, name: str) -> nn.Linear:
+    """The layer's matrix of this name, such as "mlp.up_proj"."""
+    found = layer.get_submodule(name)
+    assert isinstance(found, nn.Linear)
+    return found
 
 
 def _linear(index: int, layer: LlamaDecoderLayer, name: str) -> nn.Linear:

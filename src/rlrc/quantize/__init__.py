@@ -6,7 +6,6 @@ Only weights are packed (see `models/linear.py`); activations stay as they are. 
 those of the saved tensors and those of the tensors in memory, scales and zero points included.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +19,8 @@ from torch import nn
 import rlrc
 from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import weight_files
 from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
+from rlrc.models.shards import stored_bytes
 from rlrc.progress import say, track
 from rlrc.tables import human_bytes
 
@@ -165,17 +164,6 @@ def sqnr_db(weight: torch.Tensor, approximation: torch.Tensor) -> float | None:
     """10 log10 of the energy of `weight` over that of the error; None where there is no error."""
     signal, noise = weight.float().square().sum(), (weight.float() - approximation.float()).square().sum()
     return 10 * math.log10(signal / noise) if noise > 0 else None
-
-
-def stored_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of each tensor of a checkpoint, read from the safetensors headers."""
-    sizes = {}
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-        sizes.update({name: end - start for name, (start, end) in offsets.items()})
-    return sizes
 
 
 def _bytes_in_memory(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ step. What is left to store is the trainable parameters, Adam's moments and the 
 
 import json
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,6 +53,8 @@ class LearnerConfig(Config):
     """Which parameters move. With "decoder" the vision towers and the projector stay as they are."""
     lora: Lora | None = None
     """Train adapters in place of the decoder's weights (everything else stays as it is)."""
+    keep_zeros: bool = False
+    """Weights of the decoder that are zero stay zero, as after pruning by wanda or magnitude."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -117,6 +120,7 @@ class Learner:
             parameter.data = parameter.data.float()
         if config.precision == "fp32":
             policy.model.float()
+        self._zeros = _zeros(self.parameters) if config.keep_zeros else {}
         self.optimizer = _adamw(self.parameters, modules.values(), config, learning_rates or {})
         self.out = out
         self._state_path = out / STATE_FILE
@@ -174,6 +178,9 @@ class Learner:
             group["lr"] = group["peak_lr"] * learning_rate_factor
         self.optimizer.step()
         self.optimizer.zero_grad()
+        with torch.no_grad():
+            for name, zeros in self._zeros.items():
+                self.parameters[name].masked_fill_(zeros, 0)
         return norm
 
     def _average(self, gradients: Sequence[torch.Tensor]) -> None:
@@ -325,6 +332,12 @@ def _choose_trainable(model: nn.Module, config: LearnerConfig) -> LoraModel | No
     if model.value_head is not None:
         model.value_head.requires_grad_(True)
     return adapters
+
+
+def _zeros(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Where the decoder's matrices are zero, by name; those without zeros are left out."""
+    matrices = {name: parameter for name, parameter in parameters.items() if re.search(DECODER_LINEARS, name)}
+    return {name: zeros for name, matrix in matrices.items() if (zeros := matrix.detach() == 0).any()}
 
 
 def _adamw(

@@ -49,16 +49,19 @@ def write_evidence(evidence: Evidence, out: Path) -> dict[str, Any]:
     """
     summary = evidence.summary()
     claims = check(evidence)
-    write_json(out / "summary.json", summary)
-    write_json(out / "claims.json", [vars(claim) for claim in claims])
-    write_episodes(out / "episodes.parquet", evidence.all_episodes())
+    name = evidence.plan.name
+    prefix = f"{name}-" if name else ""
+    write_json(out / f"{name or 'summary'}.json", summary)
+    write_json(out / f"{prefix}claims.json", [vars(claim) for claim in claims])
+    write_episodes(out / f"{prefix}episodes.parquet", evidence.all_episodes())
     for stage in evidence.stages.values():
         if (log := stage.folder / "metrics.jsonl").exists():
-            write_text(out / "training" / f"{stage.name}.jsonl", log.read_text())
-    pictures = draw(evidence, out)
-    strip = write_strip(evidence, out / "strip.gif")
-    write_text(out / "README.md", page(evidence, claims, pictures, strip))
+            write_text(out / "training" / f"{prefix}{stage.name}.jsonl", log.read_text())
+    pictures = draw(evidence, out, prefix)
+    strip = write_strip(evidence, out / f"{prefix}strip.gif")
+    written = out / (f"{name}.md" if name else "README.md")
+    write_text(written, page(evidence, claims, pictures, strip))
     for claim in claims:
         say(f"{claim.verdict}: {claim.claim} ({claim.measured})")
-    say(f"evidence: {out / 'README.md'}")
+    say(f"evidence: {written}")
     return summary

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-import rlrc
 from rlrc import envs
 from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, success_rate
 from rlrc.errors import UserError
 from rlrc.inspect import describe
+from rlrc.models.checkpoint import outline
 from rlrc.recipe import Recipe, StudyPlan
 from rlrc.report.summary import PolicyRow, Summary, summarise_run
 from rlrc.stage import Finished
@@ -158,7 +158,7 @@ def gather(folder: Path) -> Evidence:
     if not evidence.policies:
         raise UserError(f"{folder}: none of the study's policies has been evaluated yet")
     for label, row in evidence.policies.items():
-        evidence.described[label] = describe(rlrc.load(_checkpoint(row.name, folder, summary.recipe)))
+        evidence.described[label] = describe(outline(_checkpoint(row.name, folder, summary.recipe)))
     return evidence
 
 

@@ -18,11 +18,12 @@ from rlrc.study.evidence import SPLITS, Evidence
 INK, PAPER = "#1f2328", "#ffffff"
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: Any = {**charts.STYLE, **dict.fromkeys(INKED, INK), "axes.titlesize": 10, "figure.facecolor": PAPER}
+MOST_BARS = 8  # policies in one group of bars
 STEPS_OF_A_RATIO = ("right after pruning", "+ SFT", "+ SFT + RL")
 
 
-def draw(evidence: Evidence, out: Path) -> dict[str, Path]:
-    """Write what can be drawn so far; returns the files by caption."""
+def draw(evidence: Evidence, out: Path, prefix: str = "") -> dict[str, Path]:
+    """Write what can be drawn so far, to files whose names begin with `prefix`; returns them by caption."""
     figures: dict[str, tuple[str, Callable[[Evidence], Figure | None]]] = {
         "success.png": ("Success with 95 % intervals", success),
         "variants.png": ("Success in each of the challenges", variants),
@@ -34,15 +35,17 @@ def draw(evidence: Evidence, out: Path) -> dict[str, Path]:
         for name, (caption, make) in figures.items():
             figure = make(evidence)
             if figure is not None:
-                with atomic_path(out / name) as aside:
+                with atomic_path(out / f"{prefix}{name}") as aside:
                     figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
-                drawn[caption] = out / name
+                drawn[caption] = out / f"{prefix}{name}"
     return drawn
 
 
 def success(evidence: Evidence) -> Figure:
-    """Bars: every policy in and out of distribution, and in the challenges by class."""
+    """Bars: every policy in and out of distribution, and in the challenges by class; a row each where they are many."""
     labels = list(evidence.policies)
+    if len(labels) > MOST_BARS:
+        return _success_by_row(evidence)
     rates: dict[str, dict[str, Rate]] = {split.upper(): {} for split in SPLITS}
     for label in labels:
         for split in SPLITS:
@@ -63,6 +66,24 @@ def success(evidence: Evidence) -> Figure:
     axes.grid(axis="x", visible=False)
     _percent_axis(axes)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(labels), borderaxespad=0)
+    return figure
+
+
+def _success_by_row(evidence: Evidence) -> Figure:
+    """Points with intervals: a row for each policy."""
+    labels = list(evidence.policies)
+    figure = Figure((7.5, 0.26 * len(labels) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    for k, split in enumerate(SPLITS):
+        here = [(i, rate) for i, label in enumerate(labels) if (rate := evidence.rate(label, split)) is not None]
+        values, spread = _percent([rate for _, rate in here])
+        places = [i + (k - 0.5) * 0.25 for i, _ in here]
+        axes.errorbar(values, places, xerr=spread, fmt="o", markersize=4, color=COLOURS[k], label=split.upper())
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("success at the end of the episode, %")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
     return figure
 
 

@@ -28,15 +28,17 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
         f"![The dense policy above, the compressed one below, in the same episodes]({strip.name})" if strip else "",
         "## Claims",
         _table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
-        "## Learning curves",
-        _picture("Learning curves", pictures),
-        _table(*_seed_table(evidence)),
-        "## Challenges",
-        _table(*_variant_table(evidence)),
-        _picture("Success in each of the challenges", pictures),
-        "## Pruning ratios",
-        _table(*_ratio_table(evidence)),
-        _picture("Success against the pruning ratio", pictures),
+        *_section("Learning curves", _picture("Learning curves", pictures), _table(*_seed_table(evidence))),
+        *_section(
+            "Challenges",
+            _table(*_variant_table(evidence)),
+            _picture("Success in each of the challenges", pictures),
+        ),
+        *_section(
+            "Pruning ratios",
+            _table(*_ratio_table(evidence)),
+            _picture("Success against the pruning ratio", pictures),
+        ),
         "## Motion",
         f"Means over the in-distribution episodes that both the policy and {reference} solve; in parentheses the "
         f"ratio to {reference} on the same episodes.",
@@ -132,6 +134,12 @@ def _cost(evidence: Evidence) -> str:
         "cut off and resumed, the last part counts."
         f"\n\nMachine: {machine or 'not recorded'}."
     )
+
+
+def _section(title: str, *blocks: str) -> list[str]:
+    """A heading over what there is to show, if anything."""
+    shown = [block for block in blocks if block]
+    return [f"## {title}", *shown] if shown else []
 
 
 def _missing(evidence: Evidence) -> str:

@@ -1,0 +1,87 @@
+"""Depth removal: whole decoder layers go.
+
+By default those that change their input least: the block influence of ShortGPT (Men et al., arXiv 2403.03853),
+1 - mean cosine between what enters a layer and what leaves it. Or all but an explicit list, such as {0, 31} of
+OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from rlrc.errors import UserError
+from rlrc.progress import bar
+from rlrc.prune.groups import Group
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
+
+
+class Depth(PruningMethod):
+    """Depth removal: whole layers by their influence, or all but a list."""
+
+    kind: Literal["depth"] = "depth"
+    keep: tuple[int, ...] = ()
+    """Layers that stay, -1 being the last; without it `ratio` of the layers go, those of least influence."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return not self.keep
+
+    @property
+    def needs_target(self) -> bool:
+        return not self.keep
+
+    def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
+        refuse_overall(target, self.kind)
+        for index in self.keep:
+            if not -layers <= index < layers:
+                raise UserError(f"keep: there is no decoder layer {index}, they are numbered 0 to {layers - 1}")
+        if not self.keep:
+            self._count(layers, target)
+
+    def measure(self, source: Source) -> Measured:
+        """`influence` (layers,); nothing where a list says what stays."""
+        if self.keep:
+            return {}
+        stream = source.stream
+        mask = stream.calibration.mask
+        done, saved = source.saved.load()
+        hidden = saved.get("hidden", stream.calibration.embeddings)
+        influence = saved.get("influence", torch.zeros(len(source.layers)))
+        with bar("influence", total=len(source.layers), start=done) as progress:
+            for index in range(done, len(source.layers)):
+                after = stream.step(source.layers[index], hidden)
+                influence[index] = 1 - F.cosine_similarity(hidden[mask].float(), after[mask].float(), dim=-1).mean()
+                hidden = after
+                source.saved.save(index + 1, {"influence": influence, "hidden": hidden})
+                progress.advance()
+        return {"influence": influence}
+
+    def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
+        if self.keep:
+            stay = {index % layers for index in self.keep}
+        else:
+            influence = measured["influence"].clone()
+            influence[list(target.protected)] = torch.inf
+            stay = set(influence.argsort(stable=True)[self._count(layers, target) :].tolist())
+        kept = tuple(sorted(stay))
+        return Plan(kept, _unchanged, kept={"layers": list(kept)})
+
+    def _count(self, layers: int, target: Target) -> int:
+        """How many layers go."""
+        assert target.ratio is not None
+        count = int(layers * target.ratio + 1e-9)
+        free = layers - len(target.protected)
+        if count >= layers or count > free:
+            most = min(free, layers - 1)
+            raise UserError(
+                f"depth: a ratio of {target.ratio:g} takes {count} of {layers} layers; {most} is the most that can go"
+            )
+        return count
+
+
+def _unchanged(index: int, layer: LlamaDecoderLayer) -> None:
+    """Layers that stay stay as they are."""

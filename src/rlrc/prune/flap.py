@@ -1,0 +1,163 @@
+"""FLAP (An et al., arXiv 2312.11983, and its published code): what fluctuates little is replaced by its mean.
+
+Measured are the inputs X of o_proj and down_proj. With `fluctuation` the running sum of squared deviations from the
+running mean, as the published code updates it sample by sample (its mean is already the new one, and the first sample
+adds nothing), a channel's metric is
+
+    IFV    fluctuation_j
+    WIFV   fluctuation_j * ||W_:j||^2
+    WIFN   mean over i of |W_ij| * ||X_j||
+
+and that of o_proj is squared. AL-AM standardises the metrics of each layer and ranks all heads and channels together,
+where a head costs as much as the channels that its parameters would make. UL-UM keeps the best of each layer. What the
+lost inputs added on average becomes a bias.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from rlrc.errors import UserError
+from rlrc.progress import bar, say
+from rlrc.prune.allocate import share_of_free
+from rlrc.prune.groups import Group, matrix
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Plan, PruningMethod, Source, Target
+from rlrc.prune.stream import inputs_of
+from rlrc.prune.structured import Means, plan_cut
+
+
+class Flap(PruningMethod):
+    """FLAP: fluctuation-based, with bias compensation."""
+
+    kind: Literal["flap"] = "flap"
+    metric: Literal["IFV", "WIFV", "WIFN"] = "WIFV"
+    """How much an input of o_proj or down_proj matters."""
+    structure: Literal["AL-AM", "UL-UM"] = "AL-AM"
+    """Heads and channels of all layers in one ranking, or the same share of each layer."""
+    bias_compensation: bool = True
+    """Give o_proj and down_proj a bias, the mean of what left."""
+
+    def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
+        _ratio([group for group in groups if group.layer not in target.protected], groups, target)
+
+    def measure(self, source: Source) -> Measured:
+        """By layer and kind of unit: `mean`, `metric` and what it is made of, each (width of the matrix's input,)."""
+        stream = source.stream
+        done, measured = source.saved.load()
+        hidden = measured.pop("hidden", stream.calibration.embeddings)
+        with bar("fluctuation", total=len(source.layers), start=done) as progress:
+            for index in range(done, len(source.layers)):
+                layer = source.layers[index]
+                groups = [group for group in source.groups if group.layer == index]
+                sums = {group.members[-1].name: RunningSums() for group in groups}
+                masks = {name: iter(stream.calibration.mask) for name in sums}
+
+                def see(name: str, inputs: torch.Tensor, sums: dict = sums, masks: dict = masks) -> None:
+                    for sample in inputs:
+                        sums[name].add(sample[next(masks[name])])
+
+                with inputs_of(layer, list(sums), see):
+                    hidden = stream.step(layer, hidden)
+                for group in groups:
+                    weight = matrix(layer, group.members[-1].name).weight.detach().float()
+                    here = sums[group.members[-1].name]
+                    measured[f"{index}.{group.kind}.mean"] = here.mean
+                    measured[f"{index}.{group.kind}.metric"] = self._metric(weight, here)
+                source.saved.save(index + 1, measured | {"hidden": hidden})
+                progress.advance()
+        return measured
+
+    def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
+        free = [group for group in groups if group.layer not in target.protected]
+        ratio = _ratio(free, groups, target)
+        rank = _rank_everything if self.structure == "AL-AM" else _rank_each
+        chosen = dict(zip(free, rank(free, measured, ratio), strict=True))
+        kept = []
+        for group in groups:
+            units = chosen.get(group, torch.arange(group.units))
+            if not len(units):
+                best = _unit_metric(group, measured).argmax()
+                say(f"{group}: none would stay; the best one does")
+                units = best[None]
+            wanted = target.rounding(group, len(units))
+            if wanted not in (0, len(units)):
+                units = _unit_metric(group, measured).argsort(descending=True)[:wanted].sort().values
+            kept.append(units)
+        means: Means | None = None
+        if self.bias_compensation:
+            means = {(group.layer, group.kind): measured[f"{group.layer}.{group.kind}.mean"] for group in groups}
+        return plan_cut(layers, groups, kept, means)
+
+    def _metric(self, weight: torch.Tensor, sums: "RunningSums") -> torch.Tensor:
+        if self.metric == "WIFN":
+            return (weight.abs() * sums.square.sqrt()).mean(dim=0)
+        return sums.fluctuation * weight.square().sum(dim=0) if self.metric == "WIFV" else sums.fluctuation
+
+
+class RunningSums:
+    """Statistics of a matrix's inputs over samples, updated in the published code's order."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.fluctuation = torch.zeros(())
+        self.square = torch.zeros(())
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Inputs (T, width) of one sample."""
+        inputs, n = inputs.float(), self.count
+        self.mean = self.mean * (n / (n + 1)) + inputs.mean(dim=0) / (n + 1)
+        self.square = self.square * (n / (n + 1)) + inputs.square().sum(dim=0) / (n + 1)
+        added = (inputs - self.mean).square().sum(dim=0) / (n + 1)
+        self.fluctuation = self.fluctuation * ((n - 1) / n) + added if n else torch.zeros_like(added)
+        self.count += 1
+
+
+def _ratio(free: Sequence[Group], groups: Sequence[Group], target: Target) -> float:
+    ratio = target.ratio
+    if target.overall is not None:
+        ratio = share_of_free(target.overall, groups, free)
+    assert ratio is not None
+    if ratio >= 1:
+        raise UserError(f"FLAP: a ratio of {ratio:g} leaves nothing; ask for less than 1")
+    return ratio
+
+
+def _channel_metric(group: Group, measured: Measured) -> torch.Tensor:
+    metric = measured[f"{group.layer}.{group.kind}.metric"]
+    return metric.square() if group.kind == "heads" else metric
+
+
+def _unit_metric(group: Group, measured: Measured) -> torch.Tensor:
+    return _channel_metric(group, measured).view(group.units, -1).sum(dim=1)
+
+
+def _rank_everything(groups: Sequence[Group], measured: Measured, ratio: float) -> list[torch.Tensor]:
+    """AL-AM: standardised within each layer, one threshold for all units of all layers."""
+    scores = []
+    for group in groups:
+        metric = _channel_metric(group, measured)
+        standardised = (metric - metric.mean()) / metric.std()
+        scores.append(standardised.view(group.units, -1).mean(dim=1))
+    pool, order = torch.cat(scores).sort(descending=True)
+    cost = torch.cat([torch.full((group.units,), _cost(group, groups)) for group in groups])[order]
+    running = cost.cumsum(0).double()
+    threshold = pool[(running - running[-1] * (1 - ratio)).abs().argmin()] if ratio else -torch.inf
+    return [(score > threshold).nonzero().flatten() for score in scores]
+
+
+def _cost(group: Group, groups: Sequence[Group]) -> int:
+    """In MLP channels; the published code drops the fraction (512/3 becomes 170)."""
+    channel = next(other.unit_parameters for other in groups if other.kind == "channels")
+    return group.unit_parameters // channel if group.kind == "heads" else 1
+
+
+def _rank_each(groups: Sequence[Group], measured: Measured, ratio: float) -> list[torch.Tensor]:
+    """UL-UM: in each layer, what is not below the unit at the place `ratio` of the ranking."""
+    kept = []
+    for group in groups:
+        score = _unit_metric(group, measured)
+        kept.append((score >= score.sort().values[int(ratio * group.units)]).nonzero().flatten())
+    return kept

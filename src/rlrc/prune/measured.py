@@ -1,0 +1,83 @@
+"""What a method has measured, on disk: whole, to try another ratio on it, or as sums over the layers done so far, from
+which a run that was cut off goes on."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rlrc.errors import UserError
+from rlrc.files import atomic_path
+
+Measured = dict[str, torch.Tensor]
+"""Tensors by name; only the method itself knows what they mean."""
+
+SAVE_EVERY = 20.0
+"""Seconds between two writings."""
+
+
+class SavedSums:
+    """One safetensors file in `folder`, valid for one `key`: all that the sums depend on. Without a folder, nothing."""
+
+    def __init__(self, folder: Path | None, key: dict[str, Any]) -> None:
+        self._folder = folder
+        self._key = json.dumps(key, sort_keys=True)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> tuple[int, Measured]:
+        """How many layers were done, and the tensors that `save` was given then; (0, {}) where none were."""
+        if self._folder is None or not self._path.exists():
+            return 0, {}
+        metadata, tensors = _read(self._path)
+        return (int(metadata["done"]), tensors) if metadata["key"] == self._key else (0, {})
+
+    def save(self, done: int, tensors: Measured) -> None:
+        """Keep what is needed to go on after `done` layers, unless that was done a moment ago."""
+        if self._folder is not None and time.monotonic() - self._saved_at >= SAVE_EVERY:
+            _write(self._path, tensors, {"key": self._key, "done": str(done)})
+            self._saved_at = time.monotonic()
+
+    def forget(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _path(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "sums.safetensors"
+
+
+def write_measured(path: Path, measured: Measured, key: dict[str, Any]) -> None:
+    """Keep all that was measured, and what it depends on."""
+    _write(path, measured, {"key": json.dumps(key, sort_keys=True)})
+
+
+def read_measured(path: Path, key: dict[str, Any]) -> Measured:
+    """
+    Raises:
+        UserError: the file is missing or damaged, or was measured by another method or on something else.
+    """
+    try:
+        metadata, measured = _read(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a file of measurements that can be read ({error})") from error
+    theirs = json.loads(metadata.get("key", "{}"))
+    differing = [name for name, value in json.loads(json.dumps(key)).items() if theirs.get(name) != value]
+    if differing:
+        raise UserError(f"{path}: measured with another {' and '.join(differing)}; leave `measured` out")
+    return measured
+
+
+def _write(path: Path, tensors: Measured, metadata: dict[str, str]) -> None:
+    with atomic_path(path) as aside:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata=metadata)
+
+
+def _read(path: Path) -> tuple[dict[str, str], Measured]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

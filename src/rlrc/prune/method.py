@@ -1,0 +1,125 @@
+"""What every pruning method is: something to measure, and a plan that follows from it.
+
+A method first measures the decoder, layer by layer, into a handful of small tensors, and then says what each layer
+becomes. Measuring takes minutes and the plan no time, so that other targets can be tried on the same measurements.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from rlrc.config import Config
+from rlrc.errors import UserError
+from rlrc.prune.allocate import Rounding
+from rlrc.prune.calibrate import Frames
+from rlrc.prune.groups import Group
+from rlrc.prune.measured import Measured, SavedSums
+from rlrc.prune.stream import Calibration, Stream
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much is to go: `ratio` or `overall`, or neither where the method itself says it."""
+
+    ratio: float | None = None
+    overall: float | None = None
+    protected: frozenset[int] = frozenset()
+    """Layers that stay as they are."""
+    rounding: Rounding = field(default_factory=Rounding)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What there is to prune and to measure with."""
+
+    layers: Sequence[LlamaDecoderLayer]
+    """Each read anew, perhaps, whenever it is asked for."""
+    groups: Sequence[Group]
+    """The coupled groups of these layers."""
+    target: Target
+    seed: int = 0
+    saved: SavedSums = field(default_factory=lambda: SavedSums(None, {}))
+    rotary: nn.Module | None = None
+    calibration: Calibration | None = None
+    """Samples, where the method needs them."""
+    frames: Frames | None = None
+    """What they were made of, where they are demonstrations."""
+
+    @property
+    def stream(self) -> Stream:
+        """The calibration samples before the first layer."""
+        assert self.calibration is not None and self.rotary is not None, "a method asks for what it does not need"
+        return Stream(self.calibration, self.rotary)
+
+    def with_frames(self, frames: Frames) -> "Source":
+        return replace(self, frames=frames, calibration=frames.calibration())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of the decoder."""
+
+    layers: tuple[int, ...]
+    """The layers that stay, in order."""
+    edit: Callable[[int, LlamaDecoderLayer], None]
+    """Changes the layer of the given (old) number in place."""
+    shapes: dict[int, dict[str, int]] = field(default_factory=dict)
+    """By old number, in transformers' words, where an edit changes a layer's shape."""
+    output_bias: bool = False
+    """Whether edits give o_proj and down_proj a bias."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What stays, for the lineage; JSON-able."""
+
+
+class PruningMethod(Config, ABC):
+    """Base of the methods' configs."""
+
+    kind: str
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `measure` reads calibration samples."""
+        return True
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether `measure` looks at the calibration pictures again, so that the vision towers must stay."""
+        return False
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether a ratio must be given, because the method itself does not say how much goes."""
+        return True
+
+    @property
+    def target_free(self) -> bool:
+        """Whether measurements hold for every target: nothing is changed while measuring."""
+        return True
+
+    def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
+        """Refuse a target that cannot be reached, before anything is measured.
+
+        Raises:
+            UserError: it cannot.
+        """
+
+    @abstractmethod
+    def measure(self, source: Source) -> Measured:
+        """Read the layers, and the calibration samples with them."""
+
+    @abstractmethod
+    def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
+        """What follows for this target."""
+
+
+def refuse_overall(target: Target, kind: str) -> None:
+    """
+    Raises:
+        UserError: `overall` was asked of a method that removes no parameters of its own choice.
+    """
+    if target.overall is not None:
+        raise UserError(f"{kind} takes a ratio, not an overall share of the parameters")

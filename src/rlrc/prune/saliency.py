@@ -1,0 +1,99 @@
+"""A criterion that knows the robot's task: Taylor importance over the states and action dimensions that matter.
+
+The paper names it as future work. The saliency of a state (SQIL, arXiv 2505.15304) is what blurring the picture here
+or there changes in the action: SIS(s) = mean over grid cells k of |pi(s) - pi(blur(s, k))|^2 / 2, pi being the mean of
+each dimension's distribution over its bins, in [-1, 1]. The most salient states count more in the calibration loss, and
+each action dimension by its share of the saliency of all.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.ndimage import gaussian_filter
+
+from rlrc.errors import UserError
+from rlrc.models.actions import ActionTokenizer
+from rlrc.progress import say, track
+from rlrc.prune.calibrate import Frames
+from rlrc.prune.criteria import LlmPruner
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Source
+
+
+class StateSaliency(LlmPruner):
+    """Robot-aware: LLM-Pruner's Taylor importance, weighted by state saliency."""
+
+    kind: Literal["state-saliency"] = "state-saliency"  # type: ignore[assignment]
+    grid: int = Field(default=4, ge=1)
+    """The picture is blurred around each cell of a grid of this many rows and columns, in turn."""
+    top_share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the states that count as salient."""
+    weight: float = Field(default=4.0, ge=1)
+    """How much more a salient state counts."""
+
+    @property
+    def reads_pictures(self) -> bool:
+        return True
+
+    def measure(self, source: Source) -> Measured:
+        """
+        Raises:
+            UserError: the calibration samples are token ids: no pictures, no states.
+        """
+        if source.frames is None:
+            raise UserError("state-saliency needs demonstrations: it blurs their pictures")
+        if not self.needs_calibration:
+            raise UserError(f"state-saliency weights gradients, and {self.importance} has none; choose a Taylor one")
+        sis = state_saliency(source, source.frames, self.grid)
+        weights = self.weights(sis)
+        say("saliency of the action dimensions: " + ", ".join(f"{share:.2f}" for share in weights.mean(0).tolist()))
+        weighted = source.frames.weighted(weights)
+        return super().measure(source.with_frames(weighted))
+
+    def weights(self, sis: torch.Tensor) -> torch.Tensor:
+        """Saliency (N, D) to weights in the loss (N, D), 1 on average."""
+        of_state, of_dimension = sis.sum(dim=1), sis.mean(dim=0)
+        salient = max(1, round(self.top_share * len(sis)))
+        states = torch.ones(len(sis))
+        states[of_state.topk(salient).indices] = self.weight
+        dimensions = of_dimension / of_dimension.mean() if of_dimension.sum() > 0 else torch.ones(sis.shape[1])
+        weights = states[:, None] * dimensions
+        return weights / weights.mean()
+
+
+def state_saliency(source: Source, frames: Frames, grid: int) -> torch.Tensor:
+    """SIS of each frame and action dimension, (N, 7)."""
+    clean = frames.calibration()
+    blurred = [frames.embed(blur(frames.images, grid, cell))[0] for cell in range(grid**2)]
+    frames.let_vision_go()
+    stacked = replace(clean, embeddings=torch.cat([clean.embeddings, *blurred]), mask=clean.mask.repeat(grid**2 + 1, 1))
+    stream, hidden = replace(source, calibration=stacked).stream, stacked.embeddings
+    for index in track(range(len(source.layers)), "saliency"):
+        hidden = stream.step(source.layers[index], hidden)
+    with torch.no_grad():
+        actions = torch.cat(
+            [mean_action(frames.logits(hidden[rows]), frames.policy.actions) for rows in stream.batches()]
+        )
+    own, *others = actions.split(len(frames))
+    return torch.stack([(own - other).square() / 2 for other in others]).mean(dim=0)
+
+
+def mean_action(logits: torch.Tensor, actions: ActionTokenizer) -> torch.Tensor:
+    """Logits (n, 7, 256) to the mean of each dimension's distribution, in [-1, 1]: (n, 7)."""
+    centres = actions.decode(np.arange(actions.first_id, actions.vocab_end))
+    return logits.softmax(dim=-1) @ torch.from_numpy(centres).float()
+
+
+def blur(images: np.ndarray, grid: int, cell: int) -> np.ndarray:
+    """Pictures uint8 (N, H, W, 3), each blurred around one cell of a `grid` x `grid`; cells count row by row."""
+    height, width = images.shape[1:3]
+    row, column = divmod(cell, grid)
+    y = (np.arange(height) + 0.5) / height * grid - (row + 0.5)
+    x = (np.arange(width) + 0.5) / width * grid - (column + 0.5)
+    mask = np.exp(-2 * (y[:, None] ** 2 + x[None, :] ** 2))[None, :, :, None]  # a deviation of half a cell
+    pictures = images.astype(np.float32)
+    smooth = gaussian_filter(pictures, (0, height / 16, width / 16, 0))
+    return np.rint(pictures * (1 - mask) + smooth * mask).astype(np.uint8)

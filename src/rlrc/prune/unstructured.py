@@ -1,0 +1,196 @@
+"""Unstructured pruning: weights become zero and matrices keep their size, so neither memory nor time is won.
+
+Wanda (Sun et al., arXiv 2306.11695, and its published code) scores a weight |W_ij| * ||X_j||, X the inputs of its
+matrix, and compares within each output row; layer by layer, where what a pruned layer gives is what the next one is
+measured on. Magnitude scores |W_ij| and compares over the whole matrix. Either may have to zero n of every m
+neighbouring inputs ("2:4", which sparse matrix units can use).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import StringConstraints, model_validator
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from rlrc.errors import UserError
+from rlrc.progress import bar
+from rlrc.prune.groups import Group, matrix
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
+from rlrc.prune.stream import inputs_of
+
+Pattern = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
+
+
+class Unstructured(PruningMethod):
+    """What Wanda and magnitude have in common."""
+
+    pattern: Pattern | None = None
+    """Zero n of every m neighbouring inputs, written "n:m", in place of the lowest `ratio` of all."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Unstructured":
+        if self.pattern is not None:
+            n, m = self._n_of_m
+            if not 0 < n < m:
+                raise ValueError(f"pattern {self.pattern}: zero fewer than all of every m inputs, as in 2:4")
+        return self
+
+    @property
+    def needs_target(self) -> bool:
+        return self.pattern is None
+
+    @property
+    def _n_of_m(self) -> tuple[int, int]:
+        assert self.pattern is not None
+        n, m = self.pattern.split(":")
+        return int(n), int(m)
+
+    def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
+        refuse_overall(target, self.kind)
+        if target.ratio is not None and target.ratio >= 1:
+            raise UserError(f"{self.kind}: a ratio of {target.ratio:g} leaves no weight; ask for less than 1")
+
+    def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
+        def edit(index: int, layer: LlamaDecoderLayer) -> None:
+            if index not in target.protected:
+                self.zero(index, layer, _names(groups, index), measured, target.ratio)
+
+        return Plan(tuple(range(layers)), edit)
+
+    def zero(
+        self, index: int, layer: LlamaDecoderLayer, names: Sequence[str], measured: Measured, ratio: float | None
+    ) -> None:
+        """Zero the layer's weights, in place."""
+        for name in names:
+            weight = matrix(layer, name).weight
+            norm = measured.get(f"{index}.{name}")
+            weight.data[self.goes(weight.detach().float().abs(), norm, ratio)] = 0
+
+    def goes(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float | None) -> torch.Tensor:
+        """Bool (out, in), what becomes zero of a matrix of these absolute values.
+
+        Args:
+            square_norm: (in,), mean over samples of the squared norm of each input.
+        """
+        if self.pattern is not None:
+            score = magnitude if square_norm is None else magnitude * square_norm.sqrt()
+            return lowest_of_each(score, *self._n_of_m)
+        assert ratio is not None
+        return self.lowest(magnitude, square_norm, ratio)
+
+    @abstractmethod
+    def lowest(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float) -> torch.Tensor:
+        """The method's own way to find the lowest `ratio` of a matrix; as `goes`."""
+
+
+class Magnitude(Unstructured):
+    """Magnitude: the smallest weights of each matrix become zero."""
+
+    kind: Literal["magnitude"] = "magnitude"
+
+    @property
+    def needs_calibration(self) -> bool:
+        return False
+
+    def measure(self, source: Source) -> Measured:
+        return {}
+
+    def lowest(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float) -> torch.Tensor:
+        # Wanda's code takes everything up to the threshold, one weight more than int(ratio * all).
+        rank = int(magnitude.numel() * ratio)
+        return magnitude <= magnitude.flatten().kthvalue(rank + 1).values if rank else magnitude < 0
+
+
+class Wanda(Unstructured):
+    """Wanda: weights by their magnitude times the norm of their inputs."""
+
+    kind: Literal["wanda"] = "wanda"
+    mass: bool = False
+    """Wanda's variant: in each row goes what adds up to the same share of the row's scores, found by bisection."""
+
+    @property
+    def target_free(self) -> bool:
+        return False
+
+    def measure(self, source: Source) -> Measured:
+        """By layer and matrix, the mean over samples of the squared norm of each input (in,)."""
+        stream, target = source.stream, source.target
+        done, measured = source.saved.load()
+        hidden = measured.pop("hidden", stream.calibration.embeddings)
+        with bar("input norms", total=len(source.layers), start=done) as progress:
+            for index in range(done, len(source.layers)):
+                layer, names = source.layers[index], _names(source.groups, index)
+                if index not in target.protected:
+                    with inputs_of(layer, names, _adder(index, measured, stream.calibration.mask)):
+                        stream.step(layer, hidden)
+                    self.zero(index, layer, names, measured, target.ratio)
+                hidden = stream.step(layer, hidden)
+                source.saved.save(index + 1, measured | {"hidden": hidden})
+                progress.advance()
+        return measured
+
+    def lowest(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float) -> torch.Tensor:
+        assert square_norm is not None
+        score = magnitude * square_norm.sqrt()
+        if self.mass:
+            return _lowest_mass(score, ratio)
+        order = score.sort(dim=1, stable=True).indices[:, : int(score.shape[1] * ratio)]
+        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
+
+
+def lowest_of_each(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """Bool (out, in): the n lowest of every m neighbouring inputs of each row.
+
+    Raises:
+        UserError: m does not divide the inputs.
+    """
+    if score.shape[1] % m:
+        raise UserError(f"a matrix has {score.shape[1]} inputs, which cannot be cut into groups of {m}")
+    blocks = score.unflatten(1, (-1, m))
+    lowest = blocks.topk(n, dim=2, largest=False).indices
+    return torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, lowest, True).flatten(1)
+
+
+def _lowest_mass(score: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Bool (out, in): of each row the lowest scores that make up the share alpha of its sum.
+
+    Alpha is bisected, with the published code's start and stops, until `ratio` of the matrix goes.
+    """
+    ordered = score.sort(dim=1, stable=True).values
+    running, total = ordered.cumsum(dim=1), score.sum(dim=1, keepdim=True)
+
+    def goes(alpha: float) -> torch.Tensor:
+        count = (running <= total * alpha).sum(dim=1, keepdim=True)
+        return score <= ordered.gather(1, count - 1)
+
+    low, alpha, high = 0.0, 0.4, 0.8
+    mask = goes(alpha)
+    while abs(float(mask.float().mean()) - ratio) > 0.001 and high - low >= 0.001:
+        if float(mask.float().mean()) > ratio:
+            alpha, high = (alpha + low) / 2, alpha
+        else:
+            alpha, low = (alpha + high) / 2, alpha
+        mask = goes(alpha)
+    return mask
+
+
+def _adder(index: int, measured: Measured, mask: torch.Tensor) -> Callable[[str, torch.Tensor], None]:
+    """Adds up squared norms: of each sample's inputs over its positions, then the mean over all samples."""
+    seen: dict[str, int] = {}
+
+    def see(name: str, inputs: torch.Tensor) -> None:
+        first = seen.get(name, 0)
+        seen[name] = first + len(inputs)
+        here = mask[first : first + len(inputs)]
+        squares = (inputs.float().square() * here[..., None]).sum(dim=(0, 1)) / len(mask)
+        key = f"{index}.{name}"
+        measured[key] = measured[key] + squares if key in measured else squares
+
+    return see
+
+
+def _names(groups: Sequence[Group], index: int) -> list[str]:
+    return [member.name for group in groups if group.layer == index for member in group.members]
