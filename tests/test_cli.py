@@ -140,9 +140,9 @@ def test_a_dry_run_leaves_no_folder_in_the_way_of_the_real_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
 ) -> None:
     arguments = ["prune", "--policy", str(tiny_checkpoint), "--ratio", "0.5", "--out", "pruned"]
-    arguments += ["--criterion.importance", "magnitude_l2"]
-    assert rlrc(monkeypatch, *arguments, "--dry-run") == 0
+    method = ["method:llm-pruner", "--method.importance", "magnitude_l2"]
+    assert rlrc(monkeypatch, *arguments, "--dry-run", *method) == 0
     assert "attention heads 10 -> 5" in capsys.readouterr().err
     assert not Path("pruned").exists()
-    assert rlrc(monkeypatch, *arguments) == 0
+    assert rlrc(monkeypatch, *arguments, *method) == 0
     assert (Path("pruned") / "checkpoint" / "model.safetensors").exists()

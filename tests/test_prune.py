@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from llama_source import apply, source_of
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 import rlrc
 from rlrc.data import Demonstrations
@@ -247,6 +248,90 @@ def draw(checkpoint: Path, frames: Demonstrations, samples: int) -> Frames:
     return Frames.draw(outline(checkpoint), TensorFiles(checkpoint), frames, samples, seed=0)
 
 
+def test_flap_prunes_a_compensated_model_again(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    """With nothing more to prune, the biases of the first time stay as they were."""
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4, method=Flap())
+    prune(config, tmp_path / "first")
+    prune(config.model_copy(update={"policy": tmp_path / "first" / "checkpoint", "ratio": 0.0}), tmp_path / "again")
+    first, again = (rlrc.load(tmp_path / run / "checkpoint").model.state_dict() for run in ("first", "again"))
+    biases = [name for name in first if "_proj.bias" in name]
+    assert len(biases) == 6 and any(first[name].any() for name in biases)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["rlrc", "auto"])
+def test_a_compensated_model_loads_in_transformers(
+    kind: str, tiny_checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5, samples=4, method=Flap())
+    prune(config, tmp_path)
+    policy, frames = rlrc.load(tmp_path / "checkpoint"), Demonstrations.load(dataset)
+    expected = logits(policy, frames)
+    if kind == "auto":
+        auto = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint", dtype="auto").eval()
+        policy.model = auto
+    torch.testing.assert_close(logits(policy, frames), expected)
+
+
+def test_depth_removal_is_the_model_without_its_layers(
+    tiny_checkpoint: Path, frames: Demonstrations, tmp_path: Path
+) -> None:
+    prune(PruneConfig(policy=tiny_checkpoint, method=Depth(keep=(0, -1))), tmp_path)
+    dense, shallow = rlrc.load(tiny_checkpoint), rlrc.load(tmp_path / "checkpoint")
+    decoder = dense.model.language_model.model
+    decoder.layers = torch.nn.ModuleList([decoder.layers[0], decoder.layers[2]])
+    decoder.config.num_hidden_layers = 2
+    torch.testing.assert_close(logits(shallow, frames), logits(dense, frames))
+    assert len(shallow.model.language_model.model.layers) == 2
+
+
+def test_depth_removal_takes_the_layers_that_change_least(tiny_policy: Policy, dataset: Path, tmp_path: Path) -> None:
+    layer = tiny_policy.model.language_model.model.layers[1]
+    for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        linear.weight.data.mul_(1e-3)
+    tiny_policy.save(tmp_path / "idle")
+    config = PruneConfig(policy=tmp_path / "idle", dataset=dataset, ratio=0.34, samples=4, method=Depth())
+    prune(config, tmp_path / "out")
+    stage = rlrc.load(tmp_path / "out" / "checkpoint").lineage["stages"][-1]
+    assert stage["kept"] == {"layers": [0, 2]}
+    prune(config.model_copy(update={"protect": (1,)}), tmp_path / "protected")
+    assert 1 in rlrc.load(tmp_path / "protected" / "checkpoint").lineage["stages"][-1]["kept"]["layers"]
+
+
+def test_n_of_m_zeroes_n_of_every_m_and_protected_layers_keep_all(
+    tiny_checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, samples=4, protect=(1,), method=Wanda(pattern="2:4"))
+    result = prune(config, tmp_path)
+    assert result["metrics"]["zeros"] == pytest.approx(2 / 3 * 0.5)
+    for index, layer in enumerate(rlrc.load(tmp_path / "checkpoint").model.language_model.model.layers):
+        blocks = (layer.mlp.up_proj.weight == 0).unflatten(1, (-1, 4)).sum(-1)
+        assert (blocks == (0 if index == 1 else 2)).all()
+
+
+def test_token_ids_calibrate_as_language_models_are(tmp_path: Path, tiny_policy: Policy) -> None:
+    policy = tiny_policy
+    policy.model.config.action_head_only = False
+    torch.manual_seed(0)
+    policy.model = type(policy.model)(policy.model.config).eval()
+    policy.save(tmp_path / "whole")
+    ids = torch.randint(4, 20, (3, 9))
+    save_file({"input_ids": ids}, tmp_path / "ids.safetensors")
+    config = PruneConfig(policy=tmp_path / "whole", token_ids=tmp_path / "ids.safetensors", ratio=0.5)
+    prune(config, tmp_path / "out")
+    assert rlrc.load(tmp_path / "out" / "checkpoint").model.language_model.lm_head.out_features > 256
+    measured = load_file(tmp_path / "out" / "measured.safetensors")
+    language_model = policy.model.language_model
+    loss = language_model(ids, labels=ids).loss
+    layer = language_model.model.layers[0].mlp
+    grads = torch.autograd.grad(loss, [layer.gate_proj.weight, layer.up_proj.weight, layer.down_proj.weight])
+    gate, up, down = (
+        (w.detach() * g).abs()
+        for w, g in zip((layer.gate_proj.weight, layer.up_proj.weight, layer.down_proj.weight), grads, strict=True)
+    )
+    torch.testing.assert_close(measured["0.channels"], gate.sum(1) + up.sum(1) + down.sum(0), rtol=1e-3, atol=1e-9)
+
+
 # -- state saliency ----------------------------------------------------------------------------------------------------
 
 
@@ -475,13 +560,20 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
         ({"samples": 13}, "the dataset holds 12 frames"),
         ({"ratio": 0.999}, "leaves no head of 10; the largest workable ratio is 0.975"),
         ({"ratio": None, "overall": 0.9, "protect": (0, -1)}, "out of reach"),
+        ({"ratio": None, "method": Depth(keep=(0, 3))}, "keep: there is no decoder layer 3"),
+        ({"ratio": 0.9, "method": Depth(), "protect": (0, 1)}, "1 is the most that can go"),
+        ({"ratio": 1.0, "method": Wanda()}, "leaves no weight"),
+        ({"ratio": 1.0, "method": Flap()}, "leaves nothing"),
+        ({"ratio": None, "overall": 0.5, "method": Magnitude()}, "takes a ratio, not an overall"),
+        ({"ratio": None, "method": Magnitude(pattern="3:7")}, "cannot be cut into groups of 7"),
+        ({"dataset": None, "token_ids": dataset / "meta" / "info.json"}, "not a safetensors file"),
     ]:
         with pytest.raises(UserError, match=message):
             prune(config.model_copy(update=change), tmp_path / "out")
     quantize(QuantizeConfig(policy=tiny_checkpoint), tmp_path / "packed")
     with pytest.raises(UserError, match="prune first, quantize last"):
         prune(config.model_copy(update={"policy": tmp_path / "packed" / "checkpoint"}), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -490,6 +582,10 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
         ({"ratio": 0.5, "overall": 0.5, "dataset": "d"}, "either ratio or overall"),
         ({"dataset": "d"}, "either ratio or overall"),
         ({"ratio": 0.5}, "needs a dataset"),
+        ({"ratio": 0.5, "dataset": "d", "token_ids": "t"}, "either dataset or token_ids"),
+        ({"ratio": 0.5, "method": {"kind": "depth", "keep": [0]}}, "says itself how much goes"),
+        ({"method": {"kind": "magnitude", "pattern": "4:4"}}, "zero fewer than all"),
+        ({"ratio": 0.5, "method": {"kind": "magntude"}}, "magntude"),
         ({"ratio": 0.5, "dataset": "d", "method": {"kind": "llm-pruner", "importnace": "x"}}, "importnace"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A tokenizer of our own that puts what OpenVLA's loader relies on at Llama-2's ids, for checkpoints without hers.
+"""A tokenizer of our own with Llama-2's ids where OpenVLA relies on them, for checkpoints that lack the real one.
 
 As Llama-2's: <unk> 0, <s> 1, </s> 2, the bytes at 3..258, single characters from the lone space "▁" (29871) on, <PAD>
 32000; BOS in front, a "▁" before each word, bytes for what has no piece. The pieces between are learnt from robot

@@ -100,9 +100,11 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(_tensor_seed(name, seed))
+    deviation = _deviation(name, shape)
     tensor = torch.empty(shape, dtype=torch.bfloat16)
     for chunk in tensor.view(-1).split(CHUNK):
-        chunk.copy_(torch.randn(len(chunk), generator=generator) * _deviation(name, shape))
+        # Drawn in float32: torch's bf16 normals are made from uniforms of 8 bits.
+        chunk.copy_(torch.randn(len(chunk), generator=generator) * deviation)
     return tensor
 
 

@@ -271,16 +271,14 @@ def _layer_sizes(policy: Policy) -> list[dict[str, int]]:
 
 
 def _tell(parent: Policy, child: Policy, plan: Plan, metrics: dict[str, Any]) -> None:
-    before, after = _layer_sizes(parent), _layer_sizes(child)
-    changes = {
-        old: ", ".join(f"{kind} {before[old][kind]} -> {after[new][kind]}" for kind in ("heads", "channels"))
-        for new, old in enumerate(plan.layers)
-        if before[old] | {"layer": new} != after[new]
-    }
+    before = [group for group in coupled_groups(_layers(parent)) if group.layer in plan.layers]
+    changes: dict[int, list[str]] = {}
+    for old, new in zip(before, coupled_groups(_layers(child)), strict=True):
+        if old.units != new.units:
+            changes.setdefault(old.layer, []).append(f"{old.noun} {old.units} -> {new.units}")
     for change, run in groupby(changes.items(), key=lambda item: item[1]):
-        say(f"{span([layer for layer, _ in run])}: {change}")
-    gone = sorted(set(range(len(before))) - set(plan.layers))
-    if gone:
+        say(f"{span([layer for layer, _ in run])}: {', '.join(change)}")
+    if gone := sorted(set(range(len(_layers(parent)))) - set(plan.layers)):
         say(f"decoder layers that go: {', '.join(map(str, gone))}")
     for part, name in (("policy", "parameters"), ("decoder's linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

@@ -43,7 +43,7 @@ class Flap(PruningMethod):
         _ratio([group for group in groups if group.layer not in target.protected], groups, target)
 
     def measure(self, source: Source) -> Measured:
-        """By layer and kind of unit: `mean`, `metric` and what it is made of, each (width of the matrix's input,)."""
+        """By layer and kind of unit: `mean` and `metric` of the inputs of o_proj or down_proj, each (width,)."""
         stream = source.stream
         done, measured = source.saved.load()
         hidden = measured.pop("hidden", stream.calibration.embeddings)
@@ -51,20 +51,14 @@ class Flap(PruningMethod):
             for index in range(done, len(source.layers)):
                 layer = source.layers[index]
                 groups = [group for group in source.groups if group.layer == index]
-                sums = {group.members[-1].name: RunningSums() for group in groups}
-                masks = {name: iter(stream.calibration.mask) for name in sums}
-
-                def see(name: str, inputs: torch.Tensor, sums: dict = sums, masks: dict = masks) -> None:
-                    for sample in inputs:
-                        sums[name].add(sample[next(masks[name])])
-
-                with inputs_of(layer, list(sums), see):
+                sums = {group.members[-1].name: RunningSums(stream.calibration.mask) for group in groups}
+                with inputs_of(layer, {name: running.add for name, running in sums.items()}):
                     hidden = stream.step(layer, hidden)
                 for group in groups:
-                    weight = matrix(layer, group.members[-1].name).weight.detach().float()
-                    here = sums[group.members[-1].name]
-                    measured[f"{index}.{group.kind}.mean"] = here.mean
-                    measured[f"{index}.{group.kind}.metric"] = self._metric(weight, here)
+                    output = group.members[-1].name
+                    weight = matrix(layer, output).weight.detach().float()
+                    measured[f"{index}.{group.kind}.mean"] = sums[output].mean
+                    measured[f"{index}.{group.kind}.metric"] = self._metric(weight, sums[output])
                 source.saved.save(index + 1, measured | {"hidden": hidden})
                 progress.advance()
         return measured
@@ -97,22 +91,25 @@ class Flap(PruningMethod):
 
 
 class RunningSums:
-    """Statistics of a matrix's inputs over samples, updated in the published code's order."""
+    """Statistics of a matrix's inputs over samples, updated in the published code's order; padding is left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: torch.Tensor) -> None:
+        self._mask = mask
         self.count = 0
         self.mean = torch.zeros(())
         self.fluctuation = torch.zeros(())
         self.square = torch.zeros(())
 
     def add(self, inputs: torch.Tensor) -> None:
-        """Inputs (T, width) of one sample."""
-        inputs, n = inputs.float(), self.count
-        self.mean = self.mean * (n / (n + 1)) + inputs.mean(dim=0) / (n + 1)
-        self.square = self.square * (n / (n + 1)) + inputs.square().sum(dim=0) / (n + 1)
-        added = (inputs - self.mean).square().sum(dim=0) / (n + 1)
-        self.fluctuation = self.fluctuation * ((n - 1) / n) + added if n else torch.zeros_like(added)
-        self.count += 1
+        """Inputs (n, T, width) of the next samples."""
+        for sample in inputs:
+            n = self.count
+            tokens = sample[self._mask[n]].float()
+            self.mean = self.mean * (n / (n + 1)) + tokens.mean(dim=0) / (n + 1)
+            self.square = self.square * (n / (n + 1)) + tokens.square().sum(dim=0) / (n + 1)
+            added = (tokens - self.mean).square().sum(dim=0) / (n + 1)
+            self.fluctuation = self.fluctuation * ((n - 1) / n) + added if n else torch.zeros_like(added)
+            self.count += 1
 
 
 def _ratio(free: Sequence[Group], groups: Sequence[Group], target: Target) -> float:

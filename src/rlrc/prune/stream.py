@@ -5,7 +5,7 @@ weights; so does a backward pass, which reads them once more from the last layer
 anew from its inputs (gradient checkpointing at layer boundaries). 7.5 B parameters thus pass through a few gigabytes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -163,12 +163,11 @@ class Stream:
 
 
 @contextmanager
-def inputs_of(
-    layer: LlamaDecoderLayer, names: Sequence[str], see: Callable[[str, torch.Tensor], None]
-) -> Iterator[None]:
-    """Within the block, `see(name, input)` is called with what enters the matrices `names`: (n, T, width)."""
+def inputs_of(layer: LlamaDecoderLayer, see: Mapping[str, Callable[[torch.Tensor], None]]) -> Iterator[None]:
+    """Within the block, `see[name]` is called with what enters the matrix of that name: (n, T, width)."""
     handles = [
-        matrix(layer, name).register_forward_pre_hook(lambda _, args, name=name: see(name, args[0])) for name in names
+        matrix(layer, name).register_forward_pre_hook(lambda _, args, look=look: look(args[0]))
+        for name, look in see.items()
     ]
     try:
         yield

@@ -48,13 +48,14 @@ def _cut(layer: LlamaDecoderLayer, group: Group, units: torch.Tensor) -> None:
 
 
 def _compensate(layer: LlamaDecoderLayer, group: Group, units: torch.Tensor, mean: torch.Tensor) -> None:
-    """Give the group's output matrix the bias that its lost inputs used to add on average."""
+    """Add what the lost inputs of the group's output matrix used to give, on average, to its bias."""
     output = group.members[-1]
     module = matrix(layer, output.name)
     gone = torch.ones(group.units, dtype=torch.bool)
     gone[units] = False
     lost = mean * gone.repeat_interleave(output.width)
     bias = module.weight.float() @ lost.to(module.weight.device)
+    bias += 0 if module.bias is None else module.bias.float()
     module.bias = nn.Parameter(bias.to(module.weight.dtype), requires_grad=False)
 
 

@@ -7,7 +7,7 @@ neighbouring inputs ("2:4", which sparse matrix units can use).
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -124,8 +124,10 @@ class Wanda(Unstructured):
             for index in range(done, len(source.layers)):
                 layer, names = source.layers[index], _names(source.groups, index)
                 if index not in target.protected:
-                    with inputs_of(layer, names, _adder(index, measured, stream.calibration.mask)):
+                    norms = {name: SquareNorm(stream.calibration.mask) for name in names}
+                    with inputs_of(layer, {name: norm.add for name, norm in norms.items()}):
                         stream.step(layer, hidden)
+                    measured |= {f"{index}.{name}": norm.mean for name, norm in norms.items()}
                     self.zero(index, layer, names, measured, target.ratio)
                 hidden = stream.step(layer, hidden)
                 source.saved.save(index + 1, measured | {"hidden": hidden})
@@ -177,19 +179,19 @@ def _lowest_mass(score: torch.Tensor, ratio: float) -> torch.Tensor:
     return mask
 
 
-def _adder(index: int, measured: Measured, mask: torch.Tensor) -> Callable[[str, torch.Tensor], None]:
-    """Adds up squared norms: of each sample's inputs over its positions, then the mean over all samples."""
-    seen: dict[str, int] = {}
+class SquareNorm:
+    """Of each input of a matrix, the mean over samples of its squared norm (width,); padding is left out."""
 
-    def see(name: str, inputs: torch.Tensor) -> None:
-        first = seen.get(name, 0)
-        seen[name] = first + len(inputs)
-        here = mask[first : first + len(inputs)]
-        squares = (inputs.float().square() * here[..., None]).sum(dim=(0, 1)) / len(mask)
-        key = f"{index}.{name}"
-        measured[key] = measured[key] + squares if key in measured else squares
+    def __init__(self, mask: torch.Tensor) -> None:
+        self._mask = mask
+        self._seen = 0
+        self.mean = torch.zeros(())
 
-    return see
+    def add(self, inputs: torch.Tensor) -> None:
+        """Inputs (n, T, width) of the next samples."""
+        here = self._mask[self._seen : self._seen + len(inputs), :, None]
+        self.mean = self.mean + (inputs.float().square() * here).sum(dim=(0, 1)) / len(self._mask)
+        self._seen += len(inputs)
 
 
 def _names(groups: Sequence[Group], index: int) -> list[str]:
