@@ -186,16 +186,18 @@ def test_returns_are_discounted_to_the_end_and_not_beyond(tiny_policy: Policy, s
     assert target.advantages.std(correction=0).item() == pytest.approx(1, abs=1e-2)
 
 
-def test_an_episode_that_succeeded_makes_room_for_another(tiny_policy: Policy, setting: Any) -> None:
-    """The bandit succeeds with each action that points to +x: two in a row end the episode."""
-    chosen, learner, buffer = setting(end_after_success=2, gamma=0.5, gae_lambda=1.0)
+@pytest.mark.parametrize("end_on_loss", [False, True])
+def test_an_episode_that_succeeded_makes_room_for_another(tiny_policy: Policy, setting: Any, end_on_loss: bool) -> None:
+    """The bandit succeeds with each action that points to +x: two in a row end the episode, and so may a lost one."""
+    chosen, learner, buffer = setting(end_after_success=2, end_on_loss=end_on_loss, gamma=0.5, gae_lambda=1.0)
     won, rewards = buffer.success.int(), buffer.rewards
     ended = torch.zeros(STEPS, NUM_ENVS, dtype=torch.bool)
     for n in range(NUM_ENVS):
         row, age = 0, 0
         for t in range(STEPS):
+            lost = row > 0 and not won[t, n]
             row, age = (row + 1) * int(won[t, n]), age + 1
-            ended[t, n] = row == 2 or age == STEPS
+            ended[t, n] = row == 2 or age == STEPS or (end_on_loss and lost)
             if ended[t, n]:
                 row, age = 0, 0
     assert torch.equal(buffer.masks[1:] == 0, ended)

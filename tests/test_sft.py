@@ -15,6 +15,8 @@ from rlrc.data.batches import Augmentation
 from rlrc.errors import UserError
 from rlrc.models.policy import Policy
 from rlrc.progress import MetricsLog
+from rlrc.prune import PruneConfig, prune
+from rlrc.prune.unstructured import Magnitude
 from rlrc.recover import sft as sft_module
 from rlrc.recover.loop import STATE_FILE, Learner, LearnerConfig, Lora, learning_rate_factor
 from rlrc.recover.sft import Frames, SftConfig, action_losses, fit
@@ -48,6 +50,18 @@ def test_it_learns_the_demonstrations(tiny_checkpoint: Path, tmp_path: Path) -> 
     policy = rlrc.load(tmp_path / "checkpoint")
     assert policy.lineage["stages"][-1]["verb"] == "sft"
     assert policy.model.dtype == torch.float32, "the precision that was loaded"
+
+
+@pytest.mark.parametrize("keep_zeros", [False, True])
+def test_zeros_of_unstructured_pruning_stay_if_asked(tiny_checkpoint: Path, tmp_path: Path, keep_zeros: bool) -> None:
+    prune(PruneConfig(policy=tiny_checkpoint, ratio=0.5, method=Magnitude()), tmp_path / "sparse")
+    sparse = tmp_path / "sparse" / "checkpoint"
+    train(sparse, tmp_path / "sft", steps=4, keep_zeros=keep_zeros)
+    before, after = weights(sparse), weights(tmp_path / "sft" / "checkpoint")
+    matrices = [name for name in before if "_proj" in name]
+    filled = sum(int(((before[name] == 0) & (after[name] != 0)).sum()) for name in matrices)
+    assert (filled == 0) == keep_zeros
+    assert all(not torch.equal(before[name], after[name]) for name in matrices)
 
 
 @pytest.mark.parametrize(

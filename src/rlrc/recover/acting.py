@@ -122,8 +122,10 @@ class Episodes:
         """Act, and begin anew where an episode ended: reward, mask (0 where it ended), success, grasped; all (N,)."""
         observation, reward, terminated, truncated, info = self._env.step(actions)
         self.images = observation["image"]
-        self._successes = np.where(info["success"], self._successes + 1, 0)
         ended = terminated | truncated
+        if self._config.end_on_loss:
+            ended = ended | ((self._successes > 0) & ~info["success"])
+        self._successes = np.where(info["success"], self._successes + 1, 0)
         if self._config.end_after_success:
             ended = ended | (self._successes >= self._config.end_after_success)
         outcomes = reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"]

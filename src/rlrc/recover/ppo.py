@@ -63,6 +63,9 @@ class RlConfig(LearnerConfig):
     """Steps of success in a row after which an episode ends and another begins in its place, so that acting is not
     spent on standing still; 0 lets every episode last its full time. What would be lost again later is then neither
     trained nor counted: the metric success_at_end is above that of an evaluation."""
+    end_on_loss: bool = False
+    """An episode also ends when a success is lost again. Otherwise losing it costs next to nothing, since it can be won
+    back: the reward is the difference that a step makes."""
     augment: Augmentation | None = None
     """How the pictures acted upon are varied; without it they are not."""
     word_dropout: float = Field(default=0.0, ge=0, le=1)
