@@ -220,6 +220,22 @@ def test_missing_checkpoint(path: str, message: str) -> None:
         rlrc.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llava"}, "model_type is 'llava', rlrc reads 'openvla'"),
+        ({"text_config": {"model_type": "mistral"}}, "the language model is a 'mistral', rlrc reads 'llama'"),
+        ({"vision_towers": None, "timm_model_ids": ["vit_huge"]}, "shapes of vision tower 'vit_huge' are unknown"),
+    ],
+)
+def test_unknown_architectures(change: dict, message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = damaged(tmp_path, tiny_checkpoint)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        rlrc.load(folder)
+
+
 def test_pickled_weights_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = damaged(tmp_path, tiny_checkpoint)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -222,6 +222,9 @@ def read_config(folder: Path) -> OpenVLAConfig:
     values = read_json(folder / "config.json")
     if values.get("model_type") != "openvla":
         raise UserError(f"{folder}/config.json: model_type is {values.get('model_type')!r}, rlrc reads 'openvla'")
+    decoder = (values.get("text_config") or {}).get("model_type", "llama")
+    if decoder != "llama":
+        raise UserError(f"{folder}/config.json: the language model is a {decoder!r}, rlrc reads 'llama'")
     statistics = folder / "dataset_statistics.json"
     if statistics.is_file():
         values["norm_stats"] = {**(values.get("norm_stats") or {}), **read_json(statistics)}
