@@ -144,7 +144,6 @@ class Stream:
             here = hidden[rows].detach().requires_grad_()
             with torch.enable_grad(), _requiring_grad(list(weights.values())):
                 out = self._call(layer, here, rows)
-                # Padding attends to nothing: what comes back through it is not part of the loss.
                 first, *others = torch.autograd.grad(out, [here, *weights.values()], upstream[rows])
             see(dict(zip(names, others, strict=True)))
             inputs.append(first)
