@@ -222,7 +222,7 @@ def test_target_kl_ends_the_updates_of_an_iteration(tiny_checkpoint: Path, tmp_p
 
 
 def test_behaviour_cloning_pulls_towards_the_demonstrations(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    rl(config(tiny_checkpoint, iterations=4, learning_rate=3e-3, bc_coefficient=1.0, dataset=Path("toy")), tmp_path)
+    rl(config(tiny_checkpoint, iterations=6, learning_rate=3e-3, bc_coefficient=1.0, dataset=Path("toy")), tmp_path)
     rows = metrics(tmp_path)
     assert rows[0]["bc_loss"] > 0.9 * math.log(256)
     assert rows[-1]["bc_loss"] < 0.8 * rows[0]["bc_loss"]
