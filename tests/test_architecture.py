@@ -24,6 +24,7 @@ FLOORS = [
         "video",
         "__init__",
     },
+    {"kernels"},
     {"models"},
     {"envs", "data"},
     {"prune", "quantize"},

@@ -17,6 +17,9 @@ from rlrc.models.linear import QuantizedLinear, quantization_config
 from rlrc.models.policy import Policy
 from rlrc.models.presets import Shape, TowerShape, new_policy
 from rlrc.models.shards import ShardWriter
+from rlrc.prune import PruneConfig
+from rlrc.prune.depth import Depth
+from rlrc.stage import standalone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on the big plate"]
@@ -277,3 +280,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText as Auto
 print(type(Auto.from_config(AutoConfig.from_pretrained({str(tiny_checkpoint)!r}))).__name__)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "OpenVLAForActionPrediction", done.stderr
+
+
+def test_a_policy_by_its_hub_id(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs take what `rlrc.load` takes; what identifies the policy are the files that were downloaded."""
+    monkeypatch.setattr("rlrc.models.checkpoint.snapshot_download", lambda hub_id, **_: str(tiny_checkpoint))
+    by_id, by_path = (
+        standalone("prune", PruneConfig(policy=policy, method=Depth(keep=(0,))), tmp_path)
+        for policy in (Path("openvla/openvla-7b"), tiny_checkpoint)
+    )
+    assert by_id.fingerprint == by_path.fingerprint
+    assert len(by_id.run(restart=False)["layers"]) == 1

@@ -14,21 +14,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import torch
 import transformers
 from pydantic import Field
-from torch import nn
 
 import rlrc
 from rlrc.config import Config
 from rlrc.files import write_json
 from rlrc.inspect import describe
+from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy
 from rlrc.models.shards import stored_bytes
 from rlrc.progress import bar
@@ -183,32 +184,27 @@ def _timed_stages(policy: Policy) -> Callable[[], list[float]]:
 
 @contextmanager
 def stage_clock(policy: Policy) -> Iterator[dict[str, float]]:
-    """Within the block, collects the seconds spent in the modules that make up one action, by hooks on them."""
+    """Within the block, collects the seconds spent in the parts that make up one action."""
     seconds = {"vision": 0.0, "projector": 0.0, "prefill": 0.0, "decode": 0.0}
-    decoder = policy.model.language_model.model
-    modules: dict[nn.Module, str] = {
-        policy.model.vision_backbone: "vision",
-        policy.model.projector: "projector",
-        decoder: "prefill",
-    }
-    started = 0.0
 
-    def before(module: nn.Module, _: Any) -> None:
-        nonlocal started
-        started = _now(policy.device)
+    def timed(owner: Any, method: str, stage: Callable[..., str]) -> AbstractContextManager[Any]:
+        original = getattr(owner, method)
 
-    def after(module: nn.Module, *_: Any) -> None:
-        seconds[modules[module]] += _now(policy.device) - started
-        if module is decoder:
-            modules[decoder] = "decode"  # its first call reads the prompt, the others add a token each
+        def call(*args: Any) -> Any:
+            started = _now(policy.device)
+            result = original(*args)
+            seconds[stage(*args)] += _now(policy.device) - started
+            return result
 
-    handles = [module.register_forward_pre_hook(before) for module in modules]
-    handles += [module.register_forward_hook(after) for module in modules]
-    try:
+        return patch.object(owner, method, call)
+
+    with (
+        timed(policy.model.vision_backbone, "forward", lambda *_: "vision"),
+        timed(policy.model.projector, "forward", lambda *_: "projector"),
+        # The first call reads the prompt, the others add a token each.
+        timed(Decoding, "advance", lambda _, new: "prefill" if new.shape[1] > 1 else "decode"),
+    ):
         yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _inputs(policy: Policy, batch_size: int) -> tuple[np.ndarray, list[str]]:

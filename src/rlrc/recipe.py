@@ -21,7 +21,7 @@ from pydantic import Field
 
 from rlrc.config import Config, read_yaml
 from rlrc.errors import UserError
-from rlrc.stage import Stage, content_hash, path_fields
+from rlrc.stage import Stage, content_hash, contents_of, path_fields
 from rlrc.verbs import VERBS, config_class
 
 STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect", "make-random")]
@@ -128,11 +128,12 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
             return path
         if str(path) == "base" and recipe.base is not None:
             path = recipe.base
-        if not path.exists():
+        contents = contents_of(field, path)
+        if not contents.exists():
             known = ", ".join(["base"] * (recipe.base is not None) + list(earlier))
             raise UserError(f"{where}: {field}: '{path}' is neither an earlier stage ({known}) nor an existing path")
         if path not in hashes:
-            hashes[path] = content_hash(path)
+            hashes[path] = content_hash(contents)
         sources[str(path)] = hashes[path]
         return path
 

@@ -133,9 +133,28 @@ def content_hash(path: Path) -> str:
 
 
 def standalone(verb: str, config: Config, folder: Path) -> Stage:
-    """A stage outside any recipe: all that it reads is identified by its contents."""
-    paths = {path for paths in path_fields(config).values() for path in paths}
-    return Stage(verb, config, folder, {str(path): content_hash(path) for path in paths})
+    """A stage outside any recipe: all that it reads is identified by its contents.
+
+    Raises:
+        UserError: a path names nothing.
+    """
+    fields = path_fields(config).items()
+    return Stage(
+        verb, config, folder, {str(p): content_hash(contents_of(field, p)) for field, paths in fields for p in paths}
+    )
+
+
+def contents_of(field: str, path: Path) -> Path:
+    """Where the contents of a config's `field` are: `path`, or the download of the policy with this hub id.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    if path.exists() or field not in ("policy", "policies") or len(path.parts) != 2:
+        return path
+    from rlrc.models.checkpoint import on_disk  # a heavy import, rarely needed
+
+    return on_disk(path)
 
 
 def _replace_strings(value: Any, names: Mapping[str, str]) -> Any:

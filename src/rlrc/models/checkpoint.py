@@ -66,7 +66,7 @@ def outline(path_or_hub_id: str | Path, unnorm_key: str | None = None, full_head
     Raises:
         UserError: as `load`.
     """
-    folder = _resolve(path_or_hub_id)
+    folder = on_disk(path_or_hub_id)
     config = read_config(folder)
     files = TensorFiles(folder)
     if full_head:
@@ -197,11 +197,16 @@ def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return (tensor.to(dtype) if narrows else tensor).contiguous()
 
 
-def _resolve(path_or_hub_id: str | Path) -> Path:
+def on_disk(path_or_hub_id: str | Path) -> Path:
+    """The folder of a checkpoint; one that is named by its hub id is downloaded, unless it was before.
+
+    Raises:
+        UserError: there is no such folder, and the hub has no such repository or cannot be reached.
+    """
     folder = Path(path_or_hub_id)
     if folder.is_dir():
         return folder
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) is None or str(path_or_hub_id).startswith("."):
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path_or_hub_id)) is None:
         raise UserError(f"{path_or_hub_id}: no such checkpoint folder")
     try:
         return Path(

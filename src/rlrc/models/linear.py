@@ -1,5 +1,8 @@
 """Layers whose weight is stored in 4 or 8 bits: real packed bytes on disk and in memory, on any device.
 
+On x86 processors the packed bytes are multiplied as they are (`rlrc.kernels`), with activations rounded to 8 bits; see
+there for what is needed. Elsewhere the weight is unpacked at every call.
+
 The weight is cut along its inputs into groups. Each group has its own scale (bfloat16) and zero point (an integer of
 the weight's own width): `w = (code - zero) * scale`. With 4 bits and groups of 32 that is 4 + (16 + 4) / 32 = 4.625
 bits a weight, 0.289 of bfloat16.
@@ -17,7 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc import kernels
 from rlrc.errors import UserError
+from rlrc.kernels import PackedWeight
+from rlrc.kernels.choice import choose, run
 
 CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
 """Tried per group: shrinking the range a little makes all steps finer at the price of clipping the extremes."""
@@ -102,9 +108,34 @@ class QuantizedLinear(nn.Module):
         return weight.flatten(1)[:, : self.in_features]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out) in x's dtype. The reference path, and the place where faster kernels are chosen."""
+        """x (..., in) -> (..., out) in x's dtype, by the kernel that is fastest here for so many rows.
+
+        Without one (`reference_reason`), and where a gradient is needed, the weight is unpacked and used as it is.
+        """
+        if self.reference_reason(x) is None:
+            weight = self.packed_weight
+            return run(choose(weight, x.numel() // self.in_features), weight, x, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.dequantize(x.dtype), bias)
+
+    def reference_reason(self, x: torch.Tensor) -> str | None:
+        """Why the kernels do not take inputs like `x`; None where they do."""
+        if x.device.type != "cpu":
+            return "they are for the CPU"
+        if x.dtype not in (torch.bfloat16, torch.float32):
+            return f"they read bfloat16 and float32, not {x.dtype}"
+        if self.group_size % kernels.BLOCK:
+            return f"they need groups of a multiple of {kernels.BLOCK} weights, not of {self.group_size}"
+        if torch.is_grad_enabled() and x.requires_grad:
+            return "they have no gradient"
+        return kernels.missing()
+
+    @property
+    def packed_weight(self) -> PackedWeight:
+        """The weight as the kernels take it."""
+        return PackedWeight(
+            self.codes, self.scales, self.zeros, self.bits, self.group_size, self.out_features, self.in_features
+        )
 
     @property
     def nbytes(self) -> int:

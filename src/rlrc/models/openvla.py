@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlrc.errors import UserError
 from rlrc.models import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.decoder import HeterogeneousLlamaForCausalLM
+from rlrc.models.decoding import Decoding
 from rlrc.models.linear import QuantizedLinear
 from rlrc.models.vision import LayerScale, Projector, VisionBackbone, VisionTower
 
@@ -197,32 +198,22 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     def sample_actions(
         self, inputs: PolicyInputs, temperature: float = 0.0, generator: Generators = None
     ) -> ActionSample:
-        """Decode seven action tokens with a KV cache, greedily at temperature 0, else sampled over the 256 action ids.
+        """Decode seven action tokens, greedily at temperature 0, else sampled over the 256 action ids.
 
         `logprobs` are those of the distribution sampled from (at temperature 0, of the untempered one).
         """
-        mask = inputs.attention_mask
-        embeddings, mask, positions = self._joint_sequence(inputs, self.get_input_embeddings()(inputs.input_ids), mask)
-        cache = DynamicCache()
-        tokens, logprobs, first_hidden = [], [], None
-        for step in range(self.config.action_dim):
-            output = self.language_model.model(
-                inputs_embeds=embeddings,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            hidden = output.last_hidden_state[:, -1]
-            first_hidden = hidden if first_hidden is None else first_hidden
-            bins, logprob = _choose(self.action_head(hidden), temperature, generator)
+        embed = self.get_input_embeddings()
+        embeddings, mask, positions = self._joint_sequence(inputs, embed(inputs.input_ids), inputs.attention_mask)
+        length = embeddings.shape[1] + self.config.action_dim - 1
+        decoding = Decoding(self.language_model.model, mask, positions, length)
+        tokens, logprobs, states = [], [], []
+        for _ in range(self.config.action_dim):
+            states.append(decoding.advance(embeddings))
+            bins, logprob = _choose(self.action_head(states[-1]), temperature, generator)
             tokens.append(bins + self.first_action_id)
             logprobs.append(logprob)
-            if step + 1 < self.config.action_dim:
-                embeddings = self.get_input_embeddings()(tokens[-1])[:, None]
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-                positions = positions[:, -1:] + 1
-        values = None if self.value_head is None else self.value_head(first_hidden).float()
+            embeddings = embed(tokens[-1])[:, None]
+        values = None if self.value_head is None else self.value_head(states[0]).float()
         return ActionSample(torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1).sum(dim=1), values)
 
     @property
@@ -231,8 +222,9 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def action_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the action ids alone: the other rows of `lm_head` are never needed."""
-        rows = slice(None) if self.config.action_head_only else self.config.action_ids
-        head = self.language_model.lm_head
+        head, rows = self.language_model.lm_head, self.config.action_ids
+        if self.config.action_head_only:
+            return head(hidden)
         packed = isinstance(head, QuantizedLinear)
         return F.linear(hidden, head.dequantize(hidden.dtype, rows) if packed else head.weight[rows])
 

@@ -45,8 +45,8 @@ class Frames:
     _embedded: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def draw(cls, source: Policy, files: TensorFiles, demonstrations: Demonstrations, samples: int, seed: int) -> Self:
-        """`samples` random frames.
+    def draw(cls, policy: Policy, files: TensorFiles, demonstrations: Demonstrations, samples: int, seed: int) -> Self:
+        """`samples` random frames; `policy` is an outline, and gets the weights around its decoder from `files`.
 
         Raises:
             UserError: there are not as many.
@@ -56,7 +56,7 @@ class Frames:
                 f"{samples} calibration samples asked for, but the dataset holds {len(demonstrations)} frames"
             )
         chosen = np.sort(np.random.default_rng(seed).choice(len(demonstrations), samples, replace=False))
-        policy = without_decoder(source, files)
+        fill(policy.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
         statistics = action_statistics(policy.norm_stats, policy.unnorm_key)
         tokens = policy.actions.encode(normalise(demonstrations.actions[chosen], statistics))
         instructions = [demonstrations.instruction(i) for i in chosen]
@@ -111,12 +111,6 @@ class Frames:
         model = self.policy.model
         last = model.language_model.model.norm(hidden[:, -self.tokens.shape[1] :])
         return model.action_head(last).float()
-
-
-def without_decoder(source: Policy, files: TensorFiles) -> Policy:
-    """A policy with the weights of `source`, an outline, but for those of its decoder layers."""
-    fill(source.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
-    return source
 
 
 def text_calibration(source: Policy, files: TensorFiles, path: Path) -> Calibration:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.errors import UserError
-from rlrc.progress import bar
 from rlrc.prune.groups import Group
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
@@ -43,28 +42,24 @@ class Depth(PruningMethod):
             self._count(layers, target)
 
     def measure(self, source: Source) -> Measured:
-        """`influence` (layers,); nothing where a list says what stays."""
+        """By layer, its influence; nothing where a list says what stays."""
         if self.keep:
             return {}
         stream = source.stream
         mask = stream.calibration.mask
-        done, saved = source.saved.load()
-        hidden = saved.get("hidden", stream.calibration.embeddings)
-        influence = saved.get("influence", torch.zeros(len(source.layers)))
-        with bar("influence", total=len(source.layers), start=done) as progress:
-            for index in range(done, len(source.layers)):
-                after = stream.step(source.layers[index], hidden)
-                influence[index] = 1 - F.cosine_similarity(hidden[mask].float(), after[mask].float(), dim=-1).mean()
-                hidden = after
-                source.saved.save(index + 1, {"influence": influence, "hidden": hidden})
-                progress.advance()
-        return {"influence": influence}
+
+        def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
+            after = stream.step(layer, hidden)
+            cosine = F.cosine_similarity(hidden[mask].float(), after[mask].float(), dim=-1)
+            return {str(index): 1 - cosine.mean()}, after
+
+        return source.forward("influence", visit)
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
         if self.keep:
             stay = {index % layers for index in self.keep}
         else:
-            influence = measured["influence"].clone()
+            influence = torch.stack([measured[str(index)] for index in range(layers)])
             influence[list(target.protected)] = torch.inf
             stay = set(influence.argsort(stable=True)[self._count(layers, target) :].tolist())
         kept = tuple(sorted(stay))

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.errors import UserError
-from rlrc.progress import bar, say
+from rlrc.progress import say
 from rlrc.prune.allocate import share_of_free
 from rlrc.prune.groups import Group, matrix
 from rlrc.prune.measured import Measured
@@ -45,23 +46,20 @@ class Flap(PruningMethod):
     def measure(self, source: Source) -> Measured:
         """By layer and kind of unit: `mean` and `metric` of the inputs of o_proj or down_proj, each (width,)."""
         stream = source.stream
-        done, measured = source.saved.load()
-        hidden = measured.pop("hidden", stream.calibration.embeddings)
-        with bar("fluctuation", total=len(source.layers), start=done) as progress:
-            for index in range(done, len(source.layers)):
-                layer = source.layers[index]
-                groups = [group for group in source.groups if group.layer == index]
-                sums = {group.members[-1].name: RunningSums(stream.calibration.mask) for group in groups}
-                with inputs_of(layer, {name: running.add for name, running in sums.items()}):
-                    hidden = stream.step(layer, hidden)
-                for group in groups:
-                    output = group.members[-1].name
-                    weight = matrix(layer, output).weight.detach().float()
-                    measured[f"{index}.{group.kind}.mean"] = sums[output].mean
-                    measured[f"{index}.{group.kind}.metric"] = self._metric(weight, sums[output])
-                source.saved.save(index + 1, measured | {"hidden": hidden})
-                progress.advance()
-        return measured
+
+        def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
+            outputs = {group.members[-1].name: group for group in source.groups if group.layer == index}
+            sums = {name: RunningSums(stream.calibration.mask) for name in outputs}
+            with inputs_of(layer, {name: running.add for name, running in sums.items()}):
+                hidden = stream.step(layer, hidden)
+            measured = {}
+            for name, group in outputs.items():
+                weight = matrix(layer, name).weight.detach().float()
+                measured[f"{index}.{group.kind}.mean"] = sums[name].mean
+                measured[f"{index}.{group.kind}.metric"] = self._metric(weight, sums[name])
+            return measured, hidden
+
+        return source.forward("fluctuation", visit)
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
         free = [group for group in groups if group.layer not in target.protected]

@@ -9,16 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.config import Config
 from rlrc.errors import UserError
+from rlrc.progress import bar
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames
 from rlrc.prune.groups import Group
 from rlrc.prune.measured import Measured, SavedSums
 from rlrc.prune.stream import Calibration, Stream
+
+Visit = Callable[[int, LlamaDecoderLayer, torch.Tensor], tuple[Measured, torch.Tensor]]
+"""Of a layer, its number and what enters it (N, T, hidden): what was measured there, and what leaves it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,25 @@ class Source:
         """The calibration samples before the first layer."""
         assert self.calibration is not None and self.rotary is not None, "a method asks for what it does not need"
         return Stream(self.calibration, self.rotary)
+
+    def forward(self, what: str, visit: Visit) -> Measured:
+        """Send the samples through the layers, calling `visit` for each, and go on where an earlier run was cut off.
+
+        Args:
+            what: is measured, for people.
+
+        Returns:
+            All that `visit` has measured.
+        """
+        done, measured = self.saved.load()
+        hidden = measured.pop("hidden", self.stream.calibration.embeddings)
+        with bar(what, total=len(self.layers), start=done) as progress:
+            for index in range(done, len(self.layers)):
+                here, hidden = visit(index, self.layers[index], hidden)
+                measured |= here
+                self.saved.save(index + 1, measured | {"hidden": hidden})
+                progress.advance()
+        return measured
 
     def with_frames(self, frames: Frames) -> "Source":
         return replace(self, frames=frames, calibration=frames.calibration())

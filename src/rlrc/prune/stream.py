@@ -8,7 +8,7 @@ anew from its inputs (gradient checkpointing at layer boundaries). 7.5 B paramet
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import nn
@@ -152,13 +152,13 @@ class Stream:
     def _call(self, layer: LlamaDecoderLayer, hidden: torch.Tensor, rows: slice) -> torch.Tensor:
         mask = self.calibration.mask[rows]
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        output: Any = layer(
+        output: torch.Tensor = layer(
             hidden,
             attention_mask=_causal(mask, hidden.dtype),
             position_ids=positions,
             position_embeddings=self._rotary(hidden, position_ids=positions),
         )
-        return output[0] if isinstance(output, tuple) else output
+        return output
 
 
 @contextmanager

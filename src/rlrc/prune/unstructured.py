@@ -15,7 +15,6 @@ from pydantic import StringConstraints, model_validator
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.errors import UserError
-from rlrc.progress import bar
 from rlrc.prune.groups import Group, matrix
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
@@ -118,21 +117,18 @@ class Wanda(Unstructured):
     def measure(self, source: Source) -> Measured:
         """By layer and matrix, the mean over samples of the squared norm of each input (in,)."""
         stream, target = source.stream, source.target
-        done, measured = source.saved.load()
-        hidden = measured.pop("hidden", stream.calibration.embeddings)
-        with bar("input norms", total=len(source.layers), start=done) as progress:
-            for index in range(done, len(source.layers)):
-                layer, names = source.layers[index], _names(source.groups, index)
-                if index not in target.protected:
-                    norms = {name: SquareNorm(stream.calibration.mask) for name in names}
-                    with inputs_of(layer, {name: norm.add for name, norm in norms.items()}):
-                        stream.step(layer, hidden)
-                    measured |= {f"{index}.{name}": norm.mean for name, norm in norms.items()}
-                    self.zero(index, layer, names, measured, target.ratio)
-                hidden = stream.step(layer, hidden)
-                source.saved.save(index + 1, measured | {"hidden": hidden})
-                progress.advance()
-        return measured
+
+        def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
+            if index in target.protected:
+                return {}, stream.step(layer, hidden)
+            norms = {name: SquareNorm(stream.calibration.mask) for name in _names(source.groups, index)}
+            with inputs_of(layer, {name: norm.add for name, norm in norms.items()}):
+                stream.step(layer, hidden)
+            measured = {f"{index}.{name}": norm.mean for name, norm in norms.items()}
+            self.zero(index, layer, list(norms), measured, target.ratio)
+            return measured, stream.step(layer, hidden)  # the next layer is measured behind what this one has become
+
+        return source.forward("input norms", visit)
 
     def lowest(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float) -> torch.Tensor:
         assert square_norm is not None

@@ -1,0 +1,72 @@
+"""Decoding agrees with transformers' own modules: their attention, their cache, their masks."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from rlrc.models.policy import Policy
+from rlrc.models.presets import Shape, TowerShape, new_policy
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put carrot on plate"]
+
+
+def transformers_tokens(policy: Policy, instructions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Seven greedy tokens (B, 7) and the logits of the last one (B, 256), by LlamaModel and DynamicCache."""
+    model = policy.model
+    inputs = policy.prepare(IMAGES[: len(instructions)], instructions)
+    embed = model.get_input_embeddings()
+    embeddings, mask, positions = model._joint_sequence(inputs, embed(inputs.input_ids), inputs.attention_mask)
+    cache, tokens = DynamicCache(), []
+    for _ in range(7):
+        hidden = model.language_model.model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        logits = model.action_head(hidden)
+        tokens.append(logits.argmax(-1) + model.first_action_id)
+        embeddings = embed(tokens[-1])[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return torch.stack(tokens, dim=1), logits
+
+
+@pytest.fixture(scope="module")
+def grouped() -> Policy:
+    """Key-value heads that several query heads share, and layers of different shapes."""
+    tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
+    shape = Shape(patch_size=32, towers=(tower, tower), hidden_size=40, num_hidden_layers=3, intermediate_size=40)
+    config = new_policy(shape, INSTRUCTIONS, None).model.config
+    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 4, 2
+    config.text_config.per_layer_config = {1: {"num_attention_heads": 2, "num_key_value_heads": 1}}
+    policy = new_policy(shape, INSTRUCTIONS, None)
+    torch.manual_seed(0)
+    policy.model = type(policy.model)(config).eval()
+    return policy
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2, 3], ids=["one", "padded", "three"])
+@pytest.mark.parametrize("kind", ["plain", "grouped"])
+def test_tokens_are_those_of_transformers(kind: str, count: int, tiny_policy: Policy, grouped: Policy) -> None:
+    policy = tiny_policy if kind == "plain" else grouped
+    instructions = INSTRUCTIONS[:count]
+    inputs = policy.prepare(IMAGES[:count], instructions)
+    assert bool(inputs.attention_mask.all()) == (count == 1)  # the second instruction is longer
+    expected, _ = transformers_tokens(policy, instructions)
+    sample = policy.sample(inputs)
+    assert torch.equal(sample.tokens, expected)
+    logits, _ = policy.model.action_logits(inputs, expected)
+    logprobs = logits.log_softmax(-1).amax(-1).sum(-1)
+    torch.testing.assert_close(sample.logprobs, logprobs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close(tiny_policy: Policy) -> None:
+    """Within bf16's own rounding, 2^-8 of the largest logit a layer."""
+    tiny_policy.model.to(torch.bfloat16)
+    inputs = tiny_policy.prepare(IMAGES[:2], INSTRUCTIONS[:2])
+    sample = tiny_policy.sample(inputs)
+    logits, _ = tiny_policy.model.action_logits(inputs, sample.tokens)
+    chosen = logits.float().log_softmax(-1).gather(-1, (sample.tokens - tiny_policy.model.first_action_id)[..., None])
+    torch.testing.assert_close(sample.logprobs, chosen.squeeze(-1).sum(-1), rtol=0, atol=7 * 3 * 2**-8)
