@@ -11,8 +11,9 @@ fail() {
     exit 1
 }
 
-# 1. What MuJoCo draws with where there is no display. Other systems than Debian and Ubuntu bring their own OpenGL.
-packages="libegl1 libgl1-mesa-dri libosmesa6"
+# 1. What MuJoCo draws with where there is no display, and a compiler for the kernels of quantized policies. Other systems
+# than Debian and Ubuntu bring their own OpenGL.
+packages="libegl1 libgl1-mesa-dri libosmesa6 g++"
 if ! command -v python3 >/dev/null 2>&1 || ! python3 -c 'import ensurepip' 2>/dev/null; then
     packages="$packages python3 python3-venv"
 fi

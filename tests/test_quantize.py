@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from rlrc.models.linear import (
 )
 from rlrc.models.policy import Policy
 from rlrc.models.presets import Shape, new_policy
-from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
+from rlrc.quantize import Part, QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
@@ -234,10 +234,10 @@ def test_a_fresh_process_computes_equal_logits(checkpoint: Path, tmp_path: Path,
 
 
 def test_every_part_can_be_packed_and_8_bits_change_little(checkpoint: Path, tmp_path: Path) -> None:
-    config = QuantizeConfig(policy=checkpoint, bits=8, parts=("decoder", "vision", "projector", "head"))
+    config = QuantizeConfig(policy=checkpoint, bits=8, parts=get_args(Part))
     result = quantize(config, tmp_path)
     names = {layer["name"] for layer in result["per_layer"]}
-    assert {part_of(name) for name in names} == {"decoder", "vision", "projector", "head"}
+    assert {part_of(name) for name in names} == set(get_args(Part))
     assert any("patch_embed.proj" in name for name in names)
     dense, packed = rlrc.load(checkpoint), rlrc.load(tmp_path / "checkpoint")
     inputs = dense.prepare(IMAGES, INSTRUCTIONS)

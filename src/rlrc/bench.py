@@ -26,6 +26,7 @@ import transformers
 from pydantic import Field
 
 import rlrc
+from rlrc import kernels
 from rlrc.config import Config
 from rlrc.files import write_json
 from rlrc.inspect import describe
@@ -98,7 +99,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     info = {
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": kernels.processor(),
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -128,13 +129,14 @@ def _load_and_act(path: Path, device: str) -> dict[str, int]:
     policy = rlrc.load(path, device=device)
     for _ in range(3):
         policy.act(*_inputs(policy, 1))
-    measured = {"baseline": baseline, "peak": _peak_resident()}
+    measured = {"baseline": baseline, "peak": peak_resident()}
     if device == "cuda":
         measured |= {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
     return measured
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
+    """The largest resident size (bytes) that this process has had."""
     # Linux hands ru_maxrss down to child processes; VmHWM is this process's own.
     status = Path("/proc/self/status")
     if status.exists():
@@ -221,14 +223,6 @@ def _now(device: torch.device) -> float:
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:
     return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90))}
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _print(entries: Sequence[dict[str, Any]]) -> None:

@@ -32,7 +32,9 @@ CHUNK = 2**16
 """Weights quantized at once: the search reads them many times, so they should fit in the processor's cache."""
 
 
-PACKABLE = (nn.Linear, nn.Conv2d)
+PACKABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
+Packable = nn.Linear | nn.Conv2d | nn.Embedding
+"""What has a weight that can be packed."""
 
 
 class QuantizedLinear(nn.Module):
@@ -85,21 +87,30 @@ class QuantizedLinear(nn.Module):
         shape = (linear.in_features, linear.out_features)
         return cls(*shape, bits, group_size, has_bias, weight.device, weight.dtype).train(linear.training)
 
-    def fill(self, layer: nn.Linear | nn.Conv2d) -> Self:
+    def fill(self, layer: Packable) -> Self:
         """Quantize `layer`'s weight to the nearest codes, and take over its bias."""
         weight = layer.weight.detach().flatten(1)
         rows = max(1, CHUNK // self.in_features)
         for start in range(0, self.out_features, rows):
             here = slice(start, start + rows)
             codes, scales, zeros = quantize_groups(_grouped(weight[here].float(), self.group_size), self.bits)
-            self.codes[here] = pack(codes.flatten(1)[:, : self.in_features], self.bits)
-            self.scales[here] = scales
-            self.zeros[here] = pack(zeros, self.bits)
-        if self.bias is not None and layer.bias is not None:
+            self.store(here, codes.flatten(1)[:, : self.in_features], scales, zeros)
+        return self.take_bias(layer)
+
+    def store(self, rows: slice, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> None:
+        """Pack codes uint8 (rows, in), scales (rows, groups) and zero points uint8 (rows, groups)."""
+        self.codes[rows] = pack(codes, self.bits)
+        self.scales[rows] = scales
+        self.zeros[rows] = pack(zeros, self.bits)
+
+    def take_bias(self, layer: Packable) -> Self:
+        """Take over the bias of `layer`, if there is one."""
+        if self.bias is not None:
+            assert isinstance(layer.bias, torch.Tensor)
             self.bias.data.copy_(layer.bias.detach())
         return self
 
-    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """The weight the codes stand for, (out, in) or some rows of it; exact in float32, rounded once in bfloat16."""
         scales = self.scales[rows].to(dtype)
         codes = _grouped(unpack(self.codes[rows], self.bits, self.in_features), self.group_size).to(dtype)
@@ -185,10 +196,27 @@ class QuantizedConv2d(QuantizedLinear):
         return F.conv2d(x, self.dequantize(x.dtype).unflatten(1, kernel), bias, **placing)
 
 
-def empty_packed(layer: nn.Linear | nn.Conv2d, bits: int, group_size: int) -> QuantizedLinear:
+class QuantizedEmbedding(QuantizedLinear):
+    """`nn.Embedding` with a packed weight, of which the rows that are looked up are unpacked."""
+
+    @classmethod
+    def empty_like(cls, embedding: nn.Embedding, bits: int, group_size: int) -> Self:  # type: ignore[override]
+        """A layer of `embedding`'s shape and device whose weight is still to be filled in."""
+        weight = embedding.weight
+        shape = (embedding.embedding_dim, embedding.num_embeddings)
+        return cls(*shape, bits, group_size, False, weight.device, weight.dtype).train(embedding.training)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (...) -> embeddings (..., width) in bfloat16, the dtype of the scales."""
+        return self.dequantize(self.scales.dtype, ids.flatten()).unflatten(0, ids.shape)
+
+
+def empty_packed(layer: Packable, bits: int, group_size: int) -> QuantizedLinear:
     """The packed layer that can take `layer`'s place, its weight still to be filled in."""
     if isinstance(layer, nn.Conv2d):
         return QuantizedConv2d.empty_like(layer, bits, group_size)
+    if isinstance(layer, nn.Embedding):
+        return QuantizedEmbedding.empty_like(layer, bits, group_size)
     return QuantizedLinear.empty_like(layer, bits, group_size)
 
 
@@ -202,8 +230,8 @@ def replace_linears(module: nn.Module, names: Iterable[str], bits: int, group_si
         module.set_submodule(name, empty_packed(get_linear(module, name), bits, group_size))
 
 
-def get_linear(module: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    """The `nn.Linear` (or the convolution, which is linear as well) at dotted `name`.
+def get_linear(module: nn.Module, name: str) -> Packable:
+    """The `nn.Linear` (or the convolution or embedding, which are linear as well) at dotted `name`.
 
     Raises:
         UserError: there is none.

@@ -146,9 +146,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         if pixel_values is None:
             return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
         inputs = PolicyInputs(input_ids, attention_mask, pixel_values)
-        embeddings, mask, positions = self._joint_sequence(
-            inputs, self.get_input_embeddings()(input_ids), attention_mask
-        )
+        embeddings, mask, positions = self._joint_sequence(inputs, self.embed(input_ids), attention_mask)
         if labels is not None:
             patches = embeddings.shape[1] - labels.shape[1]
             labels = torch.cat([labels[:, :1], labels.new_full((len(labels), patches), -100), labels[:, 1:]], dim=1)
@@ -160,12 +158,15 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def add_value_head(self, seed: int = 0) -> None:
         """Give the model a fresh critic; the last layer starts at N(0, 0.02), so that first values are near zero."""
-        weight = self.language_model.model.embed_tokens.weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = ValueHead(self.config.text_config.hidden_size)
             nn.init.normal_(head.head_l3.weight, std=0.02)
-        self.value_head = head.to(device=weight.device, dtype=weight.dtype)
+        self.value_head = head.to(device=self.device, dtype=self.dtype)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) to the decoder's embeddings (..., hidden)."""
+        return self.get_input_embeddings()(ids).to(self.dtype)
 
     def project_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3 * towers, H, W) to the decoder's embeddings of the patches (B, P, hidden)."""
@@ -187,8 +188,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         self, inputs: PolicyInputs, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the decoder reads to predict `tokens` (B, 7): embeddings (B, T, hidden), mask and positions (B, T)."""
-        embed = self.get_input_embeddings()
-        text = torch.cat([embed(inputs.input_ids), embed(tokens[:, :-1])], dim=1)
+        text = torch.cat([self.embed(inputs.input_ids), self.embed(tokens[:, :-1])], dim=1)
         mask = torch.cat(
             [inputs.attention_mask, inputs.attention_mask.new_ones(len(tokens), tokens.shape[1] - 1)], dim=1
         )
@@ -202,8 +202,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
         `logprobs` are those of the distribution sampled from (at temperature 0, of the untempered one).
         """
-        embed = self.get_input_embeddings()
-        embeddings, mask, positions = self._joint_sequence(inputs, embed(inputs.input_ids), inputs.attention_mask)
+        text = self.embed(inputs.input_ids)
+        embeddings, mask, positions = self._joint_sequence(inputs, text, inputs.attention_mask)
         length = embeddings.shape[1] + self.config.action_dim - 1
         decoding = Decoding(self.language_model.model, mask, positions, length)
         tokens, logprobs, states = [], [], []
@@ -212,7 +212,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             bins, logprob = _choose(self.action_head(states[-1]), temperature, generator)
             tokens.append(bins + self.first_action_id)
             logprobs.append(logprob)
-            embeddings = embed(tokens[-1])[:, None]
+            embeddings = self.embed(tokens[-1])[:, None]
         values = None if self.value_head is None else self.value_head(states[0]).float()
         return ActionSample(torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1).sum(dim=1), values)
 

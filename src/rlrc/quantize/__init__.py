@@ -1,35 +1,44 @@
 """Quantize: store the weights of linear layers in 4 or 8 bits, in groups along their inputs; nothing is trained.
 
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4
+    rlrc quantize --policy runs/default/rl/checkpoint --bits 4 --rounding gptq --dataset runs/demos/dataset
 
-Only weights are packed (see `models/linear.py`); activations stay as they are. Bytes are counted, never estimated:
+Only weights are packed (see `models/linear.py`). They are rounded to the nearest code, or, given demonstrations, so
+that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated:
 those of the saved tensors and those of the tensors in memory, scales and zero points included.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 import rlrc
 from rlrc.config import Config
+from rlrc.data import Demonstrations
 from rlrc.errors import UserError
 from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
+from rlrc.models.policy import Policy
 from rlrc.models.shards import stored_bytes
 from rlrc.progress import say, track
+from rlrc.quantize.gptq import Samples, quantize_compensating, second_moments
 from rlrc.tables import human_bytes
 
 PARTS = {
     "decoder": "language_model.model.layers",
     "vision": "vision_backbone",
     "projector": "projector",
+    "embedding": "language_model.model.embed_tokens",
     "head": "language_model.lm_head",
 }
+
+
+Part = Literal["decoder", "vision", "projector", "embedding", "head"]
 
 
 class QuantizeConfig(Config):
@@ -41,11 +50,26 @@ class QuantizeConfig(Config):
     """Of each weight."""
     group_size: int = Field(default=32, ge=1)
     """Weights along a layer's input that share a scale and a zero point."""
-    parts: tuple[Literal["decoder", "vision", "projector", "head"], ...] = Field(default=("decoder",), min_length=1)
-    """Whose linear layers and convolutions are packed."""
+    parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
+    """Whose linear layers, convolutions and embeddings are packed."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """Each weight to its nearest code, or so that errors make up for each other on the demonstrations."""
+    dataset: Path | None = None
+    """Demonstrations: gptq is calibrated on some, and on others it is counted how often the best action token
+    changes."""
+    samples: int = Field(default=64, ge=1)
+    """Frames drawn from them for either."""
+    seed: int = 0
+    """Of the draw."""
     modules_to_not_convert: tuple[str, ...] = ()
     """Layers whose name contains one of these stay as they are. A first convolution, say, has few weights and every
     pixel passes through it."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.rounding == "gptq" and self.dataset is None:
+            raise ValueError("rounding gptq needs a dataset of demonstrations to calibrate on")
+        return self
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,8 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
 
     Returns:
         Bytes of the packed layers against bf16 (`replaced`) and of all tensors before and after (`total`), both on disk
-        and in memory; `left_dense`, each layer that was not packed with the reason; and `per_layer`.
+        and in memory; `left_dense`, each layer that was not packed with the reason; `per_layer`; and, given a dataset,
+        `actions`: how many tokens of held-out frames have another best bin than before, and by how many bins.
 
     Raises:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
@@ -83,7 +108,9 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
             raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
     kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
     names = [name for name in names if name not in kept]
-    packed, left = quantize_linears(policy.model, names, config.bits, config.group_size)
+    held_out = _held_out(policy, config)
+    before_bins = None if held_out is None else held_out.bins(policy)
+    packed, left = _pack(policy, names, config)
     left |= dict.fromkeys(kept, "named in modules_to_not_convert")
     if not packed:
         raise UserError(
@@ -94,7 +121,10 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     )
     bf16, memory = sum(layer.bf16_bytes for layer in packed), sum(layer.bytes for layer in packed)
     metrics = {"layers": len(packed), "bytes": memory, "bf16_bytes": bf16, "ratio": memory / bf16, "left_dense": left}
-    stage = {"verb": "quantize", "config": config.model_dump(mode="json"), "metrics": metrics}
+    actions = None
+    if held_out is not None and before_bins is not None:
+        actions = disagreement(before_bins, held_out.bins(policy))
+    stage = {"verb": "quantize", "config": config.model_dump(mode="json"), "metrics": metrics | {"actions": actions}}
     policy.save(out / "checkpoint", stage=stage)
 
     stored = stored_bytes(out / "checkpoint")
@@ -104,6 +134,9 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         say(f"{len(packed)} layers {where}: {count:,} bytes, {count / bf16:.4f} of {human_bytes(bf16)} in bf16")
     worst = min(packed, key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
     say(f"least signal-to-noise: {worst.sqnr_db or math.inf:.1f} dB, {worst.name}")
+    if actions is not None:
+        changed, bins = actions["changed"], actions["bins"]
+        say(f"{changed:.1%} of {actions['tokens']} action tokens change; their bins move by {bins:.2f} on average")
     for name, reason in left.items():
         say(f"left dense: {name}: {reason}")
     return {
@@ -117,12 +150,45 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         },
         "total": {"before": before, "after": after},
         "left_dense": left,
+        "actions": actions,
         "per_layer": [asdict(layer) for layer in packed],
     }
 
 
+def _held_out(policy: Policy, config: QuantizeConfig) -> Samples | None:
+    """Frames to compare actions on; drawn by another seed than those to calibrate on."""
+    if config.dataset is None:
+        return None
+    return Samples.draw(policy, Demonstrations.load(config.dataset), config.samples, config.seed + 1)
+
+
+def disagreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
+    """Share of the bins (N, 7) that differ, and by how much all of them do on average."""
+    distance = (before - after).abs().float()
+    return {"tokens": before.numel(), "changed": float((distance > 0).float().mean()), "bins": float(distance.mean())}
+
+
+def _pack(policy: Policy, names: Sequence[str], config: QuantizeConfig) -> tuple[list[PackedLayer], dict[str, str]]:
+    if config.rounding == "nearest":
+        return quantize_linears(policy.model, names, config.bits, config.group_size)
+    assert config.dataset is not None
+    samples = Samples.draw(policy, Demonstrations.load(config.dataset), config.samples, config.seed)
+    packed: list[PackedLayer] = []
+    left: dict[str, str] = {}
+    rest = list(names)
+    for moments in second_moments(policy, samples, names):
+        done = quantize_linears(policy.model, list(moments), config.bits, config.group_size, moments)
+        packed += done[0]
+        left |= done[1]
+        rest = [name for name in rest if name not in moments]
+    done = quantize_linears(policy.model, rest, config.bits, config.group_size)
+    for layer in done[0]:
+        say(f"rounded to nearest, since it is no linear layer that the samples pass: {layer.name}")
+    return packed + done[0], left | done[1]
+
+
 def linear_names(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """Dotted names of the linear layers and convolutions of the policy's `parts`."""
+    """Dotted names of the linear layers, convolutions and embeddings of the policy's `parts`."""
     return [name for name, module in model.named_modules() if isinstance(module, PACKABLE) and part_of(name) in parts]
 
 
@@ -132,9 +198,16 @@ def part_of(name: str) -> str | None:
 
 
 def quantize_linears(
-    model: nn.Module, names: Sequence[str], bits: int, group_size: int
+    model: nn.Module,
+    names: Sequence[str],
+    bits: int,
+    group_size: int,
+    moments: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[list[PackedLayer], dict[str, str]]:
     """Put a packed layer in the place of each named one, one at a time, so that memory only shrinks.
+
+    Args:
+        moments: of the inputs of each, where errors are to make up for each other.
 
     Returns:
         What was packed, and the reason for each layer that was left dense.
@@ -148,7 +221,12 @@ def quantize_linears(
         weight = linear.weight.detach()
         if not weight.isfinite().all():
             raise UserError(f"{name}: the weight holds NaN or infinity; the checkpoint is broken")
-        quantized = empty_packed(linear, bits, group_size).fill(linear)
+        quantized = empty_packed(linear, bits, group_size)
+        if moments is None:
+            quantized.fill(linear)
+        else:
+            quantized.store(slice(None), *quantize_compensating(weight, moments[name], bits, group_size))
+            quantized.take_bias(linear)
         bf16_bytes = 2 * weight.numel()
         if quantized.nbytes >= bf16_bytes:
             left[name] = f"{bits}-bit codes and scales of shape {tuple(weight.shape)} take more bytes than bf16"

@@ -1,0 +1,237 @@
+"""How long OpenVLA-7B takes for one action on this processor, dense, pruned and quantized, beside transformers.
+
+    python benchmarks/latency_7b.py        about 20 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.json
+
+Shapes are the real ones and weights random (`shapes_7b.py`), which changes no time. One picture of 224 pixels, one
+instruction, seven tokens, batch 1. In each group the policies act in turn, round by round, and every speed-up is the
+median over rounds of the ratio to what it is compared with in the same round. The baseline is dense bf16 through
+transformers' own modules and `generate`.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import shapes_7b as shapes
+import torch
+import torch.nn.functional as F
+
+from rlrc.bench import machine, peak_resident, stage_clock
+from rlrc.files import write_json
+from rlrc.kernels.choice import table
+from rlrc.models.config import OpenVLAConfig
+from rlrc.models.policy import Policy
+from rlrc.process import keep_freed_memory, wait_without_spinning
+from rlrc.progress import say
+
+BASELINE = "dense-transformers"
+CONFIGS: dict[str, Callable[[], OpenVLAConfig]] = {
+    "dense": shapes.published,
+    "rlrc": lambda: shapes.pruned(ratio=0.9),
+    "rlrc-overall": lambda: shapes.pruned(overall=0.9),
+    "llm-pruner-25": lambda: shapes.pruned(ratio=0.25, protected=frozenset({0, 1, 2, 3, 30, 31})),
+    # FLAP ranks all layers together; on random weights that means nothing, so here each layer loses the same share.
+    "flap-20": lambda: shapes.pruned(ratio=0.2, protected=frozenset(), output_bias=True),
+    "depth-0-31": lambda: shapes.published(layers=2),
+    "ratio-0.25": lambda: shapes.pruned(ratio=0.25),
+    "ratio-0.5": lambda: shapes.pruned(ratio=0.5),
+    "ratio-0.75": lambda: shapes.pruned(ratio=0.75),
+}
+GROUPS = [
+    [BASELINE, "dense", "dense-4bit"],
+    [BASELINE, "dense", "dense-8bit"],
+    [BASELINE, "rlrc", "rlrc-8bit", "rlrc-4bit"],
+    [BASELINE, "rlrc-overall", "rlrc-overall-8bit", "rlrc-overall-4bit"],
+    [BASELINE, "llm-pruner-25", "flap-20", "depth-0-31"],
+    *([f"ratio-{ratio}", f"ratio-{ratio}-8bit", f"ratio-{ratio}-4bit"] for ratio in ("0.25", "0.5", "0.75")),
+]
+"""What takes turns: as much as fits into memory together."""
+SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75", 0.9: "rlrc"}
+DECODED = 6
+"""Tokens after the first, each of which reads all weights of the decoder."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("results/latency_7b/cpu.json"))
+    options = parser.parse_args()
+    machine_rates = rates()
+    rows: dict[str, dict[str, Any]] = {}
+    for group in GROUPS:
+        say(" | ".join(group))
+        measured = take_turns(group, options.rounds)
+        for name, row in measured.items():
+            if name not in rows:
+                rows[name] = row | {"group": group, "roofline": roofline(name, row, machine_rates)}
+                say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
+        result = {
+            "machine": machine() | machine_rates,
+            "rounds": options.rounds,
+            "kernels": table(torch.get_num_threads()),
+            "rows": [{"name": name.replace(BASELINE, "dense"), **row} for name, row in rows.items()],
+            "sweep": sweep(rows),
+        }
+        write_json(options.out, result)
+
+
+def take_turns(group: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Everything about the policies of a group, each in a process of its own but for those that share weights."""
+    hosts = {name: Host([name]) for name in group if name.endswith("bit") or BASELINE not in group}
+    if BASELINE in group:
+        shared = Host([name for name in group if name not in hosts])
+        hosts |= {name: shared for name in group if name not in hosts}
+    seconds: dict[str, list[float]] = {name: [] for name in group}
+    for number in range(rounds + 1):
+        for name in group:
+            taken = hosts[name].ask(name, "act")
+            if number:  # the first round warms up
+                seconds[name].append(taken)
+    facts = {name: hosts[name].ask(name, "facts") for name in group}
+    for host in hosts.values():
+        host.end()
+    return {
+        name: {
+            "backend": "transformers" if name == BASELINE else "rlrc",
+            "p50_ms": _ms(np.percentile(seconds[name], 50)),
+            "p90_ms": _ms(np.percentile(seconds[name], 90)),
+            "speedup": _ratio(seconds, BASELINE, name),
+            "speedup_over_bf16": _ratio(seconds, name.rpartition("-")[0], name) if name.endswith("bit") else None,
+            **facts[name],
+            # The process of the baseline holds several policies; its peak belongs to none of them.
+            "peak_bytes": facts[name]["peak_bytes"] if len(hosts[name].names) == 1 else peak_alone(name),
+        }
+        for name in group
+    }
+
+
+def _ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None:
+    if slow not in seconds:
+        return None
+    return round(median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)), 3)
+
+
+def _ms(seconds: Any) -> float:
+    return round(1000 * float(seconds), 1)
+
+
+def peak_alone(name: str) -> int:
+    host = Host([name])
+    host.ask(name, "act")
+    peak = host.ask(name, "facts")["peak_bytes"]
+    host.end()
+    return peak
+
+
+class Host:
+    """A process that holds policies and acts when asked."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._pipe, far = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(target=serve, args=(names, far), daemon=True)
+        self._process.start()
+        far.close()
+
+    def ask(self, name: str, what: str) -> Any:
+        self._pipe.send((name, what))
+        return self._pipe.recv()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def serve(names: list[str], pipe: Connection) -> None:
+    keep_freed_memory()
+    libraries = psutil.Process().memory_info().rss
+    images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    instructions = ["put the carrot on the plate"]
+    actors: dict[str, Any] = {}
+    memory = None
+    if BASELINE in names:
+        actors[BASELINE] = shapes.TransformersBaseline()
+        memory = shapes.Memory(actors[BASELINE].llama)
+    for name in names:
+        if name not in actors:
+            shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")
+            actors[name] = shapes.policy(CONFIGS[shape](), int(bits.removesuffix("bit")), memory)
+    while True:
+        name, what = pipe.recv()
+        actor = actors[name]
+        started = time.perf_counter()
+        if what == "act":
+            actor.act(images, instructions) if name == BASELINE else actor.sample(actor.prepare(images, instructions))
+            pipe.send(time.perf_counter() - started)
+        else:
+            facts = {} if name == BASELINE else stages(actor, images, instructions)
+            weights = actor.weight_bytes if name == BASELINE else weight_bytes(actor)
+            pipe.send({"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident(), **facts})
+
+
+def weight_bytes(policy: Policy) -> int:
+    return sum(tensor.nbytes for tensor in policy.model.state_dict().values())
+
+
+def stages(policy: Policy, images: np.ndarray, instructions: list[str]) -> dict[str, Any]:
+    started = time.perf_counter()
+    inputs = policy.prepare(images, instructions)
+    prepared = time.perf_counter() - started
+    with stage_clock(policy) as seconds:
+        policy.sample(inputs)
+    model = policy.model
+    layers, vision = model.language_model.model.layers, model.vision_backbone
+    return {
+        "stages_ms": {stage: _ms(taken) for stage, taken in {"preprocess": prepared, **seconds}.items()},
+        "decoder_bytes": sum(tensor.nbytes for tensor in layers.state_dict().values()),
+        "vision_bytes": sum(tensor.nbytes for tensor in vision.state_dict().values()),
+    }
+
+
+def rates() -> dict[str, float]:
+    """What the machine can do: bytes read a second, and multiplications of bf16 matrices of a prompt's size."""
+    memory = torch.ones(2**27, dtype=torch.int64)
+    read = min(_seconds(memory.sum) for _ in range(5))
+    x, w = torch.ones(280, 4096, dtype=torch.bfloat16), torch.ones(11008, 4096, dtype=torch.bfloat16)
+    product = min(_seconds(lambda: F.linear(x, w)) for _ in range(10))
+    return {
+        "bytes_per_second": memory.nbytes / read,
+        "bf16_operations_per_second": 2 * x.shape[0] * w.numel() / product,
+    }
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def roofline(name: str, row: dict[str, Any], rates: dict[str, float]) -> dict[str, float] | None:
+    """Decoding against the time that reading the decoder's weights takes."""
+    if "stages_ms" not in row:
+        return None
+    floor = 1000 * DECODED * row["decoder_bytes"] / rates["bytes_per_second"]
+    return {"decode_floor_ms": round(floor, 1), "decode_over_floor": round(row["stages_ms"]["decode"] / floor, 2)}
+
+
+def sweep(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    points = []
+    for ratio, shape in SWEEP.items():
+        for bits in (16, 8, 4):
+            row = rows.get(shape if bits == 16 else f"{shape}-{bits}bit")
+            if row is not None:
+                speedup = row["speedup_over_bf16"]
+                points.append({"ratio": ratio, "bits": bits, "p50_ms": row["p50_ms"], "speedup_over_bf16": speedup})
+    return points
+
+
+if __name__ == "__main__":
+    wait_without_spinning()
+    main()

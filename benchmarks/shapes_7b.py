@@ -1,0 +1,199 @@
+"""Policies of OpenVLA-7B's real shapes, pruned and quantized, with weights that only look like some: for timing.
+
+Nothing is read from disk. All matrices are cut from one block of random numbers, scaled by their width, so that fifteen
+gigabytes are there in seconds.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlrc.models.checkpoint import empty_model
+from rlrc.models.config import OpenVLAConfig
+from rlrc.models.linear import QuantizedLinear, quantization_config
+from rlrc.models.llama_tokenizer import llama_like_tokenizer
+from rlrc.models.openvla import OpenVLAForActionPrediction
+from rlrc.models.policy import Policy
+from rlrc.models.processor import Processor
+from rlrc.models.random import image_processor, published_config
+from rlrc.prune.allocate import Rounding, choose
+from rlrc.prune.groups import coupled_groups
+from rlrc.prune.structured import plan_cut
+from rlrc.quantize import linear_names
+
+LAYERS = 32
+ENDS = frozenset({0, LAYERS - 1})
+PARTS = ("decoder", "vision", "projector", "embedding", "head")
+
+
+def pruned(
+    ratio: float | None = None,
+    overall: float | None = None,
+    protected: frozenset[int] = ENDS,
+    round_to: int = 128,
+    output_bias: bool = False,
+) -> OpenVLAConfig:
+    """The config after block-wise pruning; kept channels are a multiple of `round_to`, as kernels like them."""
+    config = published()
+    groups = coupled_groups(list(empty_model(config, Path()).language_model.model.layers))  # type: ignore[arg-type]
+    scores = [torch.zeros(group.units) for group in groups]
+    kept = choose(groups, scores, protected, "local", ratio, overall, Rounding(round_to, "up"))
+    whole = config.text_config.to_dict()
+    shapes = plan_cut(LAYERS, groups, kept).shapes
+    changed = {layer: shape for layer, shape in shapes.items() if not shape.items() <= whole.items()}
+    config.text_config.per_layer_config = changed or None
+    config.text_config.output_bias = output_bias
+    return config
+
+
+def published(layers: int = LAYERS) -> OpenVLAConfig:
+    """The published config, or one with fewer decoder layers; the head holds the action rows."""
+    config = OpenVLAConfig.from_dict(published_config("openvla-7b"))
+    config.action_head_only = True
+    config.text_config.num_hidden_layers = layers
+    return config
+
+
+class Memory:
+    """Weights that are there already and can serve a second policy: for fifteen gigabytes twice there is no room."""
+
+    def __init__(self, module: nn.Module) -> None:
+        large = [parameter for parameter in module.parameters() if parameter.numel() > 2**22]
+        self._tensors = cycle(large)
+        self._count = len(large)
+
+    def take(self, shape: torch.Size) -> torch.Tensor | None:
+        """A matrix of this shape out of the next tensor that is large enough, if there is one."""
+        for _ in range(self._count):
+            tensor = next(self._tensors)
+            if tensor.numel() >= shape.numel():
+                return tensor.detach().view(-1)[: shape.numel()].view(shape)
+        return None
+
+
+def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) -> Policy:
+    """A policy in bf16, perhaps in the `memory` of another one, or with every part in 4 or 8 bits by rlrc's layers."""
+    if bits < 16:
+        names = linear_names(empty_model(config, Path()), PARTS)
+        config.quantization_config = quantization_config(bits, 32, names)
+    model = empty_model(config, Path()).eval()
+    fill(model, memory)
+    return Policy(model, processor(config))
+
+
+def processor(config: OpenVLAConfig) -> Processor:
+    with tempfile.TemporaryDirectory() as folder:
+        image_processor(*config.image_sizes).save(Path(folder))
+        llama_like_tokenizer().save_pretrained(folder)
+        return Processor.load(Path(folder), config)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, memory: Memory | None = None) -> None:
+    """Give every parameter without memory some, in bf16."""
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                lent = memory.take(parameter.shape) if memory is not None and parameter.ndim == 2 else None
+                numbers = _numbers(name, parameter.shape, block) if lent is None else lent
+                setattr(module, name, nn.Parameter(numbers, requires_grad=False))
+        if isinstance(module, QuantizedLinear):
+            _fill_packed(module)
+
+
+def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
+    if name == "bias":
+        return torch.zeros(shape, dtype=block.dtype)
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=block.dtype)
+    tensor = torch.empty(shape, dtype=block.dtype)
+    scaled = block / math.sqrt(math.prod(shape[1:]))
+    for chunk in tensor.view(-1).split(len(block)):
+        chunk.copy_(scaled[: len(chunk)])
+    return tensor
+
+
+def _fill_packed(layer: QuantizedLinear) -> None:
+    """Random codes around the middle zero point, of the same variance as the dense weight."""
+    step = 1 / (2**layer.bits / math.sqrt(12) * math.sqrt(layer.in_features))
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=generator)
+    for chunk in layer.codes.view(-1).split(len(block)):
+        chunk.copy_(block[: len(chunk)])
+    layer.scales.fill_(step)
+    layer.zeros.fill_(0x88 if layer.bits == 4 else 128)
+
+
+class TransformersBaseline:
+    """OpenVLA-7B from transformers' own modules and `generate`: both towers whole, the full head, sdpa, bf16."""
+
+    def __init__(self) -> None:
+        from transformers import (
+            Dinov2WithRegistersConfig,
+            Dinov2WithRegistersModel,
+            LlamaConfig,
+            LlamaForCausalLM,
+            SiglipVisionConfig,
+            SiglipVisionModel,
+        )
+
+        dino = Dinov2WithRegistersConfig(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14
+        )
+        siglip = SiglipVisionConfig(
+            hidden_size=1152,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+            intermediate_size=4304,
+            image_size=224,
+            patch_size=14,
+        )
+        llama = LlamaConfig(vocab_size=32064, pad_token_id=32000)
+        self.dino = _empty(lambda: Dinov2WithRegistersModel(dino))
+        self.siglip = _empty(lambda: SiglipVisionModel(siglip))
+        self.llama: Any = _empty(lambda: LlamaForCausalLM(llama))
+        self.projector = _empty(lambda: OpenVLAForActionPrediction(published(1)).projector)
+        self.processor = processor(published(1))
+        self.weight_bytes = sum(
+            parameter.nbytes
+            for part in (self.dino, self.siglip, self.llama, self.projector)
+            for parameter in part.parameters()
+        )
+
+    @torch.no_grad()
+    def act(self, images: Any, instructions: list[str]) -> torch.Tensor:
+        """Seven tokens (1, 7)."""
+        inputs = self.processor(images, instructions)
+        assert inputs.pixel_values is not None
+        pixels = inputs.pixel_values.bfloat16()
+        features = [
+            self.dino(pixels[:, :3], output_hidden_states=True).hidden_states[-2][:, 5:],
+            self.siglip(pixels[:, 3:], output_hidden_states=True).hidden_states[-2],
+        ]
+        image = self.projector(torch.cat(features, dim=-1))
+        text = self.llama.get_input_embeddings()(inputs.input_ids)
+        embeddings = torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
+        return self.llama.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+            max_new_tokens=7,
+            min_new_tokens=7,
+            do_sample=False,
+        )
+
+
+def _empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module in bf16 with filled weights; buffers are computed as usual."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = build()
+    fill(module)
+    return module.eval()
