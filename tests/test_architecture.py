@@ -27,7 +27,7 @@ FLOORS = [
     {"kernels"},
     {"models"},
     {"envs", "data"},
-    {"prune", "quantize"},
+    {"prune", "quantize", "cache"},
     {"evaluate", "recover", "bench", "inspect"},
     {"stage", "recipe", "report", "pipeline", "study"},
     {"cli", "__main__"},

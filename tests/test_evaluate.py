@@ -26,6 +26,9 @@ class Straight:
     def __init__(self, velocity: float) -> None:
         self.velocity = velocity
 
+    def reset(self) -> None:
+        """It keeps nothing."""
+
     def act(self, images: np.ndarray, instructions: tuple, temperature: float, noise: object) -> np.ndarray:
         assert len(images) == len(instructions)
         actions = np.zeros((len(images), 7), np.float32)

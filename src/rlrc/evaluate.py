@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 import rlrc
 from rlrc import envs
+from rlrc.cache import VlaCacheConfig, VlaCachedPolicy
 from rlrc.config import Config
 from rlrc.episodes import Episode, Outcome, by_condition, read_episodes, success_rate, video_path, write_episodes
 from rlrc.files import write_json
@@ -54,6 +55,8 @@ class EvaluateConfig(Config):
     """0 takes the likeliest action; above it actions are sampled, with noise fixed for each episode."""
     seed: int = 0
     """Of the sampling noise."""
+    vla_cache: VlaCacheConfig | None = None
+    """Reuse keys and values of what does not move, from one action to the next."""
     videos: int = Field(default=4, ge=0)
     """How many episodes of each condition to film."""
 
@@ -80,6 +83,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     policy = rlrc.load(config.policy, device="cuda" if torch.cuda.is_available() else "cpu")
+    if config.vla_cache is not None:
+        policy = VlaCachedPolicy(policy, config.vla_cache)
     env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
@@ -142,6 +147,7 @@ def rollout(
         ids = list(episode_ids[start : start + env.num_envs])
         padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
         observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
+        policy.reset()
         noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
         steps: list[tuple[np.ndarray, ...]] = []
         gripper = [_gripper(info)]

@@ -60,8 +60,14 @@ class Decoding:
         if only_last:
             hidden, entering, rotary = hidden[:, -1:], entering[:, -1:], (rotary[0][:, -1:], rotary[1][:, -1:])
         queries = _rotate(_heads(attention.q_proj(entering), attention.head_dim), *rotary)
+        attended = self._attend(index, queries, keys, values)
+        hidden = hidden + attention.o_proj(attended.transpose(1, 2).flatten(2))
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    def _attend(self, index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What the queries (B, heads, T, head_dim) of layer `index` find among all keys and values so far."""
         seen = self._seen(queries.shape[2])
-        attended = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             queries,
             keys,
             values,
@@ -69,8 +75,6 @@ class Decoding:
             is_causal=seen is None and queries.shape[2] > 1,
             enable_gqa=queries.shape[1] != keys.shape[1],
         )
-        hidden = hidden + attention.o_proj(attended.transpose(1, 2).flatten(2))
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
     def _remember(
         self, index: int, keys: torch.Tensor, values: torch.Tensor, start: int

@@ -6,7 +6,7 @@ code) and adds what compression and reinforcement learning need: layers of any s
 batched sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -196,16 +196,21 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     @torch.no_grad()
     def sample_actions(
-        self, inputs: PolicyInputs, temperature: float = 0.0, generator: Generators = None
+        self,
+        inputs: PolicyInputs,
+        temperature: float = 0.0,
+        generator: Generators = None,
+        decode: Callable[..., Decoding] = Decoding,
     ) -> ActionSample:
         """Decode seven action tokens, greedily at temperature 0, else sampled over the 256 action ids.
 
-        `logprobs` are those of the distribution sampled from (at temperature 0, of the untempered one).
+        `decode` makes the object that runs the decoder, and takes the arguments of `Decoding`. `logprobs` are those of
+        the distribution sampled from (at temperature 0, of the untempered one).
         """
         text = self.embed(inputs.input_ids)
         embeddings, mask, positions = self._joint_sequence(inputs, text, inputs.attention_mask)
         length = embeddings.shape[1] + self.config.action_dim - 1
-        decoding = Decoding(self.language_model.model, mask, positions, length)
+        decoding = decode(self.language_model.model, mask, positions, length)
         tokens, logprobs, states = [], [], []
         for _ in range(self.config.action_dim):
             states.append(decoding.advance(embeddings))

@@ -76,6 +76,9 @@ class Policy:
         """
         return self.decode(self.sample(self.prepare(images, instructions), temperature, generator).tokens)
 
+    def reset(self) -> None:
+        """Called when episodes begin: forget what earlier actions have left, which here is nothing."""
+
     def save(self, path: str | Path, stage: dict[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
         """Write a Hugging Face repository; `stage` is appended to the lineage in `compression.json`."""
         from rlrc.models.checkpoint import save_policy
