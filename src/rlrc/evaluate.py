@@ -24,6 +24,7 @@ from rlrc.config import Config
 from rlrc.episodes import Episode, Outcome, by_condition, read_episodes, success_rate, video_path, write_episodes
 from rlrc.files import write_json
 from rlrc.models.policy import Policy
+from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
 from rlrc.tables import print_table
 from rlrc.video import write_video
@@ -82,6 +83,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     Writes `episodes.parquet` (after every batch), `eval.json`, LeRobot's `eval_info.json` and `videos/`.
     """
     started = time.monotonic()
+    keep_freed_memory()
     policy = rlrc.load(config.policy, device="cuda" if torch.cuda.is_available() else "cpu")
     if config.vla_cache is not None:
         policy = VlaCachedPolicy(policy, config.vla_cache)

@@ -19,6 +19,7 @@ def wait_without_spinning() -> None:
 def keep_freed_memory() -> None:
     """Ask glibc to keep what tensors free instead of handing it back to the system after every step.
 
+    For verbs that repeat a step many times; one that walks through large tensors of many sizes would fragment memory.
     Training otherwise maps the same pages again and again, a cost that all its threads wait for. Same effect as
     the environment variables MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_ and MALLOC_MMAP_THRESHOLD_, which are read only
     at process start. Other C libraries are left alone.

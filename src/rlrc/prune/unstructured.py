@@ -135,8 +135,20 @@ class Wanda(Unstructured):
         score = magnitude * square_norm.sqrt()
         if self.mass:
             return _lowest_mass(score, ratio)
-        order = score.sort(dim=1, stable=True).indices[:, : int(score.shape[1] * ratio)]
-        return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
+        return lowest_of_rows(score, int(score.shape[1] * ratio))
+
+
+def lowest_of_rows(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Bool (out, in): the `count` lowest of each row, of equal ones the first; as a stable sort finds them, but without
+    the time and the memory that sorting takes."""
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = score.kthvalue(count, dim=1, keepdim=True).values
+    lowest, level = score < threshold, score == threshold
+    spare = count - lowest.sum(dim=1, keepdim=True)
+    crowded = (level.sum(dim=1, keepdim=True) > spare).squeeze(1)
+    level[crowded] &= level[crowded].cumsum(dim=1) <= spare[crowded]
+    return lowest | level
 
 
 def lowest_of_each(score: torch.Tensor, n: int, m: int) -> torch.Tensor:

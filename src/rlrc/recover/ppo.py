@@ -35,6 +35,7 @@ from rlrc.errors import UserError
 from rlrc.evaluate import rollout
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
+from rlrc.process import keep_freed_memory
 from rlrc.recover.acting import Buffer, act
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
 from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, rng
@@ -135,6 +136,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     Returns:
         The last row of metrics.
     """
+    keep_freed_memory()
     policy = rlrc.load(config.policy)
     policy.model.add_value_head(config.seed)
     learner = Learner(policy, config, out, learning_rates={"model.value_head.": config.value_learning_rate})

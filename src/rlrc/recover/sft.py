@@ -24,6 +24,7 @@ from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
+from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, project, rng
 
 LOG_EVERY = 10
@@ -80,6 +81,7 @@ def fit(
     Returns:
         The last row of metrics.
     """
+    keep_freed_memory()
     learner = Learner(policy, config, out, {} if auxiliary is None else {"auxiliary": auxiliary})
     frames = Frames(policy, demonstrations, config.batch_size, learner)
     done = learner.resume()
