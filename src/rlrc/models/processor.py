@@ -78,10 +78,11 @@ class ImageProcessor:
         for (_, height, width), norm in zip(
             self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True
         ):
-            pixels = torch.from_numpy(_resize(images, height, width)).permute(0, 3, 1, 2).float()
+            # Planes first, as bytes: what follows then runs through memory in order, several times as fast.
+            planes = torch.from_numpy(_resize(images, height, width)).permute(0, 3, 1, 2).contiguous()
             mean = torch.tensor(norm["mean"]).view(3, 1, 1)
             std = torch.tensor(norm["std"]).view(3, 1, 1)
-            towers.append((pixels / 255 - mean) / std)
+            towers.append(planes.float().div_(255).sub_(mean).div_(std))
         return torch.cat(towers, dim=1)
 
 
