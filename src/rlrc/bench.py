@@ -30,6 +30,7 @@ from rlrc import kernels
 from rlrc.config import Config
 from rlrc.files import write_json
 from rlrc.inspect import describe
+from rlrc.kernels import choice
 from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy
 from rlrc.models.shards import stored_bytes
@@ -89,10 +90,24 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "speedup": float(np.median(latency[0] / latency[i])),
             }
         )
-    result = {"machine": machine(), "device": device, "repeats": config.repeats, "policies": entries}
+    result = {
+        "machine": machine(),
+        "device": device,
+        "repeats": config.repeats,
+        "kernels": _kernels(),
+        "policies": entries,
+    }
     write_json(out / "bench.json", result)
     _print(entries)
     return result
+
+
+def _kernels() -> dict[str, Any]:
+    """What packed layers are multiplied by on this processor, and how fast each kernel was when that was decided."""
+    reason = kernels.missing()
+    return (
+        {"missing": reason} if reason else {"rows": choice.ROWS, "milliseconds": choice.table(torch.get_num_threads())}
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -222,12 +237,12 @@ def _now(device: torch.device) -> float:
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:
-    return {"p50": float(np.percentile(values, 50)), "p90": float(np.percentile(values, 90))}
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 90, 99)}
 
 
 def _print(entries: Sequence[dict[str, Any]]) -> None:
     sizes = list(entries[0]["actions_per_second"])
-    columns = ["policy", "params", "in memory", "on disk", "peak", "p50 ms", "p90 ms"]
+    columns = ["policy", "params", "in memory", "on disk", "peak", "p50 ms", "p90 ms", "p99 ms"]
     columns += [f"act/s at {size}" for size in sizes] + ["speed"]
     rows = [
         [
@@ -236,7 +251,7 @@ def _print(entries: Sequence[dict[str, Any]]) -> None:
             human_bytes(entry["bytes"]["memory"]),
             human_bytes(entry["bytes"]["disk"]),
             human_bytes(entry["peak_memory"]["peak"]),
-            *(f"{entry['latency_ms'][key]:.1f}" for key in ("p50", "p90")),
+            *(f"{milliseconds:.1f}" for milliseconds in entry["latency_ms"].values()),
             *(f"{entry['actions_per_second'][size]:.1f}" for size in sizes),
             f"{entry['speedup']:.2f}x",
         ]
