@@ -78,7 +78,7 @@ class Memory:
 
 
 def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) -> Policy:
-    """A policy in bf16, perhaps in the `memory` of another one, or with all but the head in 4 or 8 bits by rlrc's layers."""
+    """A policy in bf16, perhaps in the `memory` of another one, or in 4 or 8 bits, all but the head."""
     if bits < 16:
         names = linear_names(empty_model(config, Path()), PARTS)
         config.quantization_config = quantization_config(bits, 32, names)

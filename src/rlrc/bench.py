@@ -106,7 +106,9 @@ def _kernels() -> dict[str, Any]:
     """What packed layers are multiplied by on this processor, and how fast each kernel was when that was decided."""
     reason = kernels.missing()
     return (
-        {"missing": reason} if reason else {"rows": choice.ROWS, "milliseconds": choice.table(torch.get_num_threads())}
+        {"missing": reason}
+        if reason
+        else {"rows": list(choice.ROWS), "milliseconds": choice.table(torch.get_num_threads())}
     )
 
 
