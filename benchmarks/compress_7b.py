@@ -26,11 +26,12 @@ import numpy as np
 import rlrc
 from rlrc.bench import machine
 from rlrc.data.collect import CollectConfig, collect
-from rlrc.files import read_json, write_json
+from rlrc.files import read_json, write_json, write_text
 from rlrc.inspect import describe
 from rlrc.models.checkpoint import outline
 from rlrc.models.random import MakeRandomConfig, make_random
 from rlrc.models.shards import stored_bytes
+from rlrc.tables import human_bytes, markdown_table
 
 SAMPLES = 16
 TAYLOR = "rlrc-0.9"  # measured anew; what else ranks by the same importance starts from its measurements
@@ -78,9 +79,29 @@ def main() -> None:
             write_json(options.out, {"machine": machine(), "policy": options.preset, "rows": done})
             print(json.dumps(done[-1]), flush=True)
     actions = {"dense": policy, TAYLOR: options.work / TAYLOR / "checkpoint"}
+    write_text(options.out.with_suffix(".md"), page(done))
     acted = {name: run(["--act", str(folder)], sys.argv[0])[0] for name, folder in actions.items()}
     write_json(options.out, {"machine": machine(), "policy": options.preset, "rows": done, "actions": acted})
     print(json.dumps(acted))
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The same as a table for people."""
+    head = ["method", "parameters", "weights", "removed", "zeros", "seconds", "peak memory"]
+    body = [
+        [
+            row["name"],
+            f"{row['parameters']:,}",
+            human_bytes(row["weight_bytes"]),
+            f"{row['removed']:.1%}",
+            f"{row['zeros']:.1%}",
+            f"{row['seconds']:.0f}" + ("" if row["measured_by"] == row["name"] else f" (measured by {TAYLOR})"),
+            human_bytes(row["peak_bytes"]),
+        ]
+        for row in rows
+    ]
+    machine_line = ", ".join(f"{key} {value}" for key, value in machine().items())
+    return f"Written by `benchmarks/compress_7b.py`; do not edit.\n\n{markdown_table(head, body)}\n\n{machine_line}\n"
 
 
 def prune_row(name: str, arguments: list[str], policy: Path, dataset: Path, work: Path) -> dict[str, Any]:

@@ -25,12 +25,13 @@ import torch.nn.functional as F
 
 from rlrc.bench import machine, peak_resident, stage_clock
 from rlrc.cache import VlaCachedPolicy
-from rlrc.files import write_json
+from rlrc.files import write_json, write_text
 from rlrc.kernels.choice import table
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory, wait_without_spinning
 from rlrc.progress import say
+from rlrc.tables import human_bytes, markdown_table
 
 BASELINE = "dense-transformers"
 VLA_CACHE = "dense-vla-cache"
@@ -84,6 +85,29 @@ def main() -> None:
             "sweep": sweep(rows),
         }
         write_json(options.out, result)
+        write_text(options.out.with_suffix(".md"), page(result))
+
+
+def page(result: dict[str, Any]) -> str:
+    """The same as tables for people."""
+    head = ["policy", "through", "p50, ms", "against transformers", "against its bf16", "weights", "peak memory"]
+    head += ["preprocess, vision, projector, prefill, decode, ms", "decode over its floor"]
+    body = [
+        [
+            row["name"],
+            row["backend"],
+            f"{row['p50_ms']:.0f}",
+            f"{row['speedup']:.2f}x" if row["speedup"] else "",
+            f"{row['speedup_over_bf16']:.2f}x" if row["speedup_over_bf16"] else "",
+            human_bytes(row["weight_bytes"]),
+            human_bytes(row["peak_bytes"]),
+            ", ".join(f"{taken:.0f}" for taken in row.get("stages_ms", {}).values()),
+            f"{row['roofline']['decode_over_floor']:.2f}" if row["roofline"] else "",
+        ]
+        for row in result["rows"]
+    ]
+    machine_line = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    return f"Written by `benchmarks/latency_7b.py`; do not edit.\n\n{markdown_table(head, body)}\n\n{machine_line}\n"
 
 
 def take_turns(group: list[str], rounds: int) -> dict[str, dict[str, Any]]:

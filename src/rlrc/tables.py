@@ -1,4 +1,4 @@
-"""Tables on the console (stderr), and numbers as people read them."""
+"""Tables on the console (stderr) and in Markdown, and numbers as people read them."""
 
 from collections.abc import Sequence
 
@@ -26,6 +26,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(table)
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """The lines of a table; nothing where it has no rows."""
+    if not body:
+        return ""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def human_bytes(count: float) -> str:

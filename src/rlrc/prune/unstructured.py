@@ -66,7 +66,7 @@ class Unstructured(PruningMethod):
         for name in names:
             weight = matrix(layer, name).weight
             norm = measured.get(f"{index}.{name}")
-            weight.data[self.goes(weight.detach().float().abs(), norm, ratio)] = 0
+            weight.data.masked_fill_(self.goes(weight.detach().float().abs(), norm, ratio), 0)
 
     def goes(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float | None) -> torch.Tensor:
         """Bool (out, in), what becomes zero of a matrix of these absolute values.

@@ -8,7 +8,7 @@ import numpy as np
 from rlrc.episodes import Comparison, by_condition, success_rate
 from rlrc.study.claims import Claim
 from rlrc.study.evidence import SPLITS, Evidence, motion
-from rlrc.tables import human_bytes, human_count
+from rlrc.tables import human_bytes, human_count, markdown_table
 
 MARKS = {True: "yes", False: "**no**", None: "not measured"}
 
@@ -23,26 +23,26 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
         "episodes; p is McNemar's, exact, unless another is named. Success is read at the end of the episode.",
         _missing(evidence),
         "## Result",
-        _table(*main_table(evidence)),
+        markdown_table(*main_table(evidence)),
         _picture("Success with 95 % intervals", pictures),
         f"![The dense policy above, the compressed one below, in the same episodes]({strip.name})" if strip else "",
         "## Claims",
-        _table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
-        *_section("Learning curves", _picture("Learning curves", pictures), _table(*_seed_table(evidence))),
+        markdown_table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
+        *_section("Learning curves", _picture("Learning curves", pictures), markdown_table(*_seed_table(evidence))),
         *_section(
             "Challenges",
-            _table(*_variant_table(evidence)),
+            markdown_table(*_variant_table(evidence)),
             _picture("Success in each of the challenges", pictures),
         ),
         *_section(
             "Pruning ratios",
-            _table(*_ratio_table(evidence)),
+            markdown_table(*_ratio_table(evidence)),
             _picture("Success against the pruning ratio", pictures),
         ),
         "## Motion",
         f"Means over the in-distribution episodes that both the policy and {reference} solve; in parentheses the "
         f"ratio to {reference} on the same episodes.",
-        _table(*_motion_table(evidence)),
+        markdown_table(*_motion_table(evidence)),
         "## Cost",
         _cost(evidence),
     ]
@@ -156,10 +156,3 @@ def _difference(paired: Comparison | None) -> str:
 
 def _picture(caption: str, pictures: dict[str, Path]) -> str:
     return f"![{caption}]({pictures[caption].name})" if caption in pictures else ""
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    if not body:
-        return ""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
