@@ -122,6 +122,9 @@ def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
 
 def _fill_packed(layer: QuantizedLinear) -> None:
     """Random codes around the middle zero point, of the same variance as the dense weight."""
+    layer.codes, layer.scales, layer.zeros = (
+        torch.empty_like(buffer, device="cpu") for buffer in (layer.codes, layer.scales, layer.zeros)
+    )
     step = 1 / (2**layer.bits / math.sqrt(12) * math.sqrt(layer.in_features))
     generator = torch.Generator().manual_seed(0)
     block = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=generator)
