@@ -9,7 +9,7 @@ import torch
 from llama_source import LlamaFixture, source_of
 
 from rlrc.prune.method import PruningMethod
-from rlrc.prune.unstructured import Magnitude, Wanda
+from rlrc.prune.unstructured import Magnitude, Wanda, lowest_of_rows
 
 PREFIX = r"(wanda|magnitude)\.(unstructured|variant|(\d+)of(\d+))(?:\.p([\d.]+))?\.expected\.logits"
 
@@ -58,3 +58,13 @@ def test_every_run_of_the_fixture(fixture: LlamaFixture) -> None:
         assert total > 0 and differing <= total * (0.005 if match[2] == "variant" else 0.0005), (run, differing)
         tolerance = {"atol": 5e-4, "rtol": 1e-3} if differing == 0 else {"atol": 5e-2, "rtol": 5e-2}
         torch.testing.assert_close(fixture.logits(model), fixture.cases[f"{run}.expected.logits"], **tolerance)
+
+
+@pytest.mark.parametrize("count", [0, 1, 13, 39, 40])
+def test_the_lowest_of_rows_are_those_of_a_stable_sort(count: int) -> None:
+    """Also where many scores are equal, and where all are."""
+    torch.manual_seed(0)
+    for score in (torch.randn(20, 40), torch.randint(0, 5, (20, 40)).float(), torch.zeros(3, 40)):
+        first = score.sort(dim=1, stable=True).indices[:, :count]
+        expected = torch.zeros_like(score, dtype=torch.bool).scatter_(1, first, True)
+        assert torch.equal(lowest_of_rows(score, count), expected)
