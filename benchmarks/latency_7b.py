@@ -21,16 +21,16 @@ import numpy as np
 import psutil
 import shapes_7b as shapes
 import torch
-import torch.nn.functional as F
 
 from rlrc.bench import machine, peak_resident, stage_clock
 from rlrc.cache import VlaCachedPolicy
-from rlrc.files import write_json, write_text
+from rlrc.files import read_json, write_json, write_text
 from rlrc.kernels.choice import table
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory, wait_without_spinning
 from rlrc.progress import say
+from rlrc.roofline import floors_ms, rates
 from rlrc.tables import human_bytes, markdown_table
 
 BASELINE = "dense-transformers"
@@ -50,17 +50,15 @@ CONFIGS: dict[str, Callable[[], OpenVLAConfig]] = {
     "ratio-0.75": lambda: shapes.pruned(ratio=0.75),
 }
 GROUPS = [
-    [BASELINE, "dense", VLA_CACHE, "dense-4bit"],
-    [BASELINE, "dense", "dense-8bit"],
     [BASELINE, "rlrc", "rlrc-8bit", "rlrc-4bit"],
     [BASELINE, "rlrc-overall", "rlrc-overall-8bit", "rlrc-overall-4bit"],
+    [BASELINE, "dense", VLA_CACHE, "dense-4bit"],
+    [BASELINE, "dense", "dense-8bit"],
     [BASELINE, "llm-pruner-25", "flap-20", "depth-0-31"],
     *([f"ratio-{ratio}", f"ratio-{ratio}-8bit", f"ratio-{ratio}-4bit"] for ratio in ("0.25", "0.5", "0.75")),
 ]
 """What takes turns: as much as fits into memory together."""
 SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75", 0.9: "rlrc"}
-DECODED = 6
-"""Tokens after the first, each of which reads all weights of the decoder."""
 
 
 def main() -> None:
@@ -69,19 +67,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/latency_7b/cpu.json"))
     options = parser.parse_args()
     machine_rates = rates()
-    rows: dict[str, dict[str, Any]] = {}
+    earlier = read_json(options.out)["rows"] if options.out.exists() else []
+    rows = {BASELINE if row["backend"] == "transformers" else row.pop("name"): row for row in earlier}
     for group in GROUPS:
+        if rows.keys() >= set(group):
+            continue  # started again, it goes on after what is done
         say(" | ".join(group))
-        measured = take_turns(group, options.rounds)
+        measured = take_turns(group, options.rounds, machine_rates)
         for name, row in measured.items():
             if name not in rows:
-                rows[name] = row | {"group": group, "roofline": roofline(name, row, machine_rates)}
+                rows[name] = row | {"group": group}
                 say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
         result = {
             "machine": machine() | machine_rates,
             "rounds": options.rounds,
             "kernels": table(torch.get_num_threads()),
-            "rows": [{"name": name.replace(BASELINE, "dense"), **row} for name, row in rows.items()],
+            "rows": [{**row, "name": name.replace(BASELINE, "dense")} for name, row in rows.items()],
             "sweep": sweep(rows),
         }
         write_json(options.out, result)
@@ -91,7 +92,10 @@ def main() -> None:
 def page(result: dict[str, Any]) -> str:
     """The same as tables for people."""
     head = ["policy", "through", "p50, ms", "against transformers", "against its bf16", "weights", "peak memory"]
-    head += ["preprocess, vision, projector, prefill, decode, ms", "decode over its floor"]
+    head += [
+        "preprocess, vision, projector, prefill, decode, ms",
+        "vision, projector, prefill, decode over their floors",
+    ]
     body = [
         [
             row["name"],
@@ -102,7 +106,7 @@ def page(result: dict[str, Any]) -> str:
             human_bytes(row["weight_bytes"]),
             human_bytes(row["peak_bytes"]),
             ", ".join(f"{taken:.0f}" for taken in row.get("stages_ms", {}).values()),
-            f"{row['roofline']['decode_over_floor']:.2f}" if row["roofline"] else "",
+            ", ".join(f"{share:.2f}" for share in row.get("roofline", {}).get("over_floor", {}).values()),
         ]
         for row in result["rows"]
     ]
@@ -110,7 +114,7 @@ def page(result: dict[str, Any]) -> str:
     return f"Written by `benchmarks/latency_7b.py`; do not edit.\n\n{markdown_table(head, body)}\n\n{machine_line}\n"
 
 
-def take_turns(group: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+def take_turns(group: list[str], rounds: int, machine_rates: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Everything about the policies of a group, each in a process of its own but for those that share weights."""
     hosts = {name: Host([name]) for name in group if name.endswith("bit") or BASELINE not in group}
     if BASELINE in group:
@@ -122,7 +126,7 @@ def take_turns(group: list[str], rounds: int) -> dict[str, dict[str, Any]]:
             taken = hosts[name].ask(name, "act")
             if number:  # the first round warms up
                 seconds[name].append(taken)
-    facts = {name: hosts[name].ask(name, "facts") for name in group}
+    facts = {name: hosts[name].ask(name, machine_rates) for name in group}
     for host in hosts.values():
         host.end()
     return {
@@ -153,7 +157,7 @@ def _ms(seconds: Any) -> float:
 def peak_alone(name: str) -> int:
     host = Host([name])
     host.ask(name, "act")
-    peak = host.ask(name, "facts")["peak_bytes"]
+    peak = host.ask(name, {})["peak_bytes"]
     host.end()
     return peak
 
@@ -168,7 +172,7 @@ class Host:
         self._process.start()
         far.close()
 
-    def ask(self, name: str, what: str) -> Any:
+    def ask(self, name: str, what: Any) -> Any:
         self._pipe.send((name, what))
         return self._pipe.recv()
 
@@ -200,7 +204,7 @@ def serve(names: list[str], pipe: Connection) -> None:
             actor.act(images, instructions)
             pipe.send(time.perf_counter() - started)
         else:
-            facts = {} if name == BASELINE else stages(actor, images, instructions)
+            facts = {} if name == BASELINE or not what else stages(actor, images, instructions, what)
             weights = actor.weight_bytes if name == BASELINE else weight_bytes(actor)
             pipe.send({"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident(), **facts})
 
@@ -209,45 +213,23 @@ def weight_bytes(policy: Policy) -> int:
     return sum(tensor.nbytes for tensor in policy.model.state_dict().values())
 
 
-def stages(policy: Policy, images: np.ndarray, instructions: list[str]) -> dict[str, Any]:
+def stages(
+    policy: Policy, images: np.ndarray, instructions: list[str], machine_rates: dict[str, float]
+) -> dict[str, Any]:
     started = time.perf_counter()
     inputs = policy.prepare(images, instructions)
     prepared = time.perf_counter() - started
     with stage_clock(policy) as seconds:
         policy.sample(inputs)
-    model = policy.model
-    layers, vision = model.language_model.model.layers, model.vision_backbone
+    taken = {stage: _ms(value) for stage, value in {"preprocess": prepared, **seconds}.items()}
+    floors = floors_ms(policy, inputs.input_ids.shape[1], machine_rates)
     return {
-        "stages_ms": {stage: _ms(taken) for stage, taken in {"preprocess": prepared, **seconds}.items()},
-        "decoder_bytes": sum(tensor.nbytes for tensor in layers.state_dict().values()),
-        "vision_bytes": sum(tensor.nbytes for tensor in vision.state_dict().values()),
+        "stages_ms": taken,
+        "roofline": {
+            "floors_ms": {stage: round(floor, 1) for stage, floor in floors.items()},
+            "over_floor": {stage: round(taken[stage] / floor, 2) for stage, floor in floors.items()},
+        },
     }
-
-
-def rates() -> dict[str, float]:
-    """What the machine can do: bytes read a second, and multiplications of bf16 matrices of a prompt's size."""
-    memory = torch.ones(2**27, dtype=torch.int64)
-    read = min(_seconds(memory.sum) for _ in range(5))
-    x, w = torch.ones(280, 4096, dtype=torch.bfloat16), torch.ones(11008, 4096, dtype=torch.bfloat16)
-    product = min(_seconds(lambda: F.linear(x, w)) for _ in range(10))
-    return {
-        "bytes_per_second": memory.nbytes / read,
-        "bf16_operations_per_second": 2 * x.shape[0] * w.numel() / product,
-    }
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def roofline(name: str, row: dict[str, Any], rates: dict[str, float]) -> dict[str, float] | None:
-    """Decoding against the time that reading the decoder's weights takes."""
-    if "stages_ms" not in row:
-        return None
-    floor = 1000 * DECODED * row["decoder_bytes"] / rates["bytes_per_second"]
-    return {"decode_floor_ms": round(floor, 1), "decode_over_floor": round(row["stages_ms"]["decode"] / floor, 2)}
 
 
 def sweep(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

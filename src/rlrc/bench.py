@@ -35,6 +35,7 @@ from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy
 from rlrc.models.shards import stored_bytes
 from rlrc.progress import bar
+from rlrc.roofline import floors_ms, rates
 from rlrc.tables import human_bytes, human_count, print_table
 
 STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
@@ -72,6 +73,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
         }
     warm = slice(config.warmup, None)
     latency = latency[:, warm]
+    machine_rates = rates(device)
     entries = []
     for i, (path, policy) in enumerate(zip(config.policies, policies, strict=True)):
         described = describe(policy)
@@ -86,12 +88,13 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "peak_memory": memory[i],
                 "latency_ms": _percentiles(1000 * latency[i]),
                 "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},
+                "floors_ms": floors_ms(policy, _prompt_tokens(policy), machine_rates),
                 "actions_per_second": {str(size): size / float(np.median(t[i, warm])) for size, t in batches.items()},
                 "speedup": float(np.median(latency[0] / latency[i])),
             }
         )
     result = {
-        "machine": machine(),
+        "machine": machine() | machine_rates,
         "device": device,
         "repeats": config.repeats,
         "kernels": _kernels(),
@@ -230,6 +233,10 @@ def _inputs(policy: Policy, batch_size: int) -> tuple[np.ndarray, list[str]]:
     side = policy.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
     return images, [INSTRUCTION] * batch_size
+
+
+def _prompt_tokens(policy: Policy) -> int:
+    return policy.prepare(*_inputs(policy, 1)).input_ids.shape[1]
 
 
 def _now(device: torch.device) -> float:
