@@ -26,8 +26,10 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
         markdown_table(*main_table(evidence)),
         _picture("Success with 95 % intervals", pictures),
         f"![The dense policy above, the compressed one below, in the same episodes]({strip.name})" if strip else "",
-        "## Claims",
-        markdown_table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
+        *_section(
+            "Claims",
+            markdown_table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
+        ),
         *_section("Learning curves", _picture("Learning curves", pictures), markdown_table(*_seed_table(evidence))),
         *_section(
             "Challenges",
