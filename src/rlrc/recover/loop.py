@@ -5,6 +5,7 @@ every draw comes from a generator seeded by (seed, what it is for, step), and th
 step. What is left to store is the trainable parameters, Adam's moments and the step, in one safetensors file.
 """
 
+import atexit
 import json
 import math
 import re
@@ -101,6 +102,8 @@ class Learner:
         self.config = config
         # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
         self._processes = PartialState(cpu=not torch.cuda.is_available())
+        # The threads of a process group that is still there when the interpreter ends can abort the process.
+        atexit.register(self._processes.destroy_process_group)
         self.device = self._processes.device
         self._stored_dtype = policy.model.dtype
         if self.device.type == "cpu":
