@@ -226,6 +226,7 @@ def stages(
     return {
         "stages_ms": taken,
         "roofline": {
+            "rates": machine_rates,
             "floors_ms": {stage: round(floor, 1) for stage, floor in floors.items()},
             "over_floor": {stage: round(taken[stage] / floor, 2) for stage, floor in floors.items()},
         },
