@@ -19,6 +19,7 @@ import mujoco
 import numpy as np
 
 import rlrc.envs
+from rlrc import kernels
 from rlrc.files import write_json
 
 NUM_ENVS, IMAGE_SIZE, STEPS, REPEATS = 32, 96, 40, 6
@@ -49,10 +50,8 @@ def measure(num_workers: int) -> dict[str, float]:
 
 
 def machine() -> dict[str, object]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": kernels.processor(),
         "cores": os.cpu_count(),
         "load_average_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),

@@ -108,9 +108,13 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
             raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
     kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
     names = [name for name in names if name not in kept]
-    held_out = _held_out(policy, config)
+    demonstrations = None if config.dataset is None else Demonstrations.load(config.dataset)
+    # Drawn by another seed than those to calibrate on.
+    held_out = None
+    if demonstrations is not None:
+        held_out = Samples.draw(policy, demonstrations, config.samples, config.seed + 1)
     before_bins = None if held_out is None else held_out.bins(policy)
-    packed, left = _pack(policy, names, config)
+    packed, left = _pack(policy, names, config, demonstrations)
     left |= dict.fromkeys(kept, "named in modules_to_not_convert")
     if not packed:
         raise UserError(
@@ -155,24 +159,19 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def _held_out(policy: Policy, config: QuantizeConfig) -> Samples | None:
-    """Frames to compare actions on; drawn by another seed than those to calibrate on."""
-    if config.dataset is None:
-        return None
-    return Samples.draw(policy, Demonstrations.load(config.dataset), config.samples, config.seed + 1)
-
-
 def disagreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
     """Share of the bins (N, 7) that differ, and by how much all of them do on average."""
     distance = (before - after).abs().float()
     return {"tokens": before.numel(), "changed": float((distance > 0).float().mean()), "bins": float(distance.mean())}
 
 
-def _pack(policy: Policy, names: Sequence[str], config: QuantizeConfig) -> tuple[list[PackedLayer], dict[str, str]]:
+def _pack(
+    policy: Policy, names: Sequence[str], config: QuantizeConfig, demonstrations: Demonstrations | None
+) -> tuple[list[PackedLayer], dict[str, str]]:
     if config.rounding == "nearest":
         return quantize_linears(policy.model, names, config.bits, config.group_size)
-    assert config.dataset is not None
-    samples = Samples.draw(policy, Demonstrations.load(config.dataset), config.samples, config.seed)
+    assert demonstrations is not None
+    samples = Samples.draw(policy, demonstrations, config.samples, config.seed)
     packed: list[PackedLayer] = []
     left: dict[str, str] = {}
     rest = list(names)
