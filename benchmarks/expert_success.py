@@ -57,7 +57,7 @@ def measure(env: rlrc.envs.WorkerVectorEnv, row: Row, episodes: int) -> dict[str
 
 def main() -> None:
     episodes = int(sys.argv[1]) if len(sys.argv) > 1 else 256
-    challenges = [name for name in rlrc.envs.variants("tabletop") if name != "main"]
+    challenges = [name for name in rlrc.envs.spec("tabletop").variants if name != "main"]
     rows: list[Row] = [("ind", "main", 0.0), ("ood", "main", 0.0), *(("ood", name, 0.0) for name in challenges)]
     rows += [("ind", "main", noise) for noise in (0.1, 0.2, 0.3)]
     env = rlrc.envs.make("tabletop", NUM_ENVS, num_workers=os.cpu_count() or 1, image_size=IMAGE_SIZE)

@@ -38,4 +38,9 @@ SPEC = WorldSpec(
     action_high=(1.0,) * 7,
     max_episode_steps=STEPS,
     control_hz=5.0,
+    variants={"main": "main"},
 )
+
+
+def spec(name: str) -> WorldSpec:
+    return SPEC

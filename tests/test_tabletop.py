@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from rlrc.envs.tabletop import VARIANTS, Expert, Tabletop
+from rlrc.envs.tabletop import SPEC, Expert, Tabletop
 from rlrc.envs.tabletop.arm import rotation_matrix, rotation_vector
 from rlrc.envs.tabletop.tables import TABLES, TEST_TABLES, TRAIN_TABLES, texture
 from rlrc.envs.tabletop.things import TEST_OBJECTS, TRAIN_OBJECTS
@@ -13,7 +13,7 @@ from rlrc.envs.tabletop.world import ENVIRONMENT_STATE, STATE
 from rlrc.envs.vector import Reading
 from rlrc.errors import UserError
 
-CHALLENGES = [name for name in VARIANTS if name != "main"]
+CHALLENGES = [name for name in SPEC.variants if name != "main"]
 STILL = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 Z = ENVIRONMENT_STATE.index("z")
 OBJECT_Z = ENVIRONMENT_STATE.index("object_z")
@@ -28,7 +28,7 @@ def solve(world: Tabletop, reading: Reading, steps: int = 40) -> Reading:
 
 
 def test_there_are_thirteen_challenges_in_three_classes() -> None:
-    classes = list(VARIANTS.values())
+    classes = list(SPEC.variants.values())
     assert [classes.count(c) for c in ("main", "vision", "semantics", "execution")] == [1, 5, 5, 3]
 
 

@@ -42,7 +42,9 @@ class Counter:
         return np.full((self.image_size, self.image_size, 3), self.episode_id + self.steps, np.uint8)
 
 
-SPEC = WorldSpec("counter", Counter, ("id", "steps"), ("id", "steps"), (-9.0,) * 7, (9.0,) * 7, 3, 5.0)
+SPEC = WorldSpec(
+    "counter", Counter, ("id", "steps"), ("id", "steps"), (-9.0,) * 7, (9.0,) * 7, 3, 5.0, {"main": "main"}
+)
 
 
 def actions(n: int, first: float = 0.0) -> np.ndarray:
@@ -182,4 +184,4 @@ def test_tabletop_is_the_same_in_any_number_of_processes() -> None:
 
 
 def test_variants_by_world() -> None:
-    assert rlrc.envs.variants("tabletop")["multi-plate"] == "semantics"
+    assert rlrc.envs.spec("tabletop").variants["multi-plate"] == "semantics"

@@ -64,8 +64,8 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def _known_conditions(self) -> Self:
         for variant in self.variants:
-            if variant not in envs.variants(self.world):
-                raise ValueError(f"unknown variant '{variant}' ({', '.join(envs.variants(self.world))})")
+            if variant not in envs.spec(self.world).variants:
+                raise ValueError(f"unknown variant '{variant}' ({', '.join(envs.spec(self.world).variants)})")
         if not self.conditions:
             raise ValueError("no condition is left: every variant but main needs the split ood")
         return self

@@ -1,27 +1,19 @@
 """The worlds. `make("tabletop", num_envs=32, num_workers=2)` gives a gymnasium `VectorEnv`."""
 
 from importlib import import_module
-from typing import Any, Protocol
-
-import numpy as np
 
 from rlrc.envs.reward import RewardTerms
-from rlrc.envs.vector import WorkerVectorEnv, WorldSpec
+from rlrc.envs.vector import Expert, WorkerVectorEnv, WorldSpec
 from rlrc.errors import UserError
 
 WORLDS: dict[str, str] = {"tabletop": "rlrc.envs.tabletop"}
-"""World name -> the module that has its SPEC and VARIANTS; imported only when asked for."""
+"""World name -> the module whose `spec(name)` describes it; imported only when asked for.
+
+What follows a colon in a name is for the module alone: "maniskill:PickCube-v1" is found by "maniskill".
+"""
 
 FIRST_TRAINING_EPISODE = 1_000_000
 """Demonstrations and reinforcement learning draw episode ids from here on; smaller ids are left to evaluation."""
-
-
-class Expert(Protocol):
-    """Solves a world's task from privileged state, without memory."""
-
-    def act(self, environment_state: np.ndarray) -> np.ndarray:
-        """Actions, float32 (N,7), for the `environment_state` (N,E) of the last info."""
-        ...
 
 
 def make(
@@ -39,32 +31,32 @@ def make(
     Raises:
         UserError: there is no such world, or a size makes no sense.
     """
-    return WorkerVectorEnv(_module(world).SPEC, num_envs, num_workers, image_size, reward, max_episode_steps)
+    return WorkerVectorEnv(spec(world), num_envs, num_workers, image_size, reward, max_episode_steps)
 
 
-def variants(world: str) -> dict[str, str]:
-    """The names of a world's variants, and what each challenges: main, vision, semantics or execution.
+def spec(world: str) -> WorldSpec:
+    """What is known of a world without starting it.
 
     Raises:
         UserError: there is no such world.
     """
-    return dict(_module(world).VARIANTS)
+    name = world.partition(":")[0]
+    if name not in WORLDS:
+        raise UserError(f"unknown world '{world}' (known: {', '.join(WORLDS)})")
+    described: WorldSpec = import_module(WORLDS[name]).spec(world)
+    return described
 
 
 def expert(world: str, num_envs: int) -> Expert:
     """A world's scripted expert.
 
     Raises:
-        UserError: there is no such world.
+        UserError: there is no such world, or nobody has written an expert for it.
     """
-    expert: Expert = _module(world).Expert(num_envs)
-    return expert
-
-
-def _module(world: str) -> Any:
-    if world not in WORLDS:
-        raise UserError(f"unknown world '{world}' (known: {', '.join(WORLDS)})")
-    return import_module(WORLDS[world])
+    make_expert = spec(world).expert
+    if make_expert is None:
+        raise UserError(f"the world '{world}' has no scripted expert")
+    return make_expert(num_envs)
 
 
 __all__ = [
@@ -76,5 +68,5 @@ __all__ = [
     "WorldSpec",
     "expert",
     "make",
-    "variants",
+    "spec",
 ]

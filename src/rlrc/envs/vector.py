@@ -46,9 +46,17 @@ class World(Protocol):
     def draw(self) -> np.ndarray: ...
 
 
+class Expert(Protocol):
+    """Solves a world's task from privileged state; made anew for each batch of episodes, which it may remember."""
+
+    def act(self, environment_state: np.ndarray) -> np.ndarray:
+        """Actions, float32 (N,7), for the `environment_state` (N,E) of the last info."""
+        ...
+
+
 @dataclass(frozen=True)
 class WorldSpec:
-    """What the parent knows of a world without importing it. Its fields must be picklable."""
+    """What the parent knows of a world without importing its simulator. Its fields must be picklable."""
 
     name: str
     factory: Callable[[int], World]
@@ -59,6 +67,12 @@ class WorldSpec:
     action_high: tuple[float, ...]
     max_episode_steps: int
     control_hz: float
+    variants: dict[str, str]
+    """The names of its variants, main first, and what each challenges: main, vision, semantics or execution."""
+    splits: tuple[str, ...] = ("ind", "ood")
+    """Those of the variant main; every other variant is out of distribution."""
+    expert: Callable[[int], Expert] | None = None
+    """Makes the scripted expert of so many environments, where the world has one."""
 
 
 class WorkerVectorEnv(gymnasium.vector.VectorEnv):

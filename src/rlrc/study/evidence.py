@@ -62,7 +62,7 @@ class Evidence:
 
     def by_class(self, policy: str) -> dict[str, list[Episode]]:
         """A policy's episodes of the challenges, pooled by class: vision, semantics, execution."""
-        classes = envs.variants(self.recipe.world)
+        classes = envs.spec(self.recipe.world).variants
         groups: dict[str, list[Episode]] = {}
         for episode in self.policies[policy].episodes:
             if episode.variant != "main":

@@ -1,6 +1,6 @@
 """The embedded world: a small arm puts one of 25 objects on a plate, in MuJoCo, after ManiSkill's PutOnPlateInScene25.
 
-`VARIANTS` maps each variant's name to what it challenges. See docs/tabletop.md.
+See docs/tabletop.md.
 """
 
 from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
@@ -8,8 +8,8 @@ from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.variants import CATALOGUE
 from rlrc.envs.tabletop.world import CONTROL_HZ, ENVIRONMENT_STATE, STATE, Tabletop
 from rlrc.envs.vector import WorldSpec
+from rlrc.errors import UserError
 
-VARIANTS: dict[str, str] = {name: variant.challenge for name, variant in CATALOGUE.items()}
 SPEC = WorldSpec(
     name="tabletop",
     factory=Tabletop,
@@ -19,6 +19,20 @@ SPEC = WorldSpec(
     action_high=(MAX_TRANSLATION,) * 3 + (MAX_ROTATION,) * 3 + (1.0,),
     max_episode_steps=40,
     control_hz=CONTROL_HZ,
+    variants={name: variant.challenge for name, variant in CATALOGUE.items()},
+    expert=Expert,
 )
 
-__all__ = ["SPEC", "VARIANTS", "Expert", "Tabletop"]
+
+def spec(name: str) -> WorldSpec:
+    """There is one tabletop.
+
+    Raises:
+        UserError: it was asked for in another form.
+    """
+    if name != SPEC.name:
+        raise UserError(f"the world '{name}' is called '{SPEC.name}'")
+    return SPEC
+
+
+__all__ = ["SPEC", "Expert", "Tabletop", "spec"]
