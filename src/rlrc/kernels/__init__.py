@@ -1,4 +1,4 @@
-"""Products with packed weights on the CPU, by code of our own (`packed.cpp`): fast for few rows and for many.
+"""Code of our own for the CPU: products with packed weights (`packed.cpp`), and decoding one token (`decode.cpp`).
 
 It is compiled on first use, which takes two seconds, and kept in the user's cache folder. `missing()` says why it
 cannot be had: another processor than x86 with AVX-512 VNNI, or no C++ compiler. Packed layers then unpack their weight
@@ -18,7 +18,8 @@ import torch
 
 from rlrc.files import atomic_path
 
-SOURCE = Path(__file__).with_name("packed.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("packed.cpp", "decode.cpp"))
+HEADER = Path(__file__).with_name("packed.h")
 COMMAND = (os.environ.get("CXX", "g++"), "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
 BLOCK = 32
@@ -57,14 +58,14 @@ def product(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None, ma
     y = x.new_empty(*x.shape[:-1], weight.out_features)
     rows = x.numel() // weight.in_features
     bf16 = int(x.dtype == torch.bfloat16)
-    _library().packed_product(*_weight(weight), int(many), bf16, _at(x), rows, _at(bias), _at(y), _threads())
+    library().packed_product(*_weight(weight), int(many), bf16, address(x), rows, address(bias), address(y), threads())
     return y
 
 
 def unpack(weight: PackedWeight) -> torch.Tensor:
     """The weight itself, bfloat16 (out, in): each value rounded once."""
     out = torch.empty(weight.out_features, weight.in_features, dtype=torch.bfloat16)
-    _library().packed_unpack(*_weight(weight), _at(out), _threads())
+    library().packed_unpack(*_weight(weight), address(out), threads())
     return out
 
 
@@ -76,7 +77,7 @@ def cache_folder() -> Path:
 @lru_cache(maxsize=1)
 def identity() -> str:
     """Changes with the code of the kernels, how it is compiled, and the processor."""
-    text = SOURCE.read_text() + " ".join(COMMAND) + processor()
+    text = "".join(path.read_text() for path in (HEADER, *SOURCES)) + " ".join(COMMAND) + processor()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -97,11 +98,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled library, or why there is none."""
     if not set(_cpuinfo().get("flags", "").split()) >= NEEDED:
         return None, "the processor has no AVX-512 VNNI"
-    path = cache_folder() / f"packed-{identity()}.so"
+    path = cache_folder() / f"kernels-{identity()}.so"
     if not path.exists():
         try:
             with atomic_path(path) as aside:
-                subprocess.run([*COMMAND, str(SOURCE), "-o", str(aside)], capture_output=True, text=True, check=True)
+                subprocess.run([*COMMAND, *SOURCES, "-o", aside], capture_output=True, text=True, check=True)
         except FileNotFoundError:
             return None, f"there is no C++ compiler ('{COMMAND[0]}'; Debian and Ubuntu: apt-get install g++)"
         except subprocess.CalledProcessError as error:
@@ -116,25 +117,29 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     weight: list[Any] = [pointer, pointer, pointer, size, size, size, size]
     library.packed_product.argtypes = [*weight, flag, flag, pointer, size, pointer, pointer, flag]
     library.packed_unpack.argtypes = [*weight, pointer, flag]
-    library.packed_product.restype = library.packed_unpack.restype = None
+    library.decode_token.argtypes = [pointer, size, pointer, flag]
+    library.packed_product.restype = library.packed_unpack.restype = library.decode_token.restype = None
     return library
 
 
-def _library() -> ctypes.CDLL:
-    library, reason = _load()
-    assert library is not None, reason
-    return library
+def library() -> ctypes.CDLL:
+    """The compiled code; only where `missing()` is None."""
+    loaded, reason = _load()
+    assert loaded is not None, reason
+    return loaded
 
 
 def _weight(weight: PackedWeight) -> tuple[int | None, ...]:
     tensors = (weight.codes, weight.scales, weight.zeros)
-    return (*map(_at, tensors), weight.bits, weight.group_size, weight.out_features, weight.in_features)
+    return (*map(address, tensors), weight.bits, weight.group_size, weight.out_features, weight.in_features)
 
 
-def _at(tensor: torch.Tensor | None) -> int | None:
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where the numbers of a tensor on the CPU lie; the caller keeps it alive."""
     assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
     return None if tensor is None else tensor.data_ptr()
 
 
-def _threads() -> int:
+def threads() -> int:
+    """How many of them the kernels use: as many as PyTorch."""
     return torch.get_num_threads()

@@ -4,14 +4,24 @@ The arithmetic is that of transformers' Llama, whose modules do it, without what
 values are written to memory that was taken at the start; where no row is padded there is no mask; and of the last layer
 only the last position is computed, since nothing reads the others. In a pruned policy whose last layer stays whole that
 layer alone is a fifth of the prompt's work.
+
+A single sequence in bfloat16 on a processor for which there are kernels has its tokens decoded by those
+(`kernels/decode.py`): a token is then bound by how fast memory can be read. Longer steps and other sequences go through
+the modules.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import LlamaModel
+from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import rotate_half
+
+from rlrc import kernels
+from rlrc.kernels.decode import PRODUCTS, LayerWeights, LinearWeights, TokenDecoder
+from rlrc.models.linear import QuantizedLinear
 
 
 class Decoding:
@@ -31,17 +41,39 @@ class Decoding:
         self._length = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
+        self._by_token: TokenDecoder | None = None
 
     def advance(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Read what comes next, (B, T, hidden), and return the final state of its last position (B, hidden)."""
         start, self._length = self._length, self._length + embeddings.shape[1]
         if start:
             self._positions = self._positions[:, -1:] + 1
+            if self._by_token is None and start == self._length - 1:
+                self._by_token = self._token_decoder(embeddings)
+            if self._by_token is not None:
+                return self._advance_one(self._by_token, embeddings)
         rotary = self._decoder.rotary_emb(embeddings, position_ids=self._positions)
         hidden, last = embeddings, len(self._decoder.layers) - 1
         for index in range(last + 1):
             hidden = self._pass(index, hidden, rotary, start, only_last=index == last)
         return self._decoder.norm(hidden[:, -1])
+
+    def _token_decoder(self, embeddings: torch.Tensor) -> TokenDecoder | None:
+        """The kernel that adds tokens to this sequence; None where modules have to."""
+        one = len(embeddings) == 1 and self._visible is None
+        if not one or embeddings.device.type != "cpu" or embeddings.dtype != torch.bfloat16 or kernels.missing():
+            return None
+        layers = [_layer_weights(layer) for layer in self._decoder.layers]
+        known = [layer for layer in layers if layer is not None]
+        if len(known) < len(layers):
+            return None
+        keys, values = ([tensor[0] for tensor in tensors] for tensors in (self._keys, self._values))
+        return TokenDecoder(known, keys, values, self._decoder.config.rms_norm_eps)
+
+    def _advance_one(self, decoder: TokenDecoder, embedding: torch.Tensor) -> torch.Tensor:
+        cosine, sine = self._decoder.rotary_emb(embedding.float(), position_ids=self._positions)
+        hidden = decoder.advance(embedding[0, 0], cosine[0, 0], sine[0, 0], self._length - 1)
+        return self._decoder.norm(hidden.to(embedding.dtype))[None]
 
     def _pass(
         self,
@@ -105,3 +137,26 @@ def _heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of queries or keys (B, heads, T, head_dim)."""
     return heads * cos[:, None] + rotate_half(heads) * sin[:, None]
+
+
+def _layer_weights(layer: Any) -> LayerWeights | None:
+    """The layer as the kernel takes it; None if something about it is not what the kernel computes."""
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (*(getattr(attention, f"{name}_proj") for name in "qkvo"), mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    linears = [_linear_weights(linear) for linear in projections]
+    products = {name: linear for name, linear in zip(PRODUCTS, linears, strict=True) if linear is not None}
+    norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+    plain = isinstance(mlp.act_fn, SiLUActivation) and all(norm.dtype == torch.bfloat16 for norm in norms)
+    return LayerWeights(*norms, products, attention.head_dim) if plain and len(products) == len(PRODUCTS) else None
+
+
+def _linear_weights(linear: nn.Module) -> LinearWeights | None:
+    weight: Any = None
+    if isinstance(linear, QuantizedLinear):
+        weight = linear.packed_weight if linear.group_size % kernels.BLOCK == 0 else None
+    elif type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16 and linear.weight.is_contiguous():
+        weight = linear.weight
+    if weight is None:
+        return None
+    bias: Any = linear.bias
+    return LinearWeights(weight, None if bias is None else bias.detach().float())
