@@ -1,17 +1,19 @@
 """How long OpenVLA-7B takes for one action on this processor, dense, pruned and quantized, beside transformers.
 
-    python benchmarks/latency_7b.py        about 20 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.json
+    python benchmarks/latency_7b.py        about 40 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.*
 
 Shapes are the real ones and weights random (`shapes_7b.py`), which changes no time. One picture of 224 pixels, one
 instruction, seven tokens, batch 1. In each group the policies act in turn, round by round, and every speed-up is the
 median over rounds of the ratio to what it is compared with in the same round. The baseline is dense bf16 through
-transformers' own modules and `generate`.
+transformers' own modules and `generate`. bitsandbytes (`pip install bitsandbytes`) takes ten minutes for an action of
+the whole model on two cores, so it is measured on two of its 32 layers, against transformers with two layers.
 """
 
 import argparse
 import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -22,18 +24,21 @@ import psutil
 import shapes_7b as shapes
 import torch
 
-from rlrc.bench import machine, peak_resident, stage_clock
+from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.cache import VlaCachedPolicy
 from rlrc.files import read_json, write_json, write_text
 from rlrc.kernels.choice import table
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.policy import Policy
-from rlrc.process import keep_freed_memory, wait_without_spinning
+from rlrc.process import keep_freed_memory, prepare_for_torch
 from rlrc.progress import say
 from rlrc.roofline import floors_ms, rates
+from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, markdown_table
 
 BASELINE = "dense-transformers"
+TWO_LAYERS = "two-layers"
+"""Through transformers; in 4 and 8 bits through bitsandbytes."""
 VLA_CACHE = "dense-vla-cache"
 """The picture never changes here, so it reuses as much as it ever can."""
 CONFIGS: dict[str, Callable[[], OpenVLAConfig]] = {
@@ -55,6 +60,7 @@ GROUPS = [
     [BASELINE, "dense", VLA_CACHE, "dense-4bit"],
     [BASELINE, "dense", "dense-8bit"],
     [BASELINE, "llm-pruner-25", "flap-20", "depth-0-31"],
+    [TWO_LAYERS, f"{TWO_LAYERS}-8bit", f"{TWO_LAYERS}-4bit"],
     *([f"ratio-{ratio}", f"ratio-{ratio}-8bit", f"ratio-{ratio}-4bit"] for ratio in ("0.25", "0.5", "0.75")),
 ]
 """What takes turns: as much as fits into memory together."""
@@ -66,20 +72,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/latency_7b/cpu.json"))
     options = parser.parse_args()
-    machine_rates = rates()
     earlier = read_json(options.out)["rows"] if options.out.exists() else []
-    rows = {BASELINE if row["backend"] == "transformers" else row.pop("name"): row for row in earlier}
+    rows = {}
+    for row in earlier:
+        name = row.pop("name")
+        rows[BASELINE if (name, row["backend"]) == ("dense", "transformers") else name] = row
     for group in GROUPS:
         if rows.keys() >= set(group):
             continue  # started again, it goes on after what is done
         say(" | ".join(group))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            machine_rates = fresh.submit(rates).result()
         measured = take_turns(group, options.rounds, machine_rates)
         for name, row in measured.items():
             if name not in rows:
                 rows[name] = row | {"group": group}
                 say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
         result = {
-            "machine": machine() | machine_rates,
+            "machine": machine(),
             "rounds": options.rounds,
             "kernels": table(torch.get_num_threads()),
             "rows": [{**row, "name": name.replace(BASELINE, "dense")} for name, row in rows.items()],
@@ -87,13 +97,18 @@ def main() -> None:
         }
         write_json(options.out, result)
         write_text(options.out.with_suffix(".md"), page(result))
+        draw_stages(options.out.with_suffix(".png"), [bar(row) for row in result["rows"] if "stages_ms" in row])
+
+
+def bar(row: dict[str, Any]) -> Bar:
+    return Bar(row["name"], row["stages_ms"], row["roofline"]["floors_ms"])
 
 
 def page(result: dict[str, Any]) -> str:
     """The same as tables for people."""
     head = ["policy", "through", "p50, ms", "against transformers", "against its bf16", "weights", "peak memory"]
     head += [
-        "preprocess, vision, projector, prefill, decode, ms",
+        "preprocess, vision, projector, prefill, decode, other, ms",
         "vision, projector, prefill, decode over their floors",
     ]
     body = [
@@ -131,7 +146,7 @@ def take_turns(group: list[str], rounds: int, machine_rates: dict[str, float]) -
         host.end()
     return {
         name: {
-            "backend": "transformers" if name == BASELINE else "rlrc",
+            "backend": backend(name),
             "p50_ms": _ms(np.percentile(seconds[name], 50)),
             "p90_ms": _ms(np.percentile(seconds[name], 90)),
             "speedup": _ratio(seconds, BASELINE, name),
@@ -142,6 +157,12 @@ def take_turns(group: list[str], rounds: int, machine_rates: dict[str, float]) -
         }
         for name in group
     }
+
+
+def backend(name: str) -> str:
+    if name.startswith(TWO_LAYERS):
+        return "transformers" if name == TWO_LAYERS else "bitsandbytes"
+    return "transformers" if name == BASELINE else "rlrc"
 
 
 def _ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float | None:
@@ -188,12 +209,14 @@ def serve(names: list[str], pipe: Connection) -> None:
     instructions = ["put the carrot on the plate"]
     actors: dict[str, Any] = {}
     memory = None
-    if BASELINE in names:
-        actors[BASELINE] = shapes.TransformersBaseline()
-        memory = shapes.Memory(actors[BASELINE].llama)
     for name in names:
-        if name not in actors:
-            shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")
+        shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")
+        if name == BASELINE:
+            actors[name] = shapes.TransformersBaseline()
+            memory = shapes.Memory(actors[name].llama)
+        elif shape == TWO_LAYERS:
+            actors[name] = shapes.TransformersBaseline(2, int(bits.removesuffix("bit")))
+        else:
             policy = shapes.policy(CONFIGS[shape](), int(bits.removesuffix("bit")), memory)
             actors[name] = VlaCachedPolicy(policy) if name == VLA_CACHE else policy
     while True:
@@ -204,8 +227,9 @@ def serve(names: list[str], pipe: Connection) -> None:
             actor.act(images, instructions)
             pipe.send(time.perf_counter() - started)
         else:
-            facts = {} if name == BASELINE or not what else stages(actor, images, instructions, what)
-            weights = actor.weight_bytes if name == BASELINE else weight_bytes(actor)
+            through_rlrc = backend(name) == "rlrc"
+            facts = stages(actor, images, instructions, what) if through_rlrc and what else {}
+            weights = weight_bytes(actor) if through_rlrc else actor.weight_bytes
             pipe.send({"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident(), **facts})
 
 
@@ -216,13 +240,10 @@ def weight_bytes(policy: Policy) -> int:
 def stages(
     policy: Policy, images: np.ndarray, instructions: list[str], machine_rates: dict[str, float]
 ) -> dict[str, Any]:
-    started = time.perf_counter()
-    inputs = policy.prepare(images, instructions)
-    prepared = time.perf_counter() - started
-    with stage_clock(policy) as seconds:
-        policy.sample(inputs)
-    taken = {stage: _ms(value) for stage, value in {"preprocess": prepared, **seconds}.items()}
-    floors = floors_ms(policy, inputs.input_ids.shape[1], machine_rates)
+    measure = stage_timer(policy, images, instructions)
+    seconds = np.median([measure() for _ in range(3)], axis=0)
+    taken = {stage: _ms(value) for stage, value in zip(STAGES, seconds, strict=True)}
+    floors = floors_ms(policy, policy.prepare(images, instructions).input_ids.shape[1], machine_rates)
     return {
         "stages_ms": taken,
         "roofline": {
@@ -245,5 +266,5 @@ def sweep(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    wait_without_spinning()
+    prepare_for_torch()
     main()

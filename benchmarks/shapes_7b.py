@@ -135,9 +135,12 @@ def _fill_packed(layer: QuantizedLinear) -> None:
 
 
 class TransformersBaseline:
-    """OpenVLA-7B from transformers' own modules and `generate`: both towers whole, the full head, sdpa, bf16."""
+    """OpenVLA-7B from transformers' own modules and `generate`: both towers whole, the full head, sdpa, bf16.
 
-    def __init__(self) -> None:
+    With 4 or 8 bits all linear layers but the projector's and the head are bitsandbytes' (NF4, LLM.int8).
+    """
+
+    def __init__(self, layers: int = LAYERS, bits: int = 16) -> None:
         from transformers import (
             Dinov2WithRegistersConfig,
             Dinov2WithRegistersModel,
@@ -158,17 +161,17 @@ class TransformersBaseline:
             image_size=224,
             patch_size=14,
         )
-        llama = LlamaConfig(vocab_size=32064, pad_token_id=32000)
+        llama = LlamaConfig(vocab_size=32064, pad_token_id=32000, num_hidden_layers=layers)
         self.dino = _empty(lambda: Dinov2WithRegistersModel(dino))
         self.siglip = _empty(lambda: SiglipVisionModel(siglip))
         self.llama: Any = _empty(lambda: LlamaForCausalLM(llama))
         self.projector = _empty(lambda: OpenVLAForActionPrediction(published(1)).projector)
         self.processor = processor(published(1))
-        self.weight_bytes = sum(
-            parameter.nbytes
-            for part in (self.dino, self.siglip, self.llama, self.projector)
-            for parameter in part.parameters()
-        )
+        parts = (self.dino, self.siglip, self.llama, self.projector)
+        if bits < 16:
+            for part in (self.dino, self.siglip, self.llama.model):
+                pack_with_bitsandbytes(part, bits)
+        self.weight_bytes = sum(parameter.nbytes for part in parts for parameter in part.parameters())
 
     @torch.no_grad()
     def act(self, images: Any, instructions: list[str]) -> torch.Tensor:
@@ -190,6 +193,24 @@ class TransformersBaseline:
             min_new_tokens=7,
             do_sample=False,
         )
+
+
+def pack_with_bitsandbytes(part: nn.Module, bits: int) -> None:
+    """Put bitsandbytes' layers in the place of all linear ones, as its integration in transformers does."""
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+
+    for name, linear in list(part.named_modules()):
+        if type(linear) is not nn.Linear:
+            continue  # SigLIP's unused pooling has attention of PyTorch's own, which reads its weights itself
+        shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+        if bits == 4:
+            packed = Linear4bit(*shape, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta")
+            packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        else:
+            packed = Linear8bitLt(*shape, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
+            packed.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        packed.bias = linear.bias
+        part.set_submodule(name, packed.to("cpu"))
 
 
 def _empty(build: Callable[[], nn.Module]) -> nn.Module:

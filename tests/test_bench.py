@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import rlrc
-from rlrc.bench import STAGES, BenchConfig, _timed_stages, bench, peak_memory, stage_clock
+from rlrc.bench import STAGES, BenchConfig, bench, peak_memory, stage_clock, stage_timer
 from rlrc.files import read_json
 from rlrc.inspect import InspectConfig, describe, inspect
 from rlrc.models.decoding import Decoding
@@ -25,6 +26,8 @@ def measured(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     config = BenchConfig(policies=[tiny_checkpoint], batch_sizes=(1, 4), repeats=3, warmup=1)
     result = bench(config, out)
     assert read_json(out / "bench.json") == result
+    with Image.open(out / "bench.png") as picture:
+        assert picture.width > 600
     return result
 
 
@@ -38,7 +41,7 @@ def test_counts_are_those_of_the_file(measured: dict, tiny_checkpoint: Path) -> 
 
 
 def test_the_stages_of_an_action_add_up_to_its_time(tiny_policy: Policy) -> None:
-    measure = _timed_stages(tiny_policy)
+    measure = stage_timer(tiny_policy, np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
     started = time.perf_counter()
     seconds = measure()
     elapsed = time.perf_counter() - started

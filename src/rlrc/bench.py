@@ -36,6 +36,7 @@ from rlrc.models.policy import Policy
 from rlrc.models.shards import stored_bytes
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
+from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, human_count, print_table
 
 STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
@@ -59,14 +60,16 @@ class BenchConfig(Config):
 
 
 def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
-    """Measure, print a table, and write `bench.json`."""
+    """Measure, print a table, and write `bench.json` and its picture `bench.png`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = [peak_memory(path, device) for path in config.policies]
     policies = [rlrc.load(path, device=device) for path in config.policies]
     rounds = config.warmup + config.repeats
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
         latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
-        stages = _interleaved([_timed_stages(policy) for policy in policies], rounds, progress.advance)
+        stages = _interleaved(
+            [stage_timer(policy, *_inputs(policy, 1)) for policy in policies], rounds, progress.advance
+        )
         batches = {
             size: _interleaved([_timed_action(policy, size) for policy in policies], rounds, progress.advance)
             for size in config.batch_sizes
@@ -101,8 +104,15 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
         "policies": entries,
     }
     write_json(out / "bench.json", result)
+    draw_stages(out / "bench.png", [_bar(entry) for entry in entries])
     _print(entries)
     return result
+
+
+def _bar(entry: dict[str, Any]) -> Bar:
+    return Bar(
+        entry["policy"], {stage: taken["p50"] for stage, taken in entry["stages_ms"].items()}, entry["floors_ms"]
+    )
 
 
 def _kernels() -> dict[str, Any]:
@@ -188,8 +198,8 @@ def _timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
     return measure
 
 
-def _timed_stages(policy: Policy) -> Callable[[], list[float]]:
-    images, instructions = _inputs(policy, 1)
+def stage_timer(policy: Policy, images: np.ndarray, instructions: Sequence[str]) -> Callable[[], list[float]]:
+    """A function that acts once on pictures (B, H, W, 3) and returns the seconds of each of STAGES."""
 
     def measure() -> list[float]:
         started = _now(policy.device)

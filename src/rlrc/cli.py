@@ -16,7 +16,7 @@ from pydantic import ValidationError
 import rlrc
 from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.process import wait_without_spinning
+from rlrc.process import prepare_for_torch
 from rlrc.verbs import VERBS, config_class, function
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
@@ -48,7 +48,7 @@ def main() -> None:
 def _run(verb: str, arguments: list[str]) -> None:
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
-    wait_without_spinning()
+    prepare_for_torch()
     command = _parse(verb, arguments)
     out = command.out or _default_out(verb, command.config)
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.

@@ -23,7 +23,7 @@ from pydantic import Field
 from rlrc.config import Config
 from rlrc.errors import UserError
 from rlrc.files import write_text
-from rlrc.process import end_with, wait_without_spinning
+from rlrc.process import end_with, prepare_for_torch
 from rlrc.progress import say
 from rlrc.recipe import read_recipe, resolve
 from rlrc.report.summary import as_json, print_summary, summarise_run
@@ -123,7 +123,7 @@ def _ready(left: dict[str, Stage], stages: dict[str, Stage], out: Path, done: di
 
 
 def _start_job(parent: int) -> None:
-    wait_without_spinning()
+    prepare_for_torch()
     end_with(parent)
 
 
