@@ -105,7 +105,7 @@ def fill(model: nn.Module, memory: Memory | None = None) -> None:
                 numbers = _numbers(name, parameter.shape, block) if lent is None else lent
                 setattr(module, name, nn.Parameter(numbers, requires_grad=False))
         if isinstance(module, QuantizedLinear):
-            _fill_packed(module)
+            _fill_packed(module, memory)
 
 
 def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
@@ -120,16 +120,18 @@ def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _fill_packed(layer: QuantizedLinear) -> None:
-    """Random codes around the middle zero point, of the same variance as the dense weight."""
-    layer.codes, layer.scales, layer.zeros = (
-        torch.empty_like(buffer, device="cpu") for buffer in (layer.codes, layer.scales, layer.zeros)
-    )
+def _fill_packed(layer: QuantizedLinear, memory: Memory | None) -> None:
+    """Random codes around the middle zero point, of the same variance as the dense weight; or what memory holds."""
+    layer.scales, layer.zeros = (torch.empty_like(buffer, device="cpu") for buffer in (layer.scales, layer.zeros))
+    lent = memory and memory.take(torch.Size((math.ceil(layer.codes.numel() / 2),)))
+    if lent is None:
+        layer.codes = torch.empty_like(layer.codes, device="cpu")
+        block = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        for chunk in layer.codes.view(-1).split(len(block)):
+            chunk.copy_(block[: len(chunk)])
+    else:
+        layer.codes = lent.view(torch.uint8)[: layer.codes.numel()].view(layer.codes.shape)
     step = 1 / (2**layer.bits / math.sqrt(12) * math.sqrt(layer.in_features))
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=generator)
-    for chunk in layer.codes.view(-1).split(len(block)):
-        chunk.copy_(block[: len(chunk)])
     layer.scales.fill_(step)
     layer.zeros.fill_(0x88 if layer.bits == 4 else 128)
 

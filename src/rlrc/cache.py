@@ -214,12 +214,11 @@ class CachedDecoding(Decoding):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if start:
             return super()._remember(index, keys, values, start)
-        shape = (*keys.shape[:2], self._capacity, keys.shape[3])
+        self._take_memory(keys, values)
         for new, tensors, before in (
             (keys, self._keys, self._before.keys if self._before else None),
             (values, self._values, self._before.values if self._before else None),
         ):
-            tensors.append(new.new_empty(shape))
             if before is not None:
                 tensors[index][:, :, : self._length] = before[index]
             tensors[index][:, :, self._read] = new

@@ -64,6 +64,16 @@ class Demonstrations:
     def num_episodes(self) -> int:
         return len(np.unique(self.episode_index))
 
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        """Numbers (count,) of random frames, ascending.
+
+        Raises:
+            UserError: there are not as many.
+        """
+        if count > len(self):
+            raise UserError(f"{count} samples asked for, but the dataset holds {len(self)} frames")
+        return np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the dataset's folder, also where this is a part of it: what a checkpoint's lineage records."""

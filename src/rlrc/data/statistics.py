@@ -24,19 +24,6 @@ def norm_stats(demonstrations: Demonstrations, unnorm_key: str) -> dict[str, Any
     }
 
 
-def normalise(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
-    """Actions (..., D) in physical units to float32 in [-1, 1].
-
-    OpenVLA's clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1), the way into its action tokens.
-
-    Args:
-        stats: an "action" entry of `norm_stats`; dimensions whose `mask` is false are left as they are.
-    """
-    low, high = np.asarray(stats["q01"]), np.asarray(stats["q99"])
-    scaled = np.clip(2 * (actions - low) / (high - low + 1e-8) - 1, -1, 1)
-    return np.where(stats["mask"], scaled, actions).astype(np.float32)
-
-
 def _moments(values: np.ndarray) -> dict[str, list[float]]:
     values = values.astype(np.float64)
     q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)

@@ -59,6 +59,19 @@ def action_statistics(norm_stats: dict[str, Any] | None, unnorm_key: str | None)
     return {"q01": low, "q99": np.asarray(stats["q99"], dtype=np.float64), "mask": mask}
 
 
+def normalise(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
+    """Actions (..., D) in physical units to float32 in [-1, 1].
+
+    OpenVLA's clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1), the way into its action tokens.
+
+    Args:
+        stats: an "action" entry of `norm_stats`; dimensions whose `mask` is false are left as they are.
+    """
+    low, high = np.asarray(stats["q01"]), np.asarray(stats["q99"])
+    scaled = np.clip(2 * (actions - low) / (high - low + 1e-8) - 1, -1, 1)
+    return np.where(stats["mask"], scaled, actions).astype(np.float32)
+
+
 def unnormalise(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
     """Normalised actions (..., D) in [-1, 1] to physical units, where `mask` is true; the rest is left as it is."""
     low, high = stats["q01"], stats["q99"]

@@ -113,12 +113,15 @@ class Decoding:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the new keys and values (B, heads, T, head_dim) behind those of the layer; returns all of them."""
         if start == 0:
-            shape = (*keys.shape[:2], self._capacity, keys.shape[3])
-            self._keys.append(keys.new_empty(shape))
-            self._values.append(values.new_empty(shape))
+            self._take_memory(keys, values)
         new = slice(start, self._length)
         self._keys[index][:, :, new], self._values[index][:, :, new] = keys, values
         return self._keys[index][:, :, : self._length], self._values[index][:, :, : self._length]
+
+    def _take_memory(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """For one more layer, whose keys and values have these heads."""
+        for new, tensors in ((keys, self._keys), (values, self._values)):
+            tensors.append(new.new_empty((*new.shape[:2], self._capacity, new.shape[3])))
 
     def _seen(self, queries: int) -> torch.Tensor | None:
         """Which of the positions so far the last `queries` of them see; None without padding: all up to themselves."""

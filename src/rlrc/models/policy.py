@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlrc.models.actions import ActionTokenizer, action_statistics, unnormalise
+from rlrc.models.actions import ActionTokenizer, action_statistics, normalise, unnormalise
 from rlrc.models.openvla import ActionSample, Generators, OpenVLAForActionPrediction, PolicyInputs
 from rlrc.models.processor import Processor
 
@@ -59,6 +59,11 @@ class Policy:
         """Action token ids (B, 7) to physical units, float32 (B, 7)."""
         normalised = self.actions.decode(tokens.cpu().numpy())
         return unnormalise(normalised, action_statistics(self.norm_stats, self.unnorm_key)).astype(np.float32)
+
+    def encode(self, actions: np.ndarray) -> torch.Tensor:
+        """The way back: actions (B, 7) in physical units to token ids (B, 7) on the policy's device."""
+        normalised = normalise(actions, action_statistics(self.norm_stats, self.unnorm_key))
+        return torch.from_numpy(self.actions.encode(normalised)).to(self.device)
 
     def act(
         self,

@@ -15,9 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlrc.data import Demonstrations
-from rlrc.data.statistics import normalise
 from rlrc.errors import UserError
-from rlrc.models.actions import action_statistics
 from rlrc.models.checkpoint import HEAD, fill
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
@@ -51,16 +49,11 @@ class Frames:
         Raises:
             UserError: there are not as many.
         """
-        if samples > len(demonstrations):
-            raise UserError(
-                f"{samples} calibration samples asked for, but the dataset holds {len(demonstrations)} frames"
-            )
-        chosen = np.sort(np.random.default_rng(seed).choice(len(demonstrations), samples, replace=False))
+        chosen = demonstrations.draw(samples, seed)
         fill(policy.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
-        statistics = action_statistics(policy.norm_stats, policy.unnorm_key)
-        tokens = policy.actions.encode(normalise(demonstrations.actions[chosen], statistics))
         instructions = [demonstrations.instruction(i) for i in chosen]
-        return cls(policy, demonstrations.images[chosen], instructions, torch.from_numpy(tokens))
+        tokens = policy.encode(demonstrations.actions[chosen]).cpu()
+        return cls(policy, demonstrations.images[chosen], instructions, tokens)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -15,9 +15,6 @@ import torch
 from torch import nn
 
 from rlrc.data import Demonstrations
-from rlrc.data.statistics import normalise
-from rlrc.errors import UserError
-from rlrc.models.actions import action_statistics
 from rlrc.models.linear import quantize_groups
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
@@ -43,16 +40,11 @@ class Samples:
         Raises:
             UserError: there are not as many.
         """
-        if count > len(demonstrations):
-            raise UserError(f"{count} samples asked for, but the dataset holds {len(demonstrations)} frames")
-        chosen = np.random.default_rng(seed).choice(len(demonstrations), count, replace=False)
-        statistics = action_statistics(policy.norm_stats, policy.unnorm_key)
         batches = []
-        for frames in np.split(chosen, range(batch_size, count, batch_size)):
-            tokens = policy.actions.encode(normalise(demonstrations.actions[frames], statistics))
+        for frames in np.split(demonstrations.draw(count, seed), range(batch_size, count, batch_size)):
             instructions = [demonstrations.instruction(i) for i in frames]
             inputs = policy.prepare(demonstrations.images[frames], instructions)
-            batches.append((inputs, torch.from_numpy(tokens).to(policy.device)))
+            batches.append((inputs, policy.encode(demonstrations.actions[frames])))
         return cls(batches)
 
     @torch.no_grad()

@@ -19,9 +19,8 @@ from torch import nn
 import rlrc
 from rlrc.data.batches import Augmentation, ShuffledBatches
 from rlrc.data.demonstrations import Demonstrations
-from rlrc.data.statistics import normalise
 from rlrc.errors import UserError
-from rlrc.models.actions import action_statistics
+from rlrc.models.actions import action_statistics, normalise
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
