@@ -38,9 +38,8 @@ def draw_stages(path: Path, bars: Sequence[Bar]) -> None:
                 label = stage if row == 0 and alpha == 1 else None
                 axes.barh(row + offset, width, height, left, color=COLOURS[stage], alpha=alpha, label=label)
                 left += width
-        axes.text(
-            sum(bar.stages_ms.values()), row - 0.08, f" {sum(bar.stages_ms.values()):.4g} ms", va="center", fontsize=8
-        )
+        total = sum(bar.stages_ms.values())
+        axes.text(total, row - 0.08, f" {total:,.0f} ms" if total > 99 else f" {total:.1f} ms", va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
