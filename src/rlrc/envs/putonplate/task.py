@@ -89,11 +89,11 @@ class PutOnPlate(BaseEnv):
         for robot in self.agent.robot._objs:
             sapien_utils.set_articulation_render_material(robot, specular=0.9, roughness=0.3)
         builder = self.scene.create_actor_builder()
-        builder.add_nonconvex_collision_from_file(
-            str(files.folder() / files.STAGE), pose=sapien.Pose(q=[0.707, 0.707, 0, 0])
-        )
+        stage, upright = str(files.folder() / files.STAGE), sapien.Pose(q=[0.707, 0.707, 0, 0])
+        builder.add_nonconvex_collision_from_file(stage, pose=upright)
+        builder.add_visual_from_file(stage, pose=upright)  # Covered by the background, but hides what is below it.
         builder.initial_pose = sapien.Pose([2.0634, 2.8313, 0.0])
-        builder.build_static(name="arena")  # Never seen: the background picture covers it.
+        builder.build_static(name="arena")
         episodes = self._episodes(options)
         objects = {e.object for e in episodes} | {e.other_object for e in episodes if e.other_object is not None}
         plates = {e.plate for e in episodes} | {e.other_plate for e in episodes if e.other_plate is not None}
