@@ -89,14 +89,14 @@ def require() -> None:
 
 def missing_files() -> list[str]:
     """The files that the world needs and that are absent, relative to `folder()`."""
-    root = folder()
-    needed = [ROBOT, STAGE, *(part / "model_db.json" for part in (OBJECTS, PLATES, TABLES))]
-    missing = [path for path in needed if not (root / path).is_file()]
-    if missing:
-        return [str(path) for path in missing]
-    models = [path for model in objects() + plates() for path in (model.collision, model.visual)]
-    pictures = [path for table in tables() for path in (table.picture, table.texture)]
-    return [str(path.relative_to(root)) for path in models + pictures if not path.is_file()]
+    return [path for path in (*checksums(), str(STAGE)) if not (folder() / path).is_file()]
+
+
+def checksums() -> dict[str, str | None]:
+    """The published files, relative to `folder()`, and the SHA-256 of each, where we have seen the original."""
+    lines = Path(__file__).with_name("published.sha256").read_text().splitlines()
+    pairs = (line.split("  ", 1) for line in lines)
+    return {path: None if sha256 == "-" else sha256 for sha256, path in pairs}
 
 
 def _models(part: Path) -> tuple[Model, ...]:

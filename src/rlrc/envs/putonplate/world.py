@@ -40,7 +40,7 @@ class PutOnPlate:
     """The world of one environment.
 
     The action is dx, dy, dz (m) and Euler angles (rad, R = Rx Ry Rz), along the axes of the base and relative to the
-    commanded pose, then the gripper: 0 closed to 1 open.
+    commanded pose, then the gripper: above 0.5 open, else closed.
 
     Args:
         image_size: side of the pictures in px.
@@ -69,14 +69,13 @@ class PutOnPlate:
         models = files.objects()[self.episode.object], files.plates()[self.episode.plate]
         self._instruction = self.episode.wording.format(object=models[0].name, plate=models[1].name)
         self._vertices, self._plate_vertices = (_vertices(model) for model in models)
-        self._observation, info = self._task.reset(
-            seed=0, options={"episodes": [self.episode], "reconfigure": True}
-        )
+        self._observation, info = self._task.reset(seed=0, options={"episodes": [self.episode], "reconfigure": True})
         return self._read(info)
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step (0.2 s) with an action (7,)."""
-        self._observation, _, _, _, info = self._task.step(np.append(action[:6], 2 * action[6] - 1))
+        gripper = 1.0 if action[6] > 0.5 else -1.0
+        self._observation, _, _, _, info = self._task.step(np.append(action[:6], gripper))
         return self._read(info)
 
     def draw(self) -> np.ndarray:
