@@ -3,7 +3,9 @@
 from importlib import import_module
 
 from rlrc.envs.reward import RewardTerms
-from rlrc.envs.vector import Expert, WorkerVectorEnv, WorldSpec
+from rlrc.envs.vector import WorkerVectorEnv
+from rlrc.envs.workers import WorkerLost, repeat_if_lost
+from rlrc.envs.world import Expert, WorldSpec
 from rlrc.errors import UserError
 
 WORLDS: dict[str, str] = {"tabletop": "rlrc.envs.tabletop"}
@@ -20,7 +22,7 @@ def make(
     world: str,
     num_envs: int,
     num_workers: int = 0,
-    image_size: int = 96,
+    image_size: int | None = 96,
     reward: RewardTerms | None = None,
     max_episode_steps: int | None = None,
 ) -> WorkerVectorEnv:
@@ -64,9 +66,11 @@ __all__ = [
     "WORLDS",
     "Expert",
     "RewardTerms",
+    "WorkerLost",
     "WorkerVectorEnv",
     "WorldSpec",
     "expert",
     "make",
+    "repeat_if_lost",
     "spec",
 ]
