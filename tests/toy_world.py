@@ -21,6 +21,7 @@ class ToyWorld(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         assert options is not None and len(options["episode_ids"]) == self.num_envs
+        self.instructions = tuple(instruction(int(id_)) for id_ in options["episode_ids"])
         self.targets = np.stack([target(options["split"], int(id_)) for id_ in options["episode_ids"]])
         self.hands = np.zeros((self.num_envs, 3), np.float32)
         self.step_count = 0
@@ -41,7 +42,7 @@ class ToyWorld(gym.vector.VectorEnv):
         images = np.zeros((self.num_envs, 96, 96, 3), np.uint8)
         images[:, :, :, 0] = 20 * self.step_count
         images[:, :48, :, 1] = np.clip(600 * self.targets[:, :1, None] + 100, 0, 255)
-        return {"image": images, "instruction": ("put carrot on plate",) * self.num_envs}
+        return {"image": images, "instruction": self.instructions}
 
     def _info(self) -> dict[str, np.ndarray]:
         distance = np.linalg.norm(self.hands - self.targets, axis=1)
@@ -54,3 +55,7 @@ class ToyWorld(gym.vector.VectorEnv):
 
 def target(split: str, episode_id: int) -> np.ndarray:
     return np.random.default_rng([len(split), ord(split[0]), episode_id]).uniform(-0.1, 0.1, 3)
+
+
+def instruction(episode_id: int) -> str:
+    return "put carrot on plate"

@@ -8,9 +8,10 @@ import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +22,16 @@ import rlrc
 from rlrc import envs
 from rlrc.cache import VlaCacheConfig, VlaCachedPolicy
 from rlrc.config import Config
-from rlrc.episodes import Episode, Outcome, by_condition, read_episodes, success_rate, video_path, write_episodes
+from rlrc.episodes import (
+    Episode,
+    Outcome,
+    by_condition,
+    by_task,
+    read_episodes,
+    success_rate,
+    video_path,
+    write_episodes,
+)
 from rlrc.files import write_json
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
@@ -40,10 +50,10 @@ class EvaluateConfig(Config):
     """The checkpoint."""
     world: str = "tabletop"
     """Where to act."""
-    splits: tuple[Literal["ind", "ood"], ...] = ("ind", "ood")
-    """In and out of the distribution that was demonstrated."""
+    splits: tuple[str, ...] | None = None
+    """In and out of the distribution that was demonstrated ("ind", "ood"); all that the world has unless named."""
     variants: tuple[str, ...] = ("main",)
-    """The world's named variants; main has both splits, each of the others is out of distribution."""
+    """The world's named variants; main has all splits, each of the others belongs to the world's last one."""
     episodes: int = Field(default=128, ge=1)
     """For each condition, that is, split and variant."""
     first_episode_id: int = Field(default=0, ge=0)
@@ -56,6 +66,11 @@ class EvaluateConfig(Config):
     """0 takes the likeliest action; above it actions are sampled, with noise fixed for each episode."""
     seed: int = 0
     """Of the sampling noise."""
+    unnorm_key: str | None = None
+    """Which of the policy's action statistics to use, where it has several and no default."""
+    center_crop: bool = False
+    """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
+    crops."""
     vla_cache: VlaCacheConfig | None = None
     """Reuse keys and values of what does not move, from one action to the next."""
     videos: int = Field(default=4, ge=0)
@@ -63,18 +78,20 @@ class EvaluateConfig(Config):
 
     @model_validator(mode="after")
     def _known_conditions(self) -> Self:
-        for variant in self.variants:
-            if variant not in envs.spec(self.world).variants:
-                raise ValueError(f"unknown variant '{variant}' ({', '.join(envs.spec(self.world).variants)})")
+        world = envs.spec(self.world)
+        for kind, asked, known in (("variant", self.variants, world.variants), ("split", self.splits, world.splits)):
+            if unknown := [name for name in asked or () if name not in known]:
+                raise ValueError(f"unknown {kind} '{unknown[0]}': the world '{self.world}' has {', '.join(known)}")
         if not self.conditions:
-            raise ValueError("no condition is left: every variant but main needs the split ood")
+            raise ValueError(f"no condition is left: every variant but main needs the split {world.splits[-1]}")
         return self
 
     @property
     def conditions(self) -> list[tuple[str, str]]:
         """Splits and variants to run."""
-        pairs = product(self.variants, self.splits)
-        return [(split, variant) for variant, split in pairs if variant == "main" or split == "ood"]
+        splits = envs.spec(self.world).splits
+        pairs = product(self.variants, splits if self.splits is None else self.splits)
+        return [(split, variant) for variant, split in pairs if variant == "main" or split == splits[-1]]
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
@@ -84,7 +101,9 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     keep_freed_memory()
-    policy = rlrc.load(config.policy, device="cuda" if torch.cuda.is_available() else "cpu")
+    policy = rlrc.load(config.policy, config.unnorm_key, device="cuda" if torch.cuda.is_available() else "cpu")
+    if config.center_crop:
+        policy.processor.images = replace(policy.processor.images, center_crop=True)
     if config.vla_cache is not None:
         policy = VlaCachedPolicy(policy, config.vla_cache)
     env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size)
@@ -118,6 +137,11 @@ class Camera:
     episode_ids: Sequence[int]
     frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
+    def start(self, episode_ids: Sequence[int]) -> None:
+        """Throw away what was seen of these episodes: they begin."""
+        for id_ in episode_ids:
+            self.frames.pop(id_, None)
+
     def see(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
         """Keep what the policy sees, uint8 (N, H, W, 3), of the episodes to film."""
         for image, id_ in zip(images, episode_ids, strict=False):
@@ -147,45 +171,64 @@ def rollout(
     episodes = []
     for start in range(0, len(episode_ids), env.num_envs):
         ids = list(episode_ids[start : start + env.num_envs])
-        padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
-        observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
-        policy.reset()
-        noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
-        steps: list[tuple[np.ndarray, ...]] = []
-        gripper = [_gripper(info)]
-        finished = False
-        while not finished:
-            if camera is not None:
-                camera.see(observation["image"], ids)
-            actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
-            observation, reward, terminated, truncated, info = env.step(actions)
-            steps.append((reward, info["success"].copy(), info["grasped"].copy()))
-            gripper.append(_gripper(info))
-            finished = bool((terminated | truncated).all())
+        run = partial(_run_together, policy, env, ids, split, variant, temperature, seed, camera)
+        episodes += envs.repeat_if_lost(run)
+    return episodes
+
+
+def _run_together(
+    policy: Policy,
+    env: gym.vector.VectorEnv,
+    ids: list[int],
+    split: str,
+    variant: str,
+    temperature: float,
+    seed: int,
+    camera: Camera | None,
+) -> list[Episode]:
+    """`rollout` for at most as many episodes as there are environments."""
+    padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
+    observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
+    policy.reset()
+    if camera is not None:
+        camera.start(ids)
+    tasks = observation["instruction"]
+    noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
+    steps: list[tuple[np.ndarray, ...]] = []
+    gripper = [_gripper(info)]
+    finished = False
+    while not finished:
         if camera is not None:
             camera.see(observation["image"], ids)
-        rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
-        path_length, jerk = motion(np.stack(gripper), env.metadata["render_fps"])
-        episodes += [
-            Episode(
-                policy="",
-                world="",
-                split=split,
-                variant=variant,
-                episode_id=int(id_),
-                seed=seed,
-                success_at_end=bool(success[-1, i]),
-                success_once=bool(success[:, i].any()),
-                grasped=bool(grasped[:, i].any()),
-                steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
-                sum_reward=float(rewards[:, i].sum()),
-                max_reward=float(rewards[:, i].max()),
-                path_length=float(path_length[i]),
-                jerk=float(jerk[i]),
-            )
-            for i, id_ in enumerate(ids)
-        ]
-    return episodes
+        actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
+        observation, reward, terminated, truncated, info = env.step(actions)
+        steps.append((reward, info["success"].copy(), info["grasped"].copy()))
+        gripper.append(_gripper(info))
+        finished = bool((terminated | truncated).all())
+    if camera is not None:
+        camera.see(observation["image"], ids)
+    rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
+    path_length, jerk = motion(np.stack(gripper), env.metadata["render_fps"])
+    return [
+        Episode(
+            policy="",
+            world="",
+            split=split,
+            variant=variant,
+            episode_id=int(id_),
+            seed=seed,
+            success_at_end=bool(success[-1, i]),
+            success_once=bool(success[:, i].any()),
+            grasped=bool(grasped[:, i].any()),
+            steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
+            sum_reward=float(rewards[:, i].sum()),
+            max_reward=float(rewards[:, i].max()),
+            path_length=float(path_length[i]),
+            jerk=float(jerk[i]),
+            task=tasks[i],
+        )
+        for i, id_ in enumerate(ids)
+    ]
 
 
 def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -201,22 +244,26 @@ def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
-    """By condition: n, the rates with their intervals, and the mean motion."""
+    """By condition: n, the rates with their intervals, the mean motion, and the rates of each task."""
     return {
         condition: {
-            "n": len(group),
-            "success_at_end": asdict(success_rate(group, "success_at_end")),
-            "success_once": asdict(success_rate(group, "success_once")),
-            "grasped": asdict(success_rate(group, "grasped")),
+            **_rates(group),
             "mean_path_length_m": float(np.mean([episode.path_length for episode in group])),
             "mean_jerk_m_s3": float(np.mean([episode.jerk for episode in group])),
+            "tasks": {task: _rates(of_task) for task, of_task in by_task(group).items()},
         }
         for condition, group in by_condition(episodes).items()
     }
 
 
+def _rates(episodes: Sequence[Episode]) -> dict[str, Any]:
+    rates = {outcome: asdict(success_rate(episodes, outcome)) for outcome in get_args(Outcome)}
+    return {"n": len(episodes), **rates}
+
+
 def lerobot_info(episodes: Sequence[Episode], out: Path, seconds: float) -> dict[str, Any]:
-    """`eval_info.json` as `lerobot-eval` writes it: a task group for each condition, with one task in it.
+    """`eval_info.json` as `lerobot-eval` writes it: a task group for each condition, with its tasks by number in the
+    order of their names (one where the condition has no table of tasks).
 
     There as here `pc_success` counts an episode that succeeded at any step.
     """
@@ -236,15 +283,16 @@ def lerobot_info(episodes: Sequence[Episode], out: Path, seconds: float) -> dict
     per_task = [
         {
             "task_group": condition,
-            "task_id": 0,
+            "task_id": number,
             "metrics": {
-                "sum_rewards": [episode.sum_reward for episode in group],
-                "max_rewards": [episode.max_reward for episode in group],
-                "successes": [episode.success_once for episode in group],
-                "video_paths": aggregated[condition]["video_paths"],
+                "sum_rewards": [episode.sum_reward for episode in of_task],
+                "max_rewards": [episode.max_reward for episode in of_task],
+                "successes": [episode.success_once for episode in of_task],
+                "video_paths": aggregate(of_task)["video_paths"],
             },
         }
         for condition, group in groups.items()
+        for number, of_task in enumerate(by_task(group).values() or [group])
     ]
     overall = aggregate(episodes) | {"eval_s": seconds, "eval_ep_s": seconds / len(episodes)}
     return {"per_task": per_task, "per_group": aggregated, "overall": overall}
@@ -262,8 +310,16 @@ def _generator(policy: Policy, seed: int, split: str, variant: str, episode_id: 
 
 
 def _print(policy: Path, episodes: Sequence[Episode]) -> None:
+    conditions = by_condition(episodes)
+    _print_rates(f"{policy}: 95 % intervals", "condition", conditions)
+    for condition, group in conditions.items():
+        if tasks := by_task(group):
+            _print_rates(f"{condition}, task by task", "task", tasks)
+
+
+def _print_rates(title: str, what: str, groups: dict[str, list[Episode]]) -> None:
     rows = [
-        [condition, str(len(group)), *(str(success_rate(group, outcome)) for outcome in get_args(Outcome))]
-        for condition, group in by_condition(episodes).items()
+        [name, str(len(group)), *(str(success_rate(group, outcome)) for outcome in get_args(Outcome))]
+        for name, group in groups.items()
     ]
-    print_table(f"{policy}: 95 % intervals", ["condition", "n", "success at end", "success once", "grasped"], rows)
+    print_table(title, [what, "n", "success at end", "success once", "grasped"], rows)

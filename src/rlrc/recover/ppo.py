@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -150,7 +151,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
             with learner.autocast(), torch.no_grad():
-                buffer = act(policy, env, iteration, config, learner)
+                buffer = envs.repeat_if_lost(partial(act, policy, env, iteration, config, learner))
             acted = time.monotonic()
             values = update(policy, buffer, frames, iteration, config, learner)
             values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}
