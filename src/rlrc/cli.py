@@ -21,7 +21,7 @@ from rlrc.verbs import VERBS, config_class, function
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
 """Verbs that write to a folder of their recipe's name, and where that lies."""
-WITHOUT_STAGE = ("run", "study", "inspect", "report", "make-random")
+WITHOUT_STAGE = ("run", "study", "inspect", "report", "assets", "make-random")
 """Verbs that are no stage: they print, or their folder holds what they write and nothing beside it."""
 
 

@@ -24,7 +24,7 @@ from rlrc.errors import UserError
 from rlrc.stage import Stage, content_hash, contents_of, path_fields
 from rlrc.verbs import VERBS, config_class
 
-STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect", "make-random")]
+STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect", "assets", "make-random")]
 
 
 class StudyPlan(Config):

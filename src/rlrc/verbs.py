@@ -33,6 +33,7 @@ VERBS = {
     "run": Verb("rlrc.pipeline", "RunConfig", "", "run a recipe: all of the above, resumable"),
     "study": Verb("rlrc.study", "StudyConfig", "", "run a recipe and write its evidence: tables, tests, figures"),
     "inspect": Verb("rlrc.inspect", "InspectConfig", "", "print a policy's shapes, bytes and lineage"),
+    "assets": Verb("rlrc.assets", "AssetsConfig", "", "fetch a simulator's files from their publishers"),
     "make-random": Verb(
         "rlrc.models.random", "MakeRandomConfig", "", "write a random checkpoint of OpenVLA's published layout"
     ),

@@ -8,7 +8,11 @@ from rlrc.envs.workers import WorkerLost, repeat_if_lost
 from rlrc.envs.world import Expert, WorldSpec
 from rlrc.errors import UserError
 
-WORLDS: dict[str, str] = {"tabletop": "rlrc.envs.tabletop"}
+WORLDS: dict[str, str] = {
+    "tabletop": "rlrc.envs.tabletop",
+    "putonplate": "rlrc.envs.putonplate",
+    "maniskill": "rlrc.envs.maniskill",
+}
 """World name -> the module whose `spec(name)` describes it; imported only when asked for.
 
 What follows a colon in a name is for the module alone: "maniskill:PickCube-v1" is found by "maniskill".

@@ -1,0 +1,113 @@
+"""A scripted expert on privileged state: a function of what is seen now, without memory or timers.
+
+It moves the commanded pose, which the arm follows with a lag of about two steps, and takes its decisions by where the
+gripper really is. It recovers from any disturbance, noise and the object put somewhere else included.
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from rlrc.envs.putonplate.world import ENVIRONMENT_STATE
+from rlrc.errors import UserError
+
+MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
+"""m and rad a control step, each axis."""
+
+_LOWEST = 0.018
+"""m of the gripper above the table: its fingers reach 16 mm below it."""
+_REACH = 0.03
+"""m of an object that the fingers can take in above the gripper's own height."""
+_CLEAR, _CARRY, _RETREAT = 0.045, 0.04, 0.12
+"""m: gripper over the object on the way to it; object over the plate on the way there; gripper at the end."""
+_SLOPE = 2.5
+"""How steep the funnels are that lead down to the object and to the plate."""
+_ALIGNED, _GRASPABLE, _LOW = 0.006, 0.012, 0.006
+"""m: errors within which the funnel ends and the fingers may close, and how far above the grasp height they may."""
+_OVER_PLATE, _RELEASE = 0.012, 0.006
+"""m: how far from the plate's middle and above it the object may be let go."""
+_TURN_LENGTH = 0.03
+"""m that a radian of wrong yaw counts as while approaching."""
+_EMPTY, _OPEN = 0.0315, 0.066
+"""m of the fingers' positions below which they have closed on nothing, and above which they are clear of what they held."""
+
+
+class Expert:
+    """Acts in `num_envs` environments at once."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._shape = (num_envs, len(ENVIRONMENT_STATE))
+
+    def act(self, environment_state: np.ndarray) -> np.ndarray:
+        """Actions, float32 (N,7), for privileged states (N,E).
+
+        Raises:
+            UserError: the states have another shape.
+        """
+        if environment_state.shape != self._shape:
+            raise UserError(f"environment_state of shape {environment_state.shape}: this expert takes {self._shape}")
+        s = dict(zip(ENVIRONMENT_STATE, environment_state.astype(np.float64).T, strict=True))
+        hand, turned = _vectors(s, "x", "y", "z"), Rotation.from_rotvec(_vectors(s, "rx", "ry", "rz"))
+        command = _vectors(s, "command_x", "command_y", "command_z")
+        commanded = Rotation.from_rotvec(_vectors(s, "command_rx", "command_ry", "command_rz"))
+        held = s["held"] > 0.5
+        placed = ~held & (s["on_plate"] > 0.5)
+
+        yaw = _nearest_half_turn(np.arctan2(s["grasp_sin"], s["grasp_cos"]), commanded.as_euler("xyz")[:, 2])
+        yaw = np.where(held | placed, commanded.as_euler("xyz")[:, 2], yaw)
+        wanted = Rotation.from_euler("z", yaw[:, None])
+        approach, close = _approach(s, hand, (wanted * turned.inv()).magnitude())
+        carry, release = _carry(s, hand, command)
+        away = command.copy()
+        away[:, 2] = np.where(s["opening"] > _OPEN, np.maximum(command[:, 2], _RETREAT), command[:, 2])
+        goal = np.select([held[:, None], placed[:, None]], [carry, away], approach)
+        shut = np.where(held, ~release, ~placed & close)
+        turn = (wanted * commanded.inv()).as_euler("XYZ")
+        turn[placed] = 0.0
+        return np.concatenate(
+            [_limited(goal - command), np.clip(turn, -MAX_ROTATION, MAX_ROTATION), np.where(shut, 0.0, 1.0)[:, None]],
+            axis=1,
+        ).astype(np.float32)
+
+
+def _approach(s: dict[str, np.ndarray], hand: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the gripper should be (N,3), over the object and down a funnel onto it, and whether (N,) to close it now."""
+    goal = _vectors(s, "object_x", "object_y", "object_top")
+    error = np.linalg.norm(goal[:, :2] - hand[:, :2], axis=1) + _TURN_LENGTH * turn
+    middle = (s["object_bottom"] + s["object_top"]) / 2
+    height = np.maximum.reduce([np.full(len(hand), _LOWEST), middle, s["object_top"] - _REACH])
+    hover = np.maximum(s["object_top"], height) + _CLEAR
+    funnel = height + np.clip(_SLOPE * (error - _ALIGNED), 0.0, hover - height)
+    empty = s["opening"] < _EMPTY
+    blocked = (hand[:, 2] < funnel - 0.03) | empty  # Low beside the object: rise before moving over it.
+    goal[:, :2] = np.where(blocked[:, None], hand[:, :2], goal[:, :2])
+    goal[:, 2] = np.where(empty, hover, funnel)
+    return goal, (error < _GRASPABLE) & (hand[:, 2] < height + _LOW) & ~empty
+
+
+def _carry(s: dict[str, np.ndarray], hand: np.ndarray, command: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the gripper with the object should be (N,3): up, over to the plate, down; and whether (N,) to let go now."""
+    move = _vectors(s, "plate_x", "plate_y", "plate_top") - _vectors(s, "object_x", "object_y", "object_bottom")
+    distance = np.linalg.norm(move[:, :2], axis=1)
+    above = -move[:, 2]
+    goal = hand + move
+    goal[:, 2] += np.clip(_SLOPE * (distance - _OVER_PLATE), 0.0, _CARRY) + 0.5 * _RELEASE
+    low = (above < 0.5 * _CARRY) & (distance > 2 * _OVER_PLATE)  # Rise before moving aside.
+    goal[:, :2] = np.where(low[:, None], command[:, :2], goal[:, :2])
+    landed = (above < _RELEASE) | (s["on_plate"] > 0.5)
+    return goal, (distance < _OVER_PLATE) & landed
+
+
+def _vectors(s: dict[str, np.ndarray], *names: str) -> np.ndarray:
+    return np.stack([s[name] for name in names], axis=1)
+
+
+def _nearest_half_turn(yaw: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The grasp is the same after half a turn: the yaw of the two that is nearer to `reference`, within a quarter turn."""
+    return reference + (yaw - reference + np.pi / 2) % np.pi - np.pi / 2
+
+
+def _limited(move: np.ndarray) -> np.ndarray:
+    """Moves (N,3) no longer than one step allows; their sideways part keeps its direction."""
+    length = np.linalg.norm(move[:, :2], axis=1, keepdims=True)
+    aside = move[:, :2] * np.minimum(1.0, MAX_TRANSLATION / np.maximum(length, 1e-9))
+    return np.concatenate([aside, np.clip(move[:, 2:], -MAX_TRANSLATION, MAX_TRANSLATION)], axis=1)
