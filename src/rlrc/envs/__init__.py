@@ -6,7 +6,14 @@ from rlrc.envs.reward import RewardTerms
 from rlrc.envs.vector import Expert, WorkerVectorEnv, WorldSpec
 from rlrc.errors import UserError
 
-WORLDS: dict[str, str] = {"tabletop": "rlrc.envs.tabletop"}
+WORLDS: dict[str, str] = {
+    "tabletop": "rlrc.envs.tabletop",
+    "libero_spatial": "rlrc.envs.libero",
+    "libero_object": "rlrc.envs.libero",
+    "libero_goal": "rlrc.envs.libero",
+    "libero_10": "rlrc.envs.libero",
+    "libero_90": "rlrc.envs.libero",
+}
 """World name -> the module whose `spec(name)` describes it; imported only when asked for.
 
 What follows a colon in a name is for the module alone: "maniskill:PickCube-v1" is found by "maniskill".
