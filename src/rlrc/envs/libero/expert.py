@@ -1,58 +1,18 @@
-"""A scripted expert for libero_spatial and libero_10: a plan for each task, made from the predicates of its goal.
+"""A scripted expert for libero_spatial and libero_10: a plan for each task, made from the predicates of its goal."""
 
-Where a thing is held and how high it is let go depend on what it is; the tables below say it for the things these
-suites ask for.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, grip, move, nearest_yaw, pointing_down, rise
+from rlrc.envs.libero.grips import GRASPS, PLACES, PUSHES, TURN_ON, kind
+from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, grip, move, rise
 from rlrc.envs.libero.tasks import Goal, tasks
 from rlrc.envs.libero.world import ENVIRONMENT_STATE
 from rlrc.errors import UserError
 
 _HOVER, _CLEARANCE = 0.1, 0.12
 _CLOSING_STEPS, _OPENING_STEPS = 10, 5
-
-
-@dataclass(frozen=True)
-class Grasp:
-    """How a thing is held from above."""
-
-    offset: tuple[float, float, float]
-    """Of the grip from the thing's own origin, m."""
-    fingers: float = np.pi / 2
-    """The direction in which they open, rad from the x axis."""
-    turns: bool = True
-    """Whether both turn with the thing; otherwise they are the world's, for what is round or lies on its side."""
-
-    def pose(self, thing: Pose) -> Pose:
-        """The hand's pose that holds a thing."""
-        yaw = thing.yaw if self.turns else 0.0
-        x, y, z = self.offset
-        aside = np.array([x * np.cos(yaw) - y * np.sin(yaw), x * np.sin(yaw) + y * np.cos(yaw), z])
-        return Pose(thing.position + aside, pointing_down(nearest_yaw(self.fingers + yaw)))
-
-
-_BOX = Grasp((0.0, 0.0, 0.002))
-_CAN = Grasp((0.0, 0.0, 0.012), turns=False)
-GRASPS = {
-    "akita_black_bowl": Grasp((0.0, 0.048, 0.042), turns=False),
-    "alphabet_soup": _CAN,
-    "tomato_sauce": _CAN,
-    "cream_cheese": _BOX,
-    "butter": _BOX,
-    "chocolate_pudding": _BOX,
-    "porcelain_mug": Grasp((0.057, 0.0, 0.095), fingers=0.0),
-    "white_yellow_mug": Grasp((-0.06, 0.0, 0.09), fingers=0.0),
-    "moka_pot": Grasp((0.0, -0.001, 0.08), fingers=np.pi / 2),
-}
-"""Bowls and mugs by the rim, mugs on the side away from the handle; the moka pot by the knob on its lid."""
-
-RELEASE = {"plate": 0.012, "basket": 0.08, "flat_stove": 0.1, "living_room_table": 0.045}
-"""m of a thing's origin above the target's when it is let go."""
 
 
 class Expert:
@@ -87,55 +47,121 @@ def follow(view: View, goals: tuple[Goal, ...]) -> Skill:
         if not missing:
             view = yield np.array([0, 0, 0, 0, 0, 0, OPEN])
             continue
-        number = missing[0]
-        view = yield from pick_and_place(view, goals[number], number, aside=_aside(goals, number))
+        goal, number = goals[missing[0]], missing[0]
+        if goal.target is not None:
+            view = yield from pick_and_place(view, goal, number, _aside(goals, number))
+        elif goal.predicate == "turnon":
+            view = yield from turn_on(view, goal, number)
+        else:
+            view = yield from push(view, goal, number)
 
 
 def _order(goals: tuple[Goal, ...]) -> list[int]:
-    """Open and turn on first, close last."""
-    rank = {"open": 0, "turnon": 0, "close": 2}
-    return sorted(range(len(goals)), key=lambda number: rank.get(goals[number].predicate, 1))
+    """Turn on first, close last; in between, what stands on the table before what would be in the way."""
+
+    def rank(number: int) -> int:
+        goal = goals[number]
+        if goal.target is None:
+            return 3 if goal.predicate == "close" else 0
+        return 1 if "table" in goal.target else 2
+
+    return sorted(range(len(goals)), key=rank)
 
 
 def _aside(goals: tuple[Goal, ...], number: int) -> np.ndarray:
-    """m by which things that share a target keep out of each other's way, along x."""
-    sharing = [n for n, goal in enumerate(goals) if goal.target == goals[number].target]
-    return np.array([0.07 * (sharing.index(number) - (len(sharing) - 1) / 2), 0.0, 0.0])
-
-
-def category(name: str) -> str:
-    """What kind of thing an object, or the owner of a region, is: "plate" of "plate_1"."""
-    return next((kind for kind in (*GRASPS, *RELEASE) if name.startswith(kind)), name)
+    """m by which things that share a target keep out of each other's way."""
+    target = goals[number].target
+    assert target is not None
+    sharing = [n for n, goal in enumerate(goals) if goal.target == target]
+    return np.array([PLACES[kind(target)].spacing * (sharing.index(number) - (len(sharing) - 1) / 2), 0.0, 0.0])
 
 
 def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Skill:
-    """Take a thing from above, carry it over its target and let it go there."""
+    """Take a thing from above, carry it before its target, bring it there and let go."""
     assert goal.target is not None
-    grasp, release = GRASPS[category(goal.subject)], RELEASE[category(goal.target)]
+    grasp, place = GRASPS[kind(goal.subject)], PLACES[kind(goal.target)]
+    now = _watch(number)
 
-    def now(view: View) -> GoalView:
-        return view.goals[number]
+    def at(height: float) -> Callable[[View], Pose]:
+        return lambda view: _lifted(grasp.pose(now(view).subject), height)
 
-    def over(view: View, height: float) -> Pose:
-        held = grasp.pose(now(view).subject)
-        return Pose(held.position + [0.0, 0.0, height], held.rotation)
-
-    travel = max(now(view).subject.position[2] + grasp.offset[2], now(view).target.position[2] + release) + _CLEARANCE
-    view = yield from rise(view, now(view).subject.position[2] + grasp.offset[2] + _HOVER, OPEN)
-    view = yield from move(view, lambda v: over(v, _HOVER), OPEN, tolerance=0.015)
-    view = yield from move(view, lambda v: over(v, 0.0), OPEN, tolerance=0.006, limit=40)
+    start, end = grasp.pose(now(view).subject).position[2], now(view).target.position[2] + place.offset[2]
+    travel = max(start, end + grasp.offset[2]) + _CLEARANCE
+    view = yield from rise(view, start + _HOVER, OPEN)
+    view = yield from move(view, at(_HOVER), OPEN, tolerance=0.015)
+    view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
     view = yield from grip(view, CLOSED, _CLOSING_STEPS)
     view = yield from rise(view, travel, CLOSED)
     if not now(view).held:
         return (yield from rise(view, travel, OPEN))
-    turn = view.hand.rotation
+    turn = Rotation.identity()
+    if place.yaw is not None:
+        turn = Rotation.from_euler("z", place.yaw - now(view).subject.yaw)
+    rotation = turn * view.hand.rotation
 
-    def carried(view: View, height: float) -> Pose:
-        way = now(view).target.position + aside + [0.0, 0.0, height] - now(view).subject.position
-        return Pose(view.hand.position + way, turn)
+    def carried(way: np.ndarray) -> Callable[[View], Pose]:
+        """The hand where the thing would be on its `way` to the target, m from it."""
 
-    level = travel - now(view).target.position[2] - grasp.offset[2]
-    view = yield from move(view, lambda v: carried(v, level), CLOSED, tolerance=0.012)
-    view = yield from move(view, lambda v: carried(v, release), CLOSED, tolerance=0.008, limit=40)
+        def pose(view: View) -> Pose:
+            goal = now(view)
+            left = goal.target.position + place.offset + aside + way - goal.subject.position
+            return Pose(view.hand.position + left, rotation)
+
+        return pose
+
+    before = np.array(place.way)
+    above = before + [0.0, 0.0, travel - grasp.offset[2] - end - before[2]]
+    view = yield from move(view, carried(above), CLOSED, tolerance=0.012)
+    view = yield from move(view, carried(before), CLOSED, tolerance=0.012, limit=40)
+    view = yield from move(view, carried(np.zeros(3)), CLOSED, tolerance=0.008, limit=40)
     view = yield from grip(view, OPEN, _OPENING_STEPS)
+    back = Pose(view.hand.position + before, view.hand.rotation)
+    view = yield from move(view, lambda _: back, OPEN, tolerance=0.02, limit=40)
     return (yield from rise(view, travel, OPEN))
+
+
+def turn_on(view: View, goal: Goal, number: int) -> Skill:
+    """Take a knob by its bar from above and turn it."""
+    grasp = GRASPS[kind(goal.subject)]
+    now = _watch(number)
+
+    def at(height: float) -> Callable[[View], Pose]:
+        return lambda view: _lifted(grasp.pose(now(view).subject), height)
+
+    view = yield from rise(view, grasp.pose(now(view).subject).position[2] + _HOVER, OPEN)
+    view = yield from move(view, at(_HOVER), OPEN, tolerance=0.015)
+    view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
+    view = yield from grip(view, CLOSED, _CLOSING_STEPS)
+    turned = Pose(view.hand.position, Rotation.from_euler("z", TURN_ON) * view.hand.rotation)
+    view = yield from move(view, lambda _: turned, CLOSED, limit=40)
+    view = yield from grip(view, OPEN, _OPENING_STEPS)
+    return (yield from rise(view, view.hand.position[2] + _HOVER, OPEN))
+
+
+def push(view: View, goal: Goal, number: int) -> Skill:
+    """Push a drawer or a door shut with closed fingers: from behind the contact, along with the part until it is."""
+    contact = PUSHES[kind(goal.subject)]
+    now = _watch(number)
+
+    def at(depth: float, height: float = 0.0) -> Callable[[View], Pose]:
+        return lambda view: _lifted(contact.pose(now(view).subject, depth), height)
+
+    view = yield from rise(view, at(0.0, _CLEARANCE)(view).position[2], CLOSED)
+    view = yield from move(view, at(-0.06, _CLEARANCE), CLOSED, tolerance=0.02)
+    view = yield from move(view, at(-0.06), CLOSED, tolerance=0.015)
+    for _ in range(100):
+        if now(view).satisfied:
+            break
+        view = yield from move(view, at(0.03), CLOSED, limit=1)
+    start = view.hand
+    back = Pose(start.position + (at(-0.06)(view).position - at(0.0)(view).position), start.rotation)
+    view = yield from move(view, lambda _: back, CLOSED, tolerance=0.02, limit=30)
+    return (yield from rise(view, start.position[2] + _CLEARANCE, OPEN))
+
+
+def _watch(number: int) -> Callable[[View], GoalView]:
+    return lambda view: view.goals[number]
+
+
+def _lifted(pose: Pose, height: float) -> Pose:
+    return Pose(pose.position + [0.0, 0.0, height], pose.rotation)
