@@ -12,6 +12,11 @@ WORLDS: dict[str, str] = {
     "tabletop": "rlrc.envs.tabletop",
     "putonplate": "rlrc.envs.putonplate",
     "maniskill": "rlrc.envs.maniskill",
+    "libero_spatial": "rlrc.envs.libero",
+    "libero_object": "rlrc.envs.libero",
+    "libero_goal": "rlrc.envs.libero",
+    "libero_10": "rlrc.envs.libero",
+    "libero_90": "rlrc.envs.libero",
 }
 """World name -> the module whose `spec(name)` describes it; imported only when asked for.
 
