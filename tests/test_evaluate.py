@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import torch
 from mortal_world import mortal
 from toy_world import FPS, STEPS, ToyWorld
 
+from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.evaluate import Camera, EvaluateConfig, evaluate, motion, rollout
+from rlrc.evaluate import EvaluateConfig, _actors, evaluate
 from rlrc.models.policy import Policy
 from rlrc.models.processor import ImageProcessor
+from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
 from rlrc.stats import wilson
 from rlrc.video import read_video, write_video
 
@@ -89,6 +92,50 @@ def test_an_episode_goes_the_same_way_whatever_runs_beside_it(tiny_policy: Polic
     if temperature > 0:
         other = rollout(tiny_policy, ToyWorld(2), [0], "ood", temperature=temperature, seed=1)
         assert len({episode.jerk for episode in (*together, *other)}) == 6  # all noise differs
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_environments_that_take_turns_give_the_same_episodes(
+    tiny_policy: Policy, tmp_path: Path, temperature: float
+) -> None:
+    """Also where one of them loses a worker while the other's step is under way."""
+    spec, ids = mortal(tmp_path / "lost"), range(9)
+    (tmp_path / "lost").touch()
+    with closing(WorkerVectorEnv(spec, 5, num_workers=0)) as env:
+        camera_alone = Camera([2, 6])
+        alone = rollout(tiny_policy, env, ids, "ind", temperature=temperature, camera=camera_alone)
+    (tmp_path / "lost").unlink()
+    with closing(WorkerVectorEnv(spec, 3, num_workers=1)) as a, closing(WorkerVectorEnv(spec, 2, num_workers=1)) as b:
+        camera = Camera([2, 6])
+        actors = [(tiny_policy, a), (tiny_policy, b)]
+        in_turns = rollout_in_turns(actors, ids, "ind", temperature=temperature, camera=camera)
+    assert (tmp_path / "lost").exists()
+    assert in_turns == alone and [episode.episode_id for episode in alone] == list(ids)
+    assert len({episode.sum_reward for episode in alone}) > 1
+    for id_ in (2, 6):
+        np.testing.assert_array_equal(camera.frames[id_], camera_alone.frames[id_])
+
+
+def test_a_policy_on_a_device_of_its_own_acts_in_two_environments(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+
+    def make(world: str, num_envs: int, num_workers: int, image_size: int) -> ToyWorld:
+        made.append((num_envs, num_workers))
+        return ToyWorld(num_envs)
+
+    monkeypatch.setattr("rlrc.envs.make", make)
+    config = EvaluateConfig(policy=Path("x"), num_envs=5, num_workers=2)
+    with _actors(tiny_policy, config) as actors:
+        assert made == [(5, 2)] and len(actors) == 1
+    monkeypatch.setattr(Policy, "device", torch.device("meta"))
+    made.clear()
+    with _actors(tiny_policy, config) as actors:
+        assert made == [(2, 1), (3, 1)] and len(actors) == 2
+    made.clear()
+    with _actors(tiny_policy, config.model_copy(update={"num_workers": 0})) as actors:
+        assert made == [(5, 0)]
 
 
 def test_an_evaluation_outlives_its_workers(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from safetensors.numpy import load_file
 
 import rlrc.envs
@@ -134,6 +135,22 @@ def test_a_worker_that_hangs_is_replaced() -> None:
     assert not hung.is_alive()
     env.reset()
     assert env.step(actions(2))[0]["state"][:, 1].tolist() == [1, 1]
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_step_can_be_begun_and_waited_for(num_workers: int) -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=3, num_workers=num_workers, image_size=16)
+    env.reset()
+    with pytest.raises(NoAsyncCallError):
+        env.step_wait()
+    env.step_async(actions(3))
+    with pytest.raises(AlreadyPendingCallError):
+        env.step_async(actions(3))
+    assert env.step_wait()[0]["state"][:, 1].tolist() == [1, 1, 1]
+    env.step_async(actions(3))
+    assert env.reset(options={"episode_ids": [7, 8, 9]})[0]["state"].tolist() == [[7, 0], [8, 0], [9, 0]]
+    assert env.step(actions(3))[0]["state"][:, 1].tolist() == [1, 1, 1]
     env.close()
 
 

@@ -35,6 +35,12 @@ class ToyWorld(gym.vector.VectorEnv):
         over = np.full(self.num_envs, self.step_count == STEPS)
         return self._observation(), info["success"].astype(np.float32), np.zeros_like(over), over, info
 
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        return self.step(self.actions)
+
     def close(self, **_: Any) -> None:
         self.closed_by_user = True
 

@@ -4,16 +4,13 @@ rlrc evaluate --policy checkpoints/tabletop-base --episodes 128 --out runs/base-
 """
 
 import time
-import zlib
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Self, get_args
 
-import gymnasium as gym
 import numpy as np
 import torch
 from pydantic import Field, model_validator
@@ -36,11 +33,8 @@ from rlrc.files import write_json
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
+from rlrc.rollouts import Camera, rollout_in_turns
 from rlrc.tables import print_table
-from rlrc.video import write_video
-
-GRIPPER = slice(0, 3)
-"""Where `environment_state` holds the gripper's position (x, y, z), metres."""
 
 
 class EvaluateConfig(Config):
@@ -104,21 +98,18 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     policy = rlrc.load(config.policy, config.unnorm_key, device="cuda" if torch.cuda.is_available() else "cpu")
     if config.center_crop:
         policy.processor.images = replace(policy.processor.images, center_crop=True)
-    if config.vla_cache is not None:
-        policy = VlaCachedPolicy(policy, config.vla_cache)
-    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     last_id = config.first_episode_id + config.episodes
     total = config.episodes * len(config.conditions)
-    with closing(env), bar("evaluate", total, start=len(episodes)) as progress:
+    with _actors(policy, config) as actors, bar("evaluate", total, start=len(episodes)) as progress:
         for split, variant in config.conditions:
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
             for first_id in range(config.first_episode_id + finished, last_id, config.num_envs):
                 ids = range(first_id, min(first_id + config.num_envs, last_id))
                 camera = Camera([id_ for id_ in ids if id_ < config.first_episode_id + config.videos])
-                batch = rollout(policy, env, ids, split, variant, config.temperature, config.seed, camera)
-                camera.write(out, batch[0].condition, env.metadata["render_fps"])
+                batch = rollout_in_turns(actors, ids, split, variant, config.temperature, config.seed, camera)
+                camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
                 episodes += [replace(episode, policy=str(config.policy), world=config.world) for episode in batch]
                 write_episodes(table, episodes)
                 rate = success_rate(by_condition(episodes)[batch[0].condition])
@@ -130,117 +121,19 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     return result
 
 
-@dataclass
-class Camera:
-    """Films some of the episodes of a rollout."""
-
-    episode_ids: Sequence[int]
-    frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
-
-    def start(self, episode_ids: Sequence[int]) -> None:
-        """Throw away what was seen of these episodes: they begin."""
-        for id_ in episode_ids:
-            self.frames.pop(id_, None)
-
-    def see(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
-        """Keep what the policy sees, uint8 (N, H, W, 3), of the episodes to film."""
-        for image, id_ in zip(images, episode_ids, strict=False):
-            if id_ in self.episode_ids:
-                self.frames.setdefault(id_, []).append(image.copy())
-
-    def write(self, out: Path, condition: str, fps: float) -> None:
-        for id_, frames in self.frames.items():
-            write_video(video_path(out, condition, id_), frames, fps)
-
-
-def rollout(
-    policy: Policy,
-    env: gym.vector.VectorEnv,
-    episode_ids: Sequence[int],
-    split: str,
-    variant: str = "main",
-    temperature: float = 0.0,
-    seed: int = 0,
-    camera: Camera | None = None,
-) -> list[Episode]:
-    """Act through the given episodes, `env.num_envs` at a time, and report on each.
-
-    Sampled actions (`temperature` > 0) draw from one generator per episode, so that an episode goes the same way
-    whatever is run beside it.
-    """
-    episodes = []
-    for start in range(0, len(episode_ids), env.num_envs):
-        ids = list(episode_ids[start : start + env.num_envs])
-        run = partial(_run_together, policy, env, ids, split, variant, temperature, seed, camera)
-        episodes += envs.repeat_if_lost(run)
-    return episodes
-
-
-def _run_together(
-    policy: Policy,
-    env: gym.vector.VectorEnv,
-    ids: list[int],
-    split: str,
-    variant: str,
-    temperature: float,
-    seed: int,
-    camera: Camera | None,
-) -> list[Episode]:
-    """`rollout` for at most as many episodes as there are environments."""
-    padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
-    observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
-    policy.reset()
-    if camera is not None:
-        camera.start(ids)
-    tasks = observation["instruction"]
-    noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
-    steps: list[tuple[np.ndarray, ...]] = []
-    gripper = [_gripper(info)]
-    finished = False
-    while not finished:
-        if camera is not None:
-            camera.see(observation["image"], ids)
-        actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
-        observation, reward, terminated, truncated, info = env.step(actions)
-        steps.append((reward, info["success"].copy(), info["grasped"].copy()))
-        gripper.append(_gripper(info))
-        finished = bool((terminated | truncated).all())
-    if camera is not None:
-        camera.see(observation["image"], ids)
-    rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
-    path_length, jerk = motion(np.stack(gripper), env.metadata["render_fps"])
-    return [
-        Episode(
-            policy="",
-            world="",
-            split=split,
-            variant=variant,
-            episode_id=int(id_),
-            seed=seed,
-            success_at_end=bool(success[-1, i]),
-            success_once=bool(success[:, i].any()),
-            grasped=bool(grasped[:, i].any()),
-            steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
-            sum_reward=float(rewards[:, i].sum()),
-            max_reward=float(rewards[:, i].max()),
-            path_length=float(path_length[i]),
-            jerk=float(jerk[i]),
-            task=tasks[i],
-        )
-        for i, id_ in enumerate(ids)
-    ]
-
-
-def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Path length (N,) in m and root mean square jerk (N,) in m/s^3 of positions (T, N, 3) in m, `fps` a second.
-
-    Jerk is the third finite difference; without four positions it is 0.
-    """
-    length = np.linalg.norm(np.diff(positions, axis=0), axis=-1).sum(axis=0)
-    if len(positions) < 4:
-        return length, np.zeros_like(length)
-    jerk = np.diff(positions, n=3, axis=0) * fps**3
-    return length, np.sqrt((jerk**2).sum(axis=-1).mean(axis=0))
+@contextmanager
+def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Policy, envs.WorkerVectorEnv]]]:
+    """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
+    turns = 2 if policy.device.type != "cpu" and min(config.num_envs, config.num_workers) > 1 else 1
+    with ExitStack() as stack:
+        actors = []
+        for turn in range(turns):
+            num_envs, num_workers = ((count + turn) // turns for count in (config.num_envs, config.num_workers))
+            env = envs.make(config.world, num_envs, num_workers, policy.image_size)
+            stack.callback(env.close)
+            actor = policy if config.vla_cache is None else VlaCachedPolicy(policy, config.vla_cache)
+            actors.append((actor, env))
+        yield actors
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
@@ -296,17 +189,6 @@ def lerobot_info(episodes: Sequence[Episode], out: Path, seconds: float) -> dict
     ]
     overall = aggregate(episodes) | {"eval_s": seconds, "eval_ep_s": seconds / len(episodes)}
     return {"per_task": per_task, "per_group": aggregated, "overall": overall}
-
-
-def _gripper(info: dict[str, Any]) -> np.ndarray:
-    position: np.ndarray = info["environment_state"][:, GRIPPER].copy()
-    return position
-
-
-def _generator(policy: Policy, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:
-    entropy = [seed, zlib.crc32(f"{split}/{variant}".encode()), episode_id]
-    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(policy.device).manual_seed(state)
 
 
 def _print(policy: Path, episodes: Sequence[Episode]) -> None:

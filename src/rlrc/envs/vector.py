@@ -76,6 +76,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self._steps = np.zeros(num_envs, int)
         self._level = np.zeros(num_envs, np.float32)
         self._readings: list[Reading | None] = [None] * num_envs
+        self._asked: list[list[int]] | None = None
         kind = ProcessWorker if num_workers else LocalWorker
         self._workers: list[Worker] = [kind(spec, part, self._images) for part in split(num_envs, num_workers)]
         self._release = weakref.finalize(self, _release, self._workers, self._images)
@@ -85,11 +86,21 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start N episodes, or those of `reset_mask`; an episode id fixes everything, so `seed` changes nothing."""
         split, variant, episode_ids, mask = self._parse(options or {})
+        if self._asked is not None:
+            self._hear()  # of a step that nobody waits for any more
         self._steps[mask] = 0
         self._level[mask] = 0
-        return self._gather("reset", {int(n): (split, variant, int(episode_ids[n])) for n in np.flatnonzero(mask)})
+        self._ask("reset", {int(n): (split, variant, int(episode_ids[n])) for n in np.flatnonzero(mask)})
+        return self._tell()
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Let the workers begin a step, whose outcome `step_wait` gives."""
+        if self._asked is not None:
+            raise gymnasium.error.AlreadyPendingCallError("call step_wait before the next step", "step_async")
         actions = np.asarray(actions, np.float32)
         if actions.shape != self.action_space.shape:
             raise UserError(f"actions of shape {actions.shape}: this environment takes {self.action_space.shape}")
@@ -97,7 +108,13 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             raise UserError("actions hold NaN or infinity")
         if None in self._readings:
             raise UserError("reset all environments before stepping them")
-        observation, info = self._gather("step", {n: (action,) for n, action in enumerate(actions)})
+        self._ask("step", {n: (action,) for n, action in enumerate(actions)})
+
+    def step_wait(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """What `step` returns, of the step that `step_async` began."""
+        if self._asked is None:
+            raise gymnasium.error.NoAsyncCallError("call step_async first", "step_wait")
+        observation, info = self._tell()
         level = self.reward_terms.level(info["grasped"], info["consecutive_grasp"], info["success"])
         reward, self._level = level - self._level, level
         self._steps += 1
@@ -131,13 +148,18 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             raise UserError("reset_mask: start all episodes before starting some of them anew")
         return options.get("split", "ind"), options.get("variant", "main"), ids, mask
 
-    def _gather(self, method: str, calls: dict[int, tuple[Any, ...]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Call `method` of the numbered worlds with their arguments; failures are raised after all have answered."""
-        numbers = [[n for n in calls if worker.part.start <= n < worker.part.stop] for worker in self._workers]
-        for worker, mine in zip(self._workers, numbers, strict=True):
+    def _ask(self, method: str, calls: dict[int, tuple[Any, ...]]) -> None:
+        """Have `method` of the numbered worlds called with their arguments."""
+        self._asked = [[n for n in calls if worker.part.start <= n < worker.part.stop] for worker in self._workers]
+        for worker, mine in zip(self._workers, self._asked, strict=True):
             worker.send(method, {n - worker.part.start: calls[n] for n in mine})
+
+    def _hear(self) -> list[Exception]:
+        """Take the answers of all workers; returns those that are failures."""
+        assert self._asked is not None
+        asked, self._asked = self._asked, None
         failures: list[Exception] = []
-        for worker, mine in zip(self._workers, numbers, strict=True):
+        for worker, mine in zip(self._workers, asked, strict=True):
             answer = worker.receive()
             if isinstance(answer, Exception):
                 failures.append(answer)
@@ -146,7 +168,11 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
                 continue
             for n, reading in zip(mine, answer, strict=True):
                 self._readings[n] = reading
-        if failures:
+        return failures
+
+    def _tell(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Observation and info of all environments after the answers have come; a failure is raised."""
+        if failures := self._hear():
             # A world's own error first: it would come back, however often a lost worker was replaced.
             raise min(failures, key=lambda failure: isinstance(failure, WorkerLost))
         readings = [reading for reading in self._readings if reading is not None]
