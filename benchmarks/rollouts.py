@@ -1,6 +1,6 @@
 """Environment steps a second of each world, in one and in two worker processes, beside a plain loop in this process.
 
-    python benchmarks/rollouts.py                 all worlds whose extra is installed; writes results/rollouts.json
+    python benchmarks/rollouts.py                 all worlds that are installed; writes results/rollouts.json
     python benchmarks/rollouts.py tabletop        one of them; rows of the others are kept
 
 The plain loop steps one environment as its upstream project does, one picture a step at the same size. For our own
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from rlrc import envs
 from rlrc.bench import machine
+from rlrc.errors import UserError
 from rlrc.files import read_json, write_json
 
 TURNS = 7
@@ -40,10 +41,12 @@ def main() -> None:
     for case in CASES:
         if options.worlds and case.world not in options.worlds:
             continue
-        if missing := [name for name in case.needs if find_spec(name) is None]:
-            print(f"{case.world} is not measured: {', '.join(missing)} is not installed")
+        try:
+            measured = measure(case)
+        except UserError as error:
+            print(f"{case.world} is not measured: {error}", flush=True)
             continue
-        rows = [row for row in rows if (row["world"], row["mode"]) != (case.world, case.mode)] + measure(case)
+        rows = [row for row in rows if (row["world"], row["mode"]) != (case.world, case.mode)] + measured
         write_json(options.out, {"machine": machine(), "turns": TURNS, "rows": rows})
 
 
@@ -58,8 +61,6 @@ class Case:
     steps: int
     """Of a loop in one turn."""
     plain: Callable[[], Loop]
-    needs: tuple[str, ...] = ()
-    """Packages of an extra."""
 
 
 def measure(case: Case) -> list[dict[str, Any]]:
@@ -119,7 +120,60 @@ def plain_tabletop() -> Loop:
         yield
 
 
-CASES = (Case("tabletop", "96 px", 96, envs_per_worker=16, steps=20, plain=plain_tabletop),)
+def plain_put_on_plate(width: int, height: int) -> Loop:
+    """RL4VLA's task is not in a package of ManiSkill: ours, as RL4VLA and ManiSkill run theirs.
+
+    All objects are in the scene, each is asked whether it is grasped, and pictures are copied by ManiSkill.
+    """
+    from rlrc.envs.maniskill.simulator import start
+    from rlrc.envs.putonplate import SPEC
+
+    backend = start()
+    from rlrc.envs.putonplate.task import CAMERA, PutOnPlate
+
+    class AsUpstream(PutOnPlate):
+        def evaluate(self) -> dict[str, Any]:
+            for thing in self._objects.values():
+                self.agent.is_grasping(thing)
+            return super().evaluate()
+
+        def _rendered(self, name: str) -> Any:
+            return self._sensors[CAMERA].camera.get_picture([name])[0]
+
+    rng = np.random.default_rng(0)
+    env = AsUpstream(width, height, whole_scene=True, sim_backend="physx_cpu", render_backend=backend)
+    with closing(env):
+        env.reset(seed=0)
+        while True:
+            env.step(rng.uniform(SPEC.action_low, SPEC.action_high))
+            yield
+
+
+def plain_libero(suite: str) -> Loop:
+    """LIBERO's own environment, as OpenVLA's evaluation makes it, on the suite's first task."""
+    from rlrc.envs.libero.tasks import tasks
+
+    bddl = tasks(suite)[0].bddl
+    from libero.libero.envs import OffScreenRenderEnv
+
+    rng = np.random.default_rng(0)
+    env = OffScreenRenderEnv(bddl_file_name=str(bddl), camera_heights=256, camera_widths=256)
+    with closing(env):
+        env.reset()
+        while True:
+            env.step(rng.uniform(-1, 1, 7))
+            yield
+
+
+CASES = (
+    Case("tabletop", "96 px", 96, 16, steps=20, plain=plain_tabletop),
+    Case("putonplate", "224 px", 224, 1, 30, partial(plain_put_on_plate, 224, 224)),
+    Case("putonplate:official", "640 x 480 px", 224, 1, 15, partial(plain_put_on_plate, 640, 480)),
+    Case("libero_spatial", "official", 256, 1, 10, partial(plain_libero, "libero_spatial")),
+    Case("libero_spatial:fast", "fast", 256, 1, 30, partial(plain_libero, "libero_spatial")),
+    Case("libero_10", "official", 256, 1, 10, partial(plain_libero, "libero_10")),
+    Case("libero_10:fast", "fast", 256, 1, 30, partial(plain_libero, "libero_10")),
+)
 
 
 if __name__ == "__main__":
