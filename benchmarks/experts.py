@@ -43,13 +43,17 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/experts.json"))
     options = parser.parse_args()
-    rows = read_json(options.out)["rows"] if options.out.exists() else []
     for world in options.worlds:
-        for row in measure(world, options, rows):
-            same = [(old["world"], old["task"]) == (row["world"], row["task"]) for old in rows]
-            rows = [old for old, replaced in zip(rows, same, strict=True) if not replaced] + [row]
-            write_json(options.out, {"machine": machine(), "rows": rows})
-    print(table([row for row in rows if row["world"] in options.worlds]))
+        for row in measure(world, options, read_rows(options.out)):
+            rows = read_rows(options.out)  # anew: others may be measuring other worlds
+            kept = [old for old in rows if (old["world"], old["task"]) != (row["world"], row["task"])]
+            write_json(options.out, {"machine": machine(), "rows": [*kept, row]})
+    print(table([row for row in read_rows(options.out) if row["world"] in options.worlds]))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_json(path)["rows"] if path.exists() else []
+    return rows
 
 
 def measure(world: str, options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
