@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def play_or_die(config: CollectConfig, episode_id: int) -> module.Attempt:
 def play_or_hang(config: CollectConfig, episode_id: int) -> module.Attempt:
     if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
         Path(os.environ[LOST_ONCE]).touch()
-        module.envs.spec = lambda name: replace(SPEC, answer_limit_s=2.0)
+        module.HUNG_EPISODE_S = 2.0
         module._demonstrate = lambda *_: time.sleep(1000)
     return module._play(config, episode_id)
 

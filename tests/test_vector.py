@@ -251,7 +251,7 @@ def test_reward_agrees_with_rl4vla(shared: Path) -> None:
     )
     env.reset()
     for t, expected in enumerate(recorded["reward.expected"][..., 0]):
-        for n, world in enumerate(env._workers[0]._worlds):
+        for n, world in env._workers[0]._worlds.items():
             world.flags = {"success": success[t, n], "grasped": grasped[t, n], "consecutive_grasp": consecutive[t, n]}
         _, reward, _, truncated, _ = env.step(actions(5))
         np.testing.assert_allclose(reward, expected, atol=1e-6)

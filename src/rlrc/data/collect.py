@@ -40,6 +40,9 @@ IDLE = 0.02
 """An action that moves less than this fraction of the largest one, in every dimension, and leaves the gripper as it is,
 does nothing."""
 
+HUNG_EPISODE_S = 1800.0
+"""An episode that takes longer hangs."""
+
 
 class CollectConfig(Config):
     """Record demonstrations of a scripted expert."""
@@ -167,7 +170,7 @@ def _world(name: str, image_size: int) -> envs.WorkerVectorEnv:
 
 def _play(config: CollectConfig, episode_id: int) -> Attempt:
     """One episode, in a process that ends itself, saying where it was, if it takes far too long."""
-    faulthandler.dump_traceback_later(envs.spec(config.world).answer_limit_s, exit=True)
+    faulthandler.dump_traceback_later(HUNG_EPISODE_S, exit=True)
     try:
         return _demonstrate(config, episode_id)
     finally:

@@ -1,15 +1,16 @@
 """Who runs the worlds of a vector environment: this process, or worker processes that are replaced when they are lost.
 
-A worker is lost when it dies (a simulator that crashes, a system that is short of memory) or gives no answer within the
-time its world's spec allows. A new one takes its place and `WorkerLost` is raised: whoever wanted the episodes starts
-them again, which is the same as before, since an episode id fixes everything (`repeat_if_lost`). What a world raises in
-Python is another matter, a mistake or bad input that would only come back: it is handed on and nothing is repeated.
+A worker is lost when it dies (a simulator that crashes, a system that is short of memory) or one of its worlds gives no
+answer within the time its spec allows. A new one takes its place and `WorkerLost` is raised: whoever wanted the
+episodes starts them again, which is the same as before, since an episode id fixes everything (`repeat_if_lost`). What a
+world raises in Python is another matter, a mistake or bad input that would only come back: it is handed on and nothing
+is repeated.
 """
 
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import count, pairwise
 from multiprocessing.connection import Connection
@@ -95,38 +96,37 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """A worker in this process; its worlds are made at the first call, so that what goes wrong is its answer."""
+    """A worker in this process; each world is made when it is first called, so that what goes wrong is its answer."""
 
     def __init__(self, spec: WorldSpec, part: slice, images: Images | None) -> None:
         self.part = part
         self._spec, self._images = spec, images
-        self._worlds: list[World] = []
+        self._worlds: dict[int, World] = {}
 
     def send(self, method: str, calls: Calls) -> None:
-        self._answer = self._run(method, calls)
+        self._answers = list(self.run(method, calls))
 
     def receive(self) -> list[Reading] | Exception:
-        return self._answer
+        return _all_or_failure(self._answers)
 
-    def close(self) -> None:
-        self._worlds = []
-
-    def _run(self, method: str, calls: Calls) -> list[Reading] | Exception:
-        """Reset or step the numbered worlds one after another, and draw each; an exception is the answer."""
+    def run(self, method: str, calls: Calls) -> Iterator[Reading | Exception]:
+        """Reset or step the numbered worlds one after another, and draw each; the first exception ends it."""
         try:
-            if not self._worlds:
-                size = self._images.shape[1] if self._images else SMALLEST_PICTURE
-                self._worlds = [self._spec.factory(size) for _ in range(self.part.start, self.part.stop)]
-            readings = []
             for index, arguments in calls.items():
-                readings.append(getattr(self._worlds[index], method)(*arguments))
+                if index not in self._worlds:
+                    size = self._images.shape[1] if self._images else SMALLEST_PICTURE
+                    self._worlds[index] = self._spec.factory(size)
+                reading = getattr(self._worlds[index], method)(*arguments)
                 if self._images:
                     self._images.array[self.part.start + index] = self._worlds[index].draw()
-            return readings
+                yield reading
         except UserError as error:
-            return error
+            yield error
         except Exception:
-            return RuntimeError(f"an environment failed:\n{traceback.format_exc()}")
+            yield RuntimeError(f"an environment failed:\n{traceback.format_exc()}")
+
+    def close(self) -> None:
+        self._worlds = {}
 
 
 class ProcessWorker:
@@ -138,13 +138,14 @@ class ProcessWorker:
         self._start()
 
     def send(self, method: str, calls: Calls) -> None:
+        self._awaited = len(calls)
         with suppress(OSError):  # of a worker that is dead, which `receive` tells
             self._pipe.send((method, calls))
 
     def receive(self) -> list[Reading] | Exception:
         try:
-            if self._pipe.poll(self._spec.answer_limit_s):
-                return self._pipe.recv()
+            return _all_or_failure(self._answer() for _ in range(self._awaited))
+        except TimeoutError:
             what = f"gave no answer for {self._spec.answer_limit_s:g} s"
         except (EOFError, OSError):
             self._process.join(timeout=1)
@@ -152,6 +153,12 @@ class ProcessWorker:
         self.close()
         self._start()
         return WorkerLost(range(self.part.start, self.part.stop), what)
+
+    def _answer(self) -> Reading | Exception:
+        if not self._pipe.poll(self._spec.answer_limit_s):
+            raise TimeoutError
+        answer: Reading | Exception = self._pipe.recv()
+        return answer
 
     def close(self) -> None:
         self._pipe.close()
@@ -180,13 +187,23 @@ def _serve(pipe: Connection, spec: WorldSpec, part: slice, pictures: tuple[str, 
     try:
         worker = LocalWorker(spec, part, images)
         while True:
-            worker.send(*pipe.recv())
-            pipe.send(worker.receive())
+            for answer in worker.run(*pipe.recv()):
+                pipe.send(answer)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
     finally:
         if images:
             images.close()
+
+
+def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | Exception:
+    """All readings, or the first failure, after which no more is asked for."""
+    readings = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            return answer
+        readings.append(answer)
+    return readings
 
 
 def _ending(exit_code: int | None) -> str:

@@ -56,6 +56,5 @@ class WorldSpec:
     """Those of the variant main; every other variant belongs to the last of them."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
-    answer_limit_s: float = 600.0
-    """A worker process that takes longer to answer a call (make its worlds, or reset or step all of them) hangs; so
-    does one that plays an episode for a recording longer than this."""
+    answer_limit_s: float = 300.0
+    """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
