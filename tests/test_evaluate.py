@@ -132,7 +132,7 @@ def test_a_policy_on_a_device_of_its_own_acts_in_two_environments(
     monkeypatch.setattr(Policy, "device", torch.device("meta"))
     made.clear()
     with _actors(tiny_policy, config) as actors:
-        assert made == [(2, 1), (3, 1)] and len(actors) == 2
+        assert made == [(2, 2), (3, 2)] and len(actors) == 2
     made.clear()
     with _actors(tiny_policy, config.model_copy(update={"num_workers": 0})) as actors:
         assert made == [(5, 0)]

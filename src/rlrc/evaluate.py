@@ -55,7 +55,7 @@ class EvaluateConfig(Config):
     num_envs: int = Field(default=32, ge=1)
     """Episodes run at once."""
     num_workers: int = Field(default=2, ge=0)
-    """Processes that simulate them."""
+    """Processes that simulate them; with the policy on a GPU, each half of them has so many, and the halves take turns."""
     temperature: float = Field(default=0.0, ge=0)
     """0 takes the likeliest action; above it actions are sampled, with noise fixed for each episode."""
     seed: int = 0
@@ -124,12 +124,12 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
 @contextmanager
 def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Policy, envs.WorkerVectorEnv]]]:
     """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
-    turns = 2 if policy.device.type != "cpu" and min(config.num_envs, config.num_workers) > 1 else 1
+    turns = 2 if policy.device.type != "cpu" and config.num_workers and config.num_envs > 1 else 1
     with ExitStack() as stack:
         actors = []
         for turn in range(turns):
-            num_envs, num_workers = ((count + turn) // turns for count in (config.num_envs, config.num_workers))
-            env = envs.make(config.world, num_envs, num_workers, policy.image_size)
+            num_envs = (config.num_envs + turn) // turns
+            env = envs.make(config.world, num_envs, config.num_workers, policy.image_size)
             stack.callback(env.close)
             actor = policy if config.vla_cache is None else VlaCachedPolicy(policy, config.vla_cache)
             actors.append((actor, env))
