@@ -55,7 +55,7 @@ class EvaluateConfig(Config):
     num_envs: int = Field(default=32, ge=1)
     """Episodes run at once."""
     num_workers: int = Field(default=2, ge=0)
-    """Processes that simulate them; with the policy on a GPU, each half of them has so many, and the halves take turns."""
+    """Processes that simulate them. With the policy on a GPU two halves take turns, and each of them has so many."""
     temperature: float = Field(default=0.0, ge=0)
     """0 takes the likeliest action; above it actions are sampled, with noise fixed for each episode."""
     seed: int = 0
