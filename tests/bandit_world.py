@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rlrc.envs.vector import Reading, WorldSpec
+from rlrc.envs.world import Reading, WorldSpec
 
 STEPS = 4
 THRESHOLD = 0.01

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,52 @@ def test_an_expert_that_fails_ends_the_recording(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(module, "_attempts", failures)
     with pytest.raises(UserError, match="solved 0 of 101 episodes"):
+        collect(CONFIG, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+LOST_ONCE = "RLRC_TEST_LOST_ONCE"  # names a file that exists once a process has been lost
+
+
+def play_or_die(config: CollectConfig, episode_id: int) -> module.Attempt:
+    if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
+        Path(os.environ[LOST_ONCE]).touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return module._play(config, episode_id)
+
+
+def play_or_hang(config: CollectConfig, episode_id: int) -> module.Attempt:
+    if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
+        Path(os.environ[LOST_ONCE]).touch()
+        module.HUNG_EPISODE_S = 2.0
+        module._demonstrate = lambda *_: time.sleep(1000)
+    return module._play(config, episode_id)
+
+
+@pytest.mark.parametrize("play", [play_or_die, play_or_hang])
+def test_a_lost_process_costs_nothing_but_time(
+    play: Callable,
+    recorded: tuple[dict[str, Any], Demonstrations],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(LOST_ONCE, str(tmp_path / "lost"))
+    monkeypatch.setattr(module, "_play", play)
+    result = collect(CONFIG, tmp_path)
+    assert (tmp_path / "lost").exists()
+    assert Demonstrations.load(tmp_path / "dataset").sha256 == recorded[1].sha256
+    assert result["attempts"] == recorded[0]["attempts"]
+    assert capsys.readouterr().err.count("died or hung; it was replaced") == 1
+
+
+def always_die(config: CollectConfig, episode_id: int) -> None:
+    os._exit(1)
+
+
+def test_processes_that_keep_dying_end_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_play", always_die)
+    with pytest.raises(UserError, match="episode 500 or one soon after it died or hung: 3 times in a row"):
         collect(CONFIG, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -2,19 +2,27 @@
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import av
+import bandit_world
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from mortal_world import mortal
 from toy_world import FPS, STEPS, ToyWorld
 
-from rlrc.episodes import Episode, compare, read_episodes, success_rate, video_path, write_episodes
+from rlrc.envs.vector import WorkerVectorEnv
+from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.evaluate import Camera, EvaluateConfig, evaluate, motion, rollout
+from rlrc.evaluate import EvaluateConfig, _actors, evaluate
 from rlrc.models.policy import Policy
+from rlrc.models.processor import ImageProcessor
+from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
+from rlrc.stats import wilson
 from rlrc.video import read_video, write_video
 
 
@@ -86,6 +94,71 @@ def test_an_episode_goes_the_same_way_whatever_runs_beside_it(tiny_policy: Polic
         assert len({episode.jerk for episode in (*together, *other)}) == 6  # all noise differs
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_environments_that_take_turns_give_the_same_episodes(
+    tiny_policy: Policy, tmp_path: Path, temperature: float
+) -> None:
+    """Also where one of them loses a worker while the other's step is under way."""
+    spec, ids = mortal(tmp_path / "lost"), range(9)
+    (tmp_path / "lost").touch()
+    with closing(WorkerVectorEnv(spec, 5, num_workers=0)) as env:
+        camera_alone = Camera([2, 6])
+        alone = rollout(tiny_policy, env, ids, "ind", temperature=temperature, camera=camera_alone)
+    (tmp_path / "lost").unlink()
+    with closing(WorkerVectorEnv(spec, 3, num_workers=1)) as a, closing(WorkerVectorEnv(spec, 2, num_workers=1)) as b:
+        camera = Camera([2, 6])
+        actors = [(tiny_policy, a), (tiny_policy, b)]
+        in_turns = rollout_in_turns(actors, ids, "ind", temperature=temperature, camera=camera)
+    assert (tmp_path / "lost").exists()
+    assert in_turns == alone and [episode.episode_id for episode in alone] == list(ids)
+    assert len({episode.sum_reward for episode in alone}) > 1
+    for id_ in (2, 6):
+        np.testing.assert_array_equal(camera.frames[id_], camera_alone.frames[id_])
+
+
+def test_a_policy_on_a_device_of_its_own_acts_in_two_environments(
+    tiny_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+
+    def make(world: str, num_envs: int, num_workers: int, image_size: int) -> ToyWorld:
+        made.append((num_envs, num_workers))
+        return ToyWorld(num_envs)
+
+    monkeypatch.setattr("rlrc.envs.make", make)
+    config = EvaluateConfig(policy=Path("x"), num_envs=5, num_workers=2)
+    with _actors(tiny_policy, config) as actors:
+        assert made == [(5, 2)] and len(actors) == 1
+    monkeypatch.setattr(Policy, "device", torch.device("meta"))
+    made.clear()
+    with _actors(tiny_policy, config) as actors:
+        assert made == [(2, 2), (3, 2)] and len(actors) == 2
+    made.clear()
+    with _actors(tiny_policy, config.model_copy(update={"num_workers": 0})) as actors:
+        assert made == [(5, 0)]
+
+
+def test_an_evaluation_outlives_its_workers(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EvaluateConfig(policy=tiny_checkpoint, episodes=6, num_envs=4, temperature=1.0, videos=4)
+    spec = mortal(tmp_path / "lost")
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: spec)
+    (tmp_path / "lost").touch()  # the first time nothing dies
+    evaluate(config, tmp_path / "whole")
+    assert "replaced" not in capsys.readouterr().err
+    (tmp_path / "lost").unlink()
+    evaluate(config, tmp_path / "survived")
+    assert (tmp_path / "lost").exists()
+    assert capsys.readouterr().err.count("environments 2 to 3 died (SIGSEGV); it was replaced") == 1
+    tables = [read_episodes(tmp_path / run / "episodes.parquet") for run in ("whole", "survived")]
+    assert tables[0] == tables[1] and len(tables[0]) == 12
+    assert len({episode.sum_reward for episode in tables[0]}) > 1
+    for film in (tmp_path / "whole" / "videos").iterdir():
+        twin = tmp_path / "survived" / "videos" / film.name
+        np.testing.assert_array_equal(read_video(film)[0], read_video(twin)[0])
+
+
 def test_writes_tables_rates_and_videos(tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld]) -> None:
     config = EvaluateConfig(policy=tiny_checkpoint, episodes=5, first_episode_id=10, num_envs=4, videos=2)
     result = evaluate(config, tmp_path)
@@ -122,6 +195,47 @@ def test_eval_info_is_lerobots(tiny_checkpoint: Path, tmp_path: Path, worlds: li
     assert set(info["overall"]) == shared | {"eval_s", "eval_ep_s"} and info["overall"]["n_episodes"] == 6
 
 
+def test_tasks_are_told_one_by_one(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    worlds: list[ToyWorld],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("toy_world.instruction", lambda id_: f"put {'abc'[id_ % 3]} on plate")
+    config = EvaluateConfig(policy=tiny_checkpoint, splits=("ind",), episodes=7, num_envs=4, videos=2)
+    condition = evaluate(config, tmp_path)["conditions"]["ind"]
+    episodes = read_episodes(tmp_path / "episodes.parquet")
+    assert [episode.task[4] for episode in episodes] == list("abcabca")
+    assert {task: rates["n"] for task, rates in condition["tasks"].items()} == {
+        "put a on plate": 3,
+        "put b on plate": 2,
+        "put c on plate": 2,
+    }
+    rate = condition["tasks"]["put b on plate"]["success_at_end"]
+    assert rate["successes"] == sum(episodes[i].success_at_end for i in (1, 4))
+    assert (rate["low"], rate["high"]) == wilson(rate["successes"], 2)
+    per_task = json.loads((tmp_path / "eval_info.json").read_text())["per_task"]
+    assert [(row["task_group"], row["task_id"], len(row["metrics"]["successes"])) for row in per_task] == [
+        ("ind", 0, 3),
+        ("ind", 1, 2),
+        ("ind", 2, 2),
+    ]
+    assert [len(row["metrics"]["video_paths"]) for row in per_task] == [1, 1, 0]
+    assert "ind, task by task" in capsys.readouterr().err
+
+
+def test_tasks_make_a_table_where_there_are_some_with_several_episodes() -> None:
+    def of_tasks(*tasks: str) -> list[Episode]:
+        return [replace(episode, task=task) for task, episode in zip(tasks, some_episodes([True] * 300), strict=False)]
+
+    assert list(by_task(of_tasks("b", "a", "a", "b"))) == ["a", "b"]
+    assert by_task(of_tasks("a", "a")) == {}
+    assert by_task(of_tasks("b", "a", "a")) == {}
+    assert by_task(of_tasks(*[f"{i % 100}" for i in range(300)])) == {}
+    assert len(by_task(of_tasks(*[f"{i % 99}" for i in range(300)]))) == 99
+
+
 def test_a_cut_off_evaluation_continues(
     tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,15 +261,41 @@ def test_a_cut_off_evaluation_continues(
     )
 
 
-def test_variants_are_out_of_distribution_and_known() -> None:
+def test_conditions_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EvaluateConfig(policy=Path("x"), variants=("main", "vision-image"))
     assert config.conditions == [("ind", "main"), ("ood", "main"), ("ood", "vision-image")]
-    with pytest.raises(UserError, match="unknown variant 'fog'"):
+    assert EvaluateConfig(policy=Path("x"), splits=("ood",)).conditions == [("ood", "main")]
+    with pytest.raises(UserError, match=r"unknown variant 'fog': the world 'tabletop' has main, vision-image"):
         EvaluateConfig.parse({"policy": "x", "variants": ["fog"]}, "here")
-    with pytest.raises(UserError, match="no condition"):
+    with pytest.raises(UserError, match="no condition is left: every variant but main needs the split ood"):
         EvaluateConfig.parse({"policy": "x", "variants": ["plate"], "splits": ["ind"]}, "here")
     with pytest.raises(UserError, match="unknown world 'moon'"):
         EvaluateConfig.parse({"policy": "x", "world": "moon"}, "here")
+    one_split = replace(bandit_world.SPEC, splits=("ind",), variants={"main": "main", "task-0": "task"})
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: one_split)
+    config = EvaluateConfig(policy=Path("x"), variants=("main", "task-0"))
+    assert config.conditions == [("ind", "main"), ("ind", "task-0")]
+    with pytest.raises(UserError, match=r"unknown split 'ood': the world 'tabletop' has ind$"):
+        EvaluateConfig.parse({"policy": "x", "splits": ["ood"]}, "here")
+
+
+def test_options_reach_the_policy(
+    tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    prepare = ImageProcessor.__call__
+
+    def note(self: ImageProcessor, images: np.ndarray) -> torch.Tensor:
+        seen.append(self.center_crop)
+        return prepare(self, images)
+
+    monkeypatch.setattr(ImageProcessor, "__call__", note)
+    small = {"episodes": 2, "num_envs": 2, "videos": 0, "splits": ("ind",)}
+    evaluate(EvaluateConfig(policy=tiny_checkpoint, unnorm_key="tabletop", **small), tmp_path / "plain")
+    evaluate(EvaluateConfig(policy=tiny_checkpoint, center_crop=True, **small), tmp_path / "cropped")
+    assert seen == [False] * STEPS + [True] * STEPS
+    with pytest.raises(UserError, match="bridge_orig"):
+        evaluate(EvaluateConfig(policy=tiny_checkpoint, unnorm_key="bridge_orig", **small), tmp_path / "other")
 
 
 def some_episodes(successes: list[bool], policy: str = "a") -> list[Episode]:
@@ -186,9 +326,12 @@ def test_policies_are_compared_episode_by_episode() -> None:
 
 
 def test_the_table_survives_the_disk(tmp_path: Path) -> None:
-    episodes = some_episodes([False, True])
+    episodes = [replace(episode, task="put") for episode in some_episodes([False, True])]
     write_episodes(tmp_path / "x.parquet", episodes)
     assert read_episodes(tmp_path / "x.parquet") == episodes
+    old = pq.read_table(tmp_path / "x.parquet").drop_columns("task")
+    pq.write_table(old, tmp_path / "old.parquet")
+    assert read_episodes(tmp_path / "old.parquet") == [replace(episode, task="") for episode in episodes]
     (tmp_path / "y.parquet").write_bytes(b"PAR1 no table")
     with pytest.raises(UserError, match="not a table of episodes"):
         read_episodes(tmp_path / "y.parquet")

@@ -1,11 +1,16 @@
 """Decoding against independent computations: a plain forward pass, numpy, and sampling statistics."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 from rlrc.models.actions import ActionTokenizer
 from rlrc.models.openvla import _choose
 from rlrc.models.policy import Policy
+from rlrc.models.processor import crop_center
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put an unheard-of thing on plate"]
@@ -67,3 +72,30 @@ def test_statistics_give_physical_units(tiny_policy: Policy) -> None:
     np.testing.assert_allclose(high[:3], 0.05, atol=0.05 / 254)
     np.testing.assert_allclose(low[3:6], -0.5, atol=0.5 / 254)
     np.testing.assert_allclose([low[6], high[6]], [-1, 1], atol=1 / 254)
+
+
+def test_the_crop_lies_where_tensorflow_puts_it() -> None:
+    """OpenVLA crops by `crop_and_resize`: output corners lie at the box's edges, times size minus one; bilinear."""
+    height, width = 224, 180
+    smooth = np.add.outer(np.sin(np.arange(height) / 9), np.cos(np.arange(width) / 7)) * 60 + 128
+    images = np.repeat(smooth.round().astype(np.uint8)[None, :, :, None], 3, axis=3)
+    rim = (1 - np.sqrt(0.9)) / 2
+    rows = np.linspace(rim, 1 - rim, height) * (height - 1)
+    columns = np.linspace(rim, 1 - rim, width) * (width - 1)
+    expected = map_coordinates(images[0, :, :, 0].astype(float), np.meshgrid(rows, columns, indexing="ij"), order=1)
+    cropped = crop_center(images)
+    assert cropped.shape == images.shape and cropped.dtype == np.uint8
+    np.testing.assert_allclose(cropped[0, :, :, 1], expected, atol=1.0)
+
+
+def test_a_crop_shows_the_centre(tiny_policy: Policy) -> None:
+    """A black rim of 2 % on each side is cut off, and one of 4 % is not, whatever the size of the picture."""
+    processor = replace(tiny_policy.processor.images, center_crop=True)
+    for side in (96, 192):
+        for rim, darkest in ((0.02, 1.0), (0.04, -1.0)):
+            picture = np.zeros((1, side, side, 3), np.uint8)
+            inside = slice(round(rim * side), side - round(rim * side))
+            picture[:, inside, inside] = 255
+            pixels = processor(picture)
+            assert pixels.shape == (1, 6, 96, 96)
+            assert pixels[:, :, 48].min() == pytest.approx(darkest, abs=0.1), (side, rim)

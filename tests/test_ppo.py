@@ -14,6 +14,7 @@ import bandit_world
 import pytest
 import torch
 from bandit_world import STEPS
+from mortal_world import mortal
 from test_sft import changed, train
 from toy_demonstrations import toy_demonstrations
 
@@ -74,6 +75,18 @@ def test_it_finds_what_pays(tiny_checkpoint: Path, tmp_path: Path) -> None:
     policy = rlrc.load(tmp_path / "rl" / "checkpoint")
     assert policy.model.value_head is None
     assert [stage["verb"] for stage in policy.lineage["stages"]] == ["sft", "rl"]
+
+
+def test_a_lost_worker_costs_the_acting_alone(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bandit_world, "SPEC", mortal(tmp_path / "lost"))
+    values = {"augment": Augmentation(), "word_dropout": 0.5}
+    rl(config(tiny_checkpoint, num_workers=1, **values), tmp_path / "survived")
+    assert (tmp_path / "lost").exists()
+    assert capsys.readouterr().err.count("died (SIGSEGV); it was replaced") == 1
+    rl(config(tiny_checkpoint, num_workers=1, **values), tmp_path / "whole")
+    assert not changed(tmp_path / "whole" / "checkpoint", tmp_path / "survived" / "checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rlrc.envs.tabletop.tables import TABLES, TEST_TABLES, TRAIN_TABLES, texture
 from rlrc.envs.tabletop.things import TEST_OBJECTS, TRAIN_OBJECTS
 from rlrc.envs.tabletop.variants import PLATE_GAP, TEST_POSITIONS, TRAIN_POSITIONS, draw_episode
 from rlrc.envs.tabletop.world import ENVIRONMENT_STATE, STATE
-from rlrc.envs.vector import Reading
+from rlrc.envs.world import Reading
 from rlrc.errors import UserError
 
 CHALLENGES = [name for name in SPEC.variants if name != "main"]

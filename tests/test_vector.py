@@ -1,20 +1,28 @@
 """The vector environment: shapes, rewards, workers that agree, die and clean up."""
 
 import os
+import signal
+import time
+from dataclasses import replace
+from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from safetensors.numpy import load_file
 
 import rlrc.envs
-from rlrc.envs.vector import Reading, WorkerVectorEnv, WorldSpec
+from rlrc.envs import WorkerLost, repeat_if_lost
+from rlrc.envs.vector import WorkerVectorEnv
+from rlrc.envs.workers import MAX_LOSSES
+from rlrc.envs.world import Reading, WorldSpec
 from rlrc.errors import UserError
 
 
 class Counter:
-    """A world without physics: it counts its steps, and dies, fails or sees success when told by the action."""
+    """A world without physics: it counts its steps, and dies, hangs, fails or sees success when told by the action."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -29,6 +37,8 @@ class Counter:
     def step(self, action: np.ndarray) -> Reading:
         if action[0] == 7:
             os._exit(3)
+        if action[0] == 6:
+            time.sleep(1000)
         if action[0] == 8:
             raise ValueError("eight")
         self.steps += 1
@@ -49,6 +59,10 @@ SPEC = WorldSpec(
 
 def actions(n: int, first: float = 0.0) -> np.ndarray:
     return np.full((n, 7), first, np.float32)
+
+
+def only_last(n: int, first: float) -> np.ndarray:
+    return np.concatenate([actions(n - 1), actions(1, first)])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -93,13 +107,97 @@ def test_some_episodes_start_anew_while_the_others_go_on(num_workers: int) -> No
     env.close()
 
 
-def test_a_dead_worker_is_named() -> None:
+def test_a_dead_worker_is_named_and_replaced() -> None:
     env = WorkerVectorEnv(SPEC, num_envs=4, num_workers=2, image_size=16)
     env.reset()
-    sudden = actions(4)
-    sudden[3, 0] = 7
-    with pytest.raises(RuntimeError, match=r"environments 2 to 3 died \(exit code 3\)"):
-        env.step(sudden)
+    with pytest.raises(WorkerLost, match=r"environments 2 to 3 died \(exit code 3\)") as lost:
+        env.step(only_last(4, 7))
+    assert lost.value.environments == range(2, 4)
+    with pytest.raises(UserError, match="reset all"):
+        env.step(actions(4))
+    observation, _ = env.reset(options={"episode_ids": [4, 3, 2, 1]})
+    assert observation["state"].tolist() == [[4, 0], [3, 0], [2, 0], [1, 0]]
+    os.kill(env._workers[0]._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match=r"environments 0 to 1 died \(SIGKILL"):
+        env.step(actions(4))
+    processes = [worker._process for worker in env._workers]
+    assert env.reset()[0]["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    env.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_worker_that_hangs_is_replaced() -> None:
+    env = WorkerVectorEnv(replace(SPEC, answer_limit_s=3.0), num_envs=2, num_workers=2, image_size=16)
+    env.reset()
+    hung = env._workers[1]._process
+    with pytest.raises(WorkerLost, match="environments 1 to 1 gave no answer for 3 s"):
+        env.step(only_last(2, 6))
+    assert not hung.is_alive()
+    env.reset()
+    assert env.step(actions(2))[0]["state"][:, 1].tolist() == [1, 1]
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_step_can_be_begun_and_waited_for(num_workers: int) -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=3, num_workers=num_workers, image_size=16)
+    env.reset()
+    with pytest.raises(NoAsyncCallError):
+        env.step_wait()
+    env.step_async(actions(3))
+    with pytest.raises(AlreadyPendingCallError):
+        env.step_async(actions(3))
+    assert env.step_wait()[0]["state"][:, 1].tolist() == [1, 1, 1]
+    env.step_async(actions(3))
+    assert env.reset(options={"episode_ids": [7, 8, 9]})[0]["state"].tolist() == [[7, 0], [8, 0], [9, 0]]
+    assert env.step(actions(3))[0]["state"][:, 1].tolist() == [1, 1, 1]
+    env.close()
+
+
+def test_what_was_lost_is_run_again_but_not_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    env = WorkerVectorEnv(SPEC, num_envs=2, num_workers=1, image_size=16)
+    orders = iter([0, 7, 0, 0])
+
+    def two_steps() -> list[list[float]]:
+        env.reset()
+        env.step(actions(2, next(orders)))
+        return env.step(actions(2, next(orders)))[0]["state"].tolist()
+
+    assert repeat_if_lost(two_steps) == [[0, 2], [1, 2]]
+    assert capsys.readouterr().err.count("died (exit code 3); it was replaced") == 1
+    begun = []
+
+    def hopeless() -> None:
+        begun.append(env.reset())
+        env.step(actions(2, 7))
+
+    with pytest.raises(UserError, match=f"{MAX_LOSSES} times in the same episodes"):
+        repeat_if_lost(hopeless)
+    assert len(begun) == MAX_LOSSES
+    env.close()
+
+
+def missing_simulator(image_size: int, reason: type[Exception]) -> Counter:
+    raise reason("no simulator here")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_world_that_cannot_be_made_says_why_and_is_not_tried_again(num_workers: int) -> None:
+    spec = replace(SPEC, factory=partial(missing_simulator, reason=UserError))
+    env = WorkerVectorEnv(spec, num_envs=2, num_workers=num_workers, image_size=16)
+    with pytest.raises(UserError, match="no simulator here"):
+        repeat_if_lost(env.reset)
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_without_an_image_size_nothing_is_drawn(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counter, "draw", None)
+    env = WorkerVectorEnv(SPEC, num_envs=2, num_workers=num_workers, image_size=None)
+    observation, _ = env.reset()
+    assert set(observation) == {"instruction", "state"} and env.observation_space.contains(observation)
+    with pytest.raises(UserError, match="draws no pictures"):
+        env.render()
     env.close()
 
 
@@ -153,7 +251,7 @@ def test_reward_agrees_with_rl4vla(shared: Path) -> None:
     )
     env.reset()
     for t, expected in enumerate(recorded["reward.expected"][..., 0]):
-        for n, world in enumerate(env._workers[0]._worlds):
+        for n, world in env._workers[0]._worlds.items():
             world.flags = {"success": success[t, n], "grasped": grasped[t, n], "consecutive_grasp": consecutive[t, n]}
         _, reward, _, truncated, _ = env.step(actions(5))
         np.testing.assert_allclose(reward, expected, atol=1e-6)

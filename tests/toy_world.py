@@ -21,6 +21,7 @@ class ToyWorld(gym.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         assert options is not None and len(options["episode_ids"]) == self.num_envs
+        self.instructions = tuple(instruction(int(id_)) for id_ in options["episode_ids"])
         self.targets = np.stack([target(options["split"], int(id_)) for id_ in options["episode_ids"]])
         self.hands = np.zeros((self.num_envs, 3), np.float32)
         self.step_count = 0
@@ -34,6 +35,12 @@ class ToyWorld(gym.vector.VectorEnv):
         over = np.full(self.num_envs, self.step_count == STEPS)
         return self._observation(), info["success"].astype(np.float32), np.zeros_like(over), over, info
 
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        return self.step(self.actions)
+
     def close(self, **_: Any) -> None:
         self.closed_by_user = True
 
@@ -41,7 +48,7 @@ class ToyWorld(gym.vector.VectorEnv):
         images = np.zeros((self.num_envs, 96, 96, 3), np.uint8)
         images[:, :, :, 0] = 20 * self.step_count
         images[:, :48, :, 1] = np.clip(600 * self.targets[:, :1, None] + 100, 0, 255)
-        return {"image": images, "instruction": ("put carrot on plate",) * self.num_envs}
+        return {"image": images, "instruction": self.instructions}
 
     def _info(self) -> dict[str, np.ndarray]:
         distance = np.linalg.norm(self.hands - self.targets, axis=1)
@@ -54,3 +61,7 @@ class ToyWorld(gym.vector.VectorEnv):
 
 def target(split: str, episode_id: int) -> np.ndarray:
     return np.random.default_rng([len(split), ord(split[0]), episode_id]).uniform(-0.1, 0.1, 3)
+
+
+def instruction(episode_id: int) -> str:
+    return "put carrot on plate"

@@ -17,6 +17,9 @@ Outcome = Literal["success_at_end", "success_once", "grasped"]
 HEADLINE: Outcome = "success_at_end"
 """The outcome that tables lead with: the task is still solved when the episode ends, as RL4VLA reads it."""
 
+MOST_TASKS = 100
+"""So many tasks or more are not told one by one."""
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -39,6 +42,8 @@ class Episode:
     """Metres the gripper travelled."""
     jerk: float
     """Root mean square of the gripper's jerk, m/s^3."""
+    task: str = ""
+    """The instruction it began with; empty where that was not recorded."""
 
     @property
     def condition(self) -> str:
@@ -90,7 +95,7 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """The rows of an `episodes.parquet`.
+    """The rows of an `episodes.parquet`; a column that has a default may be absent from an older one.
 
     Raises:
         UserError: the file is missing or is no such table.
@@ -114,6 +119,15 @@ def by_condition(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     for episode in episodes:
         groups.setdefault(episode.condition, []).append(episode)
     return groups
+
+
+def by_task(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """Episodes grouped by task, by name; empty where the tasks do not make a table: one, too many, or single trials."""
+    groups: dict[str, list[Episode]] = {}
+    for episode in sorted(episodes, key=lambda episode: episode.task):
+        groups.setdefault(episode.task, []).append(episode)
+    makes_a_table = 1 < len(groups) < MOST_TASKS and all(len(group) > 1 for group in groups.values())
+    return groups if makes_a_table else {}
 
 
 def success_rate(episodes: Sequence[Episode], outcome: Outcome = HEADLINE) -> Rate:

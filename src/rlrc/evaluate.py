@@ -4,15 +4,13 @@ rlrc evaluate --policy checkpoints/tabletop-base --episodes 128 --out runs/base-
 """
 
 import time
-import zlib
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
-import gymnasium as gym
 import numpy as np
 import torch
 from pydantic import Field, model_validator
@@ -21,16 +19,22 @@ import rlrc
 from rlrc import envs
 from rlrc.cache import VlaCacheConfig, VlaCachedPolicy
 from rlrc.config import Config
-from rlrc.episodes import Episode, Outcome, by_condition, read_episodes, success_rate, video_path, write_episodes
+from rlrc.episodes import (
+    Episode,
+    Outcome,
+    by_condition,
+    by_task,
+    read_episodes,
+    success_rate,
+    video_path,
+    write_episodes,
+)
 from rlrc.files import write_json
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
+from rlrc.rollouts import Camera, rollout_in_turns
 from rlrc.tables import print_table
-from rlrc.video import write_video
-
-GRIPPER = slice(0, 3)
-"""Where `environment_state` holds the gripper's position (x, y, z), metres."""
 
 
 class EvaluateConfig(Config):
@@ -40,10 +44,10 @@ class EvaluateConfig(Config):
     """The checkpoint."""
     world: str = "tabletop"
     """Where to act."""
-    splits: tuple[Literal["ind", "ood"], ...] = ("ind", "ood")
-    """In and out of the distribution that was demonstrated."""
+    splits: tuple[str, ...] | None = None
+    """In and out of the distribution that was demonstrated ("ind", "ood"); all that the world has unless named."""
     variants: tuple[str, ...] = ("main",)
-    """The world's named variants; main has both splits, each of the others is out of distribution."""
+    """The world's named variants; main has all splits, each of the others belongs to the world's last one."""
     episodes: int = Field(default=128, ge=1)
     """For each condition, that is, split and variant."""
     first_episode_id: int = Field(default=0, ge=0)
@@ -51,11 +55,16 @@ class EvaluateConfig(Config):
     num_envs: int = Field(default=32, ge=1)
     """Episodes run at once."""
     num_workers: int = Field(default=2, ge=0)
-    """Processes that simulate them."""
+    """Processes that simulate them. With the policy on a GPU two halves take turns, and each of them has so many."""
     temperature: float = Field(default=0.0, ge=0)
     """0 takes the likeliest action; above it actions are sampled, with noise fixed for each episode."""
     seed: int = 0
     """Of the sampling noise."""
+    unnorm_key: str | None = None
+    """Which of the policy's action statistics to use, where it has several and no default."""
+    center_crop: bool = False
+    """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
+    crops."""
     vla_cache: VlaCacheConfig | None = None
     """Reuse keys and values of what does not move, from one action to the next."""
     videos: int = Field(default=4, ge=0)
@@ -63,18 +72,20 @@ class EvaluateConfig(Config):
 
     @model_validator(mode="after")
     def _known_conditions(self) -> Self:
-        for variant in self.variants:
-            if variant not in envs.spec(self.world).variants:
-                raise ValueError(f"unknown variant '{variant}' ({', '.join(envs.spec(self.world).variants)})")
+        world = envs.spec(self.world)
+        for kind, asked, known in (("variant", self.variants, world.variants), ("split", self.splits, world.splits)):
+            if unknown := [name for name in asked or () if name not in known]:
+                raise ValueError(f"unknown {kind} '{unknown[0]}': the world '{self.world}' has {', '.join(known)}")
         if not self.conditions:
-            raise ValueError("no condition is left: every variant but main needs the split ood")
+            raise ValueError(f"no condition is left: every variant but main needs the split {world.splits[-1]}")
         return self
 
     @property
     def conditions(self) -> list[tuple[str, str]]:
         """Splits and variants to run."""
-        pairs = product(self.variants, self.splits)
-        return [(split, variant) for variant, split in pairs if variant == "main" or split == "ood"]
+        splits = envs.spec(self.world).splits
+        pairs = product(self.variants, splits if self.splits is None else self.splits)
+        return [(split, variant) for variant, split in pairs if variant == "main" or split == splits[-1]]
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
@@ -84,22 +95,21 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     keep_freed_memory()
-    policy = rlrc.load(config.policy, device="cuda" if torch.cuda.is_available() else "cpu")
-    if config.vla_cache is not None:
-        policy = VlaCachedPolicy(policy, config.vla_cache)
-    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size)
+    policy = rlrc.load(config.policy, config.unnorm_key, device="cuda" if torch.cuda.is_available() else "cpu")
+    if config.center_crop:
+        policy.processor.images = replace(policy.processor.images, center_crop=True)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     last_id = config.first_episode_id + config.episodes
     total = config.episodes * len(config.conditions)
-    with closing(env), bar("evaluate", total, start=len(episodes)) as progress:
+    with _actors(policy, config) as actors, bar("evaluate", total, start=len(episodes)) as progress:
         for split, variant in config.conditions:
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
             for first_id in range(config.first_episode_id + finished, last_id, config.num_envs):
                 ids = range(first_id, min(first_id + config.num_envs, last_id))
                 camera = Camera([id_ for id_ in ids if id_ < config.first_episode_id + config.videos])
-                batch = rollout(policy, env, ids, split, variant, config.temperature, config.seed, camera)
-                camera.write(out, batch[0].condition, env.metadata["render_fps"])
+                batch = rollout_in_turns(actors, ids, split, variant, config.temperature, config.seed, camera)
+                camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
                 episodes += [replace(episode, policy=str(config.policy), world=config.world) for episode in batch]
                 write_episodes(table, episodes)
                 rate = success_rate(by_condition(episodes)[batch[0].condition])
@@ -111,112 +121,42 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     return result
 
 
-@dataclass
-class Camera:
-    """Films some of the episodes of a rollout."""
-
-    episode_ids: Sequence[int]
-    frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
-
-    def see(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
-        """Keep what the policy sees, uint8 (N, H, W, 3), of the episodes to film."""
-        for image, id_ in zip(images, episode_ids, strict=False):
-            if id_ in self.episode_ids:
-                self.frames.setdefault(id_, []).append(image.copy())
-
-    def write(self, out: Path, condition: str, fps: float) -> None:
-        for id_, frames in self.frames.items():
-            write_video(video_path(out, condition, id_), frames, fps)
-
-
-def rollout(
-    policy: Policy,
-    env: gym.vector.VectorEnv,
-    episode_ids: Sequence[int],
-    split: str,
-    variant: str = "main",
-    temperature: float = 0.0,
-    seed: int = 0,
-    camera: Camera | None = None,
-) -> list[Episode]:
-    """Act through the given episodes, `env.num_envs` at a time, and report on each.
-
-    Sampled actions (`temperature` > 0) draw from one generator per episode, so that an episode goes the same way
-    whatever is run beside it.
-    """
-    episodes = []
-    for start in range(0, len(episode_ids), env.num_envs):
-        ids = list(episode_ids[start : start + env.num_envs])
-        padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
-        observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
-        policy.reset()
-        noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
-        steps: list[tuple[np.ndarray, ...]] = []
-        gripper = [_gripper(info)]
-        finished = False
-        while not finished:
-            if camera is not None:
-                camera.see(observation["image"], ids)
-            actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
-            observation, reward, terminated, truncated, info = env.step(actions)
-            steps.append((reward, info["success"].copy(), info["grasped"].copy()))
-            gripper.append(_gripper(info))
-            finished = bool((terminated | truncated).all())
-        if camera is not None:
-            camera.see(observation["image"], ids)
-        rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
-        path_length, jerk = motion(np.stack(gripper), env.metadata["render_fps"])
-        episodes += [
-            Episode(
-                policy="",
-                world="",
-                split=split,
-                variant=variant,
-                episode_id=int(id_),
-                seed=seed,
-                success_at_end=bool(success[-1, i]),
-                success_once=bool(success[:, i].any()),
-                grasped=bool(grasped[:, i].any()),
-                steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
-                sum_reward=float(rewards[:, i].sum()),
-                max_reward=float(rewards[:, i].max()),
-                path_length=float(path_length[i]),
-                jerk=float(jerk[i]),
-            )
-            for i, id_ in enumerate(ids)
-        ]
-    return episodes
-
-
-def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Path length (N,) in m and root mean square jerk (N,) in m/s^3 of positions (T, N, 3) in m, `fps` a second.
-
-    Jerk is the third finite difference; without four positions it is 0.
-    """
-    length = np.linalg.norm(np.diff(positions, axis=0), axis=-1).sum(axis=0)
-    if len(positions) < 4:
-        return length, np.zeros_like(length)
-    jerk = np.diff(positions, n=3, axis=0) * fps**3
-    return length, np.sqrt((jerk**2).sum(axis=-1).mean(axis=0))
+@contextmanager
+def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Policy, envs.WorkerVectorEnv]]]:
+    """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
+    turns = 2 if policy.device.type != "cpu" and config.num_workers and config.num_envs > 1 else 1
+    with ExitStack() as stack:
+        actors = []
+        for turn in range(turns):
+            num_envs = (config.num_envs + turn) // turns
+            env = envs.make(config.world, num_envs, config.num_workers, policy.image_size)
+            stack.callback(env.close)
+            actor = policy if config.vla_cache is None else VlaCachedPolicy(policy, config.vla_cache)
+            actors.append((actor, env))
+        yield actors
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
-    """By condition: n, the rates with their intervals, and the mean motion."""
+    """By condition: n, the rates with their intervals, the mean motion, and the rates of each task."""
     return {
         condition: {
-            "n": len(group),
-            "success_at_end": asdict(success_rate(group, "success_at_end")),
-            "success_once": asdict(success_rate(group, "success_once")),
-            "grasped": asdict(success_rate(group, "grasped")),
+            **_rates(group),
             "mean_path_length_m": float(np.mean([episode.path_length for episode in group])),
             "mean_jerk_m_s3": float(np.mean([episode.jerk for episode in group])),
+            "tasks": {task: _rates(of_task) for task, of_task in by_task(group).items()},
         }
         for condition, group in by_condition(episodes).items()
     }
 
 
+def _rates(episodes: Sequence[Episode]) -> dict[str, Any]:
+    rates = {outcome: asdict(success_rate(episodes, outcome)) for outcome in get_args(Outcome)}
+    return {"n": len(episodes), **rates}
+
+
 def lerobot_info(episodes: Sequence[Episode], out: Path, seconds: float) -> dict[str, Any]:
-    """`eval_info.json` as `lerobot-eval` writes it: a task group for each condition, with one task in it.
+    """`eval_info.json` as `lerobot-eval` writes it: a task group for each condition, with its tasks by number in the
+    order of their names (one where the condition has no table of tasks).
 
     There as here `pc_success` counts an episode that succeeded at any step.
     """
@@ -236,34 +176,32 @@ def lerobot_info(episodes: Sequence[Episode], out: Path, seconds: float) -> dict
     per_task = [
         {
             "task_group": condition,
-            "task_id": 0,
+            "task_id": number,
             "metrics": {
-                "sum_rewards": [episode.sum_reward for episode in group],
-                "max_rewards": [episode.max_reward for episode in group],
-                "successes": [episode.success_once for episode in group],
-                "video_paths": aggregated[condition]["video_paths"],
+                "sum_rewards": [episode.sum_reward for episode in of_task],
+                "max_rewards": [episode.max_reward for episode in of_task],
+                "successes": [episode.success_once for episode in of_task],
+                "video_paths": aggregate(of_task)["video_paths"],
             },
         }
         for condition, group in groups.items()
+        for number, of_task in enumerate(by_task(group).values() or [group])
     ]
     overall = aggregate(episodes) | {"eval_s": seconds, "eval_ep_s": seconds / len(episodes)}
     return {"per_task": per_task, "per_group": aggregated, "overall": overall}
 
 
-def _gripper(info: dict[str, Any]) -> np.ndarray:
-    position: np.ndarray = info["environment_state"][:, GRIPPER].copy()
-    return position
-
-
-def _generator(policy: Policy, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:
-    entropy = [seed, zlib.crc32(f"{split}/{variant}".encode()), episode_id]
-    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(policy.device).manual_seed(state)
-
-
 def _print(policy: Path, episodes: Sequence[Episode]) -> None:
+    conditions = by_condition(episodes)
+    _print_rates(f"{policy}: 95 % intervals", "condition", conditions)
+    for condition, group in conditions.items():
+        if tasks := by_task(group):
+            _print_rates(f"{condition}, task by task", "task", tasks)
+
+
+def _print_rates(title: str, what: str, groups: dict[str, list[Episode]]) -> None:
     rows = [
-        [condition, str(len(group)), *(str(success_rate(group, outcome)) for outcome in get_args(Outcome))]
-        for condition, group in by_condition(episodes).items()
+        [name, str(len(group)), *(str(success_rate(group, outcome)) for outcome in get_args(Outcome))]
+        for name, group in groups.items()
     ]
-    print_table(f"{policy}: 95 % intervals", ["condition", "n", "success at end", "success once", "grasped"], rows)
+    print_table(title, [what, "n", "success at end", "success once", "grasped"], rows)

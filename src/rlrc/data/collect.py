@@ -6,15 +6,16 @@ recorded: so the demonstrations also visit states beside the expert's path and s
 that sees one picture would learn to stand still from them.
 """
 
+import faulthandler
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -27,8 +28,9 @@ from rlrc import envs
 from rlrc.config import Config
 from rlrc.data import format as fmt
 from rlrc.data.lerobot import CameraDtype, write_dataset
+from rlrc.envs.workers import MAX_LOSSES
 from rlrc.errors import UserError
-from rlrc.progress import bar
+from rlrc.progress import bar, say
 from rlrc.stats import wilson
 
 FEATURES = (fmt.FRONT_IMAGE, fmt.STATE, fmt.ENVIRONMENT_STATE, fmt.ACTION)
@@ -37,6 +39,9 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 IDLE = 0.02
 """An action that moves less than this fraction of the largest one, in every dimension, and leaves the gripper as it is,
 does nothing."""
+
+HUNG_EPISODE_S = 1800.0
+"""An episode that takes longer hangs."""
 
 
 class CollectConfig(Config):
@@ -77,24 +82,24 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
         How many episodes and frames were recorded, and how often the expert succeeds, with Wilson's interval.
 
     Raises:
-        UserError: there is no such world, or the expert fails more than three times out of four.
+        UserError: there is no such world, the expert fails more than three times out of four, or the processes that
+            play keep dying.
     """
     started = time.monotonic()
     attempts = 0
-    with ExitStack() as stack:
-        pool = stack.enter_context(
-            ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
-        )
-        spec = pool.submit(_world_spec, config).result()
-        names = {
-            fmt.ACTION: ACTION_NAMES,
-            fmt.STATE: spec.state_names,
-            fmt.ENVIRONMENT_STATE: spec.environment_state_names,
-        }
-        fps = round(spec.control_hz)
-        dataset = stack.enter_context(write_dataset(out / "dataset", fps, config.world, config.camera, names))
-        progress = stack.enter_context(bar(f"expert in {config.world}", config.episodes))
-        for attempt in _attempts(pool, config):
+    spec = envs.spec(config.world)
+    names = {
+        fmt.ACTION: ACTION_NAMES,
+        fmt.STATE: spec.state_names,
+        fmt.ENVIRONMENT_STATE: spec.environment_state_names,
+    }
+    fps = round(spec.control_hz)
+    with (
+        write_dataset(out / "dataset", fps, config.world, config.camera, names) as dataset,
+        bar(f"expert in {config.world}", config.episodes) as progress,
+        closing(_attempts(config)) as played,
+    ):
+        for attempt in played:
             attempts += 1
             if attempt.success:
                 dataset.append(attempt.instruction, attempt.frames)
@@ -116,13 +121,33 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def _attempts(pool: ProcessPoolExecutor, config: CollectConfig) -> Iterator[Attempt]:
-    """Episodes in the order of their ids, without end, a few of them played ahead."""
-    pending: deque[Future[Attempt]] = deque()
-    for episode_id in count(config.first_episode_id):
-        pending.append(pool.submit(_play, config, episode_id))
-        if len(pending) > 4 * config.num_workers:
-            yield pending.popleft().result()
+def _attempts(config: CollectConfig) -> Generator[Attempt]:
+    """Episodes in the order of their ids, without end, a few of them played ahead.
+
+    Where a process is lost all of the pool are replaced, and what was played ahead is played again.
+
+    Raises:
+        UserError: processes were lost again and again before one more episode was done.
+    """
+    ahead = 4 * config.num_workers
+    first, losses = config.first_episode_id, 0
+    while True:
+        pool = ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
+        try:
+            pending = deque(pool.submit(_play, config, first + place) for place in range(ahead))
+            while True:
+                attempt = pending.popleft().result()
+                pending.append(pool.submit(_play, config, first + ahead))
+                first, losses = first + 1, 0
+                yield attempt
+        except BrokenProcessPool as loss:
+            losses += 1
+            lost = f"a process that plays episode {first} or one soon after it died or hung"
+            if losses == MAX_LOSSES:
+                raise UserError(f"{lost}: {losses} times in a row, so it is given up") from loss
+            say(f"{lost}; it was replaced, and the episodes are played again")
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _die_with_parent() -> None:
@@ -143,11 +168,16 @@ def _world(name: str, image_size: int) -> envs.WorkerVectorEnv:
     return envs.make(name, num_envs=1, image_size=image_size)
 
 
-def _world_spec(config: CollectConfig) -> envs.WorldSpec:
-    return _world(config.world, config.image_size).world_spec
-
-
 def _play(config: CollectConfig, episode_id: int) -> Attempt:
+    """One episode, in a process that ends itself, saying where it was, if it takes far too long."""
+    faulthandler.dump_traceback_later(HUNG_EPISODE_S, exit=True)
+    try:
+        return _demonstrate(config, episode_id)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _demonstrate(config: CollectConfig, episode_id: int) -> Attempt:
     """One episode, until it has succeeded and the expert rests, or time is up."""
     world = _world(config.world, config.image_size)
     low, high = np.array(world.world_spec.action_low), np.array(world.world_spec.action_high)

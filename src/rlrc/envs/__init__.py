@@ -3,13 +3,20 @@
 from importlib import import_module
 
 from rlrc.envs.reward import RewardTerms
-from rlrc.envs.vector import Expert, WorkerVectorEnv, WorldSpec
+from rlrc.envs.vector import WorkerVectorEnv
+from rlrc.envs.workers import WorkerLost, repeat_if_lost
+from rlrc.envs.world import Expert, WorldSpec
 from rlrc.errors import UserError
 
 WORLDS: dict[str, str] = {
     "tabletop": "rlrc.envs.tabletop",
     "putonplate": "rlrc.envs.putonplate",
     "maniskill": "rlrc.envs.maniskill",
+    "libero_spatial": "rlrc.envs.libero",
+    "libero_object": "rlrc.envs.libero",
+    "libero_goal": "rlrc.envs.libero",
+    "libero_10": "rlrc.envs.libero",
+    "libero_90": "rlrc.envs.libero",
 }
 """World name -> the module whose `spec(name)` describes it; imported only when asked for.
 
@@ -24,7 +31,7 @@ def make(
     world: str,
     num_envs: int,
     num_workers: int = 0,
-    image_size: int = 96,
+    image_size: int | None = 96,
     reward: RewardTerms | None = None,
     max_episode_steps: int | None = None,
 ) -> WorkerVectorEnv:
@@ -68,9 +75,11 @@ __all__ = [
     "WORLDS",
     "Expert",
     "RewardTerms",
+    "WorkerLost",
     "WorkerVectorEnv",
     "WorldSpec",
     "expert",
     "make",
+    "repeat_if_lost",
     "spec",
 ]

@@ -28,6 +28,8 @@ class ImageProcessor:
     """Normalisation and size for each tower; `config` is the parsed `preprocessor_config.json`."""
 
     config: dict[str, Any]
+    center_crop: bool = False
+    """Cut off the rim after resizing, as OpenVLA's evaluation does where training pictures were cropped at random."""
 
     @classmethod
     def for_size(cls, image_size: int, towers: int) -> "ImageProcessor":
@@ -74,16 +76,22 @@ class ImageProcessor:
             )
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
-        towers = []
-        for (_, height, width), norm in zip(
-            self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True
-        ):
-            # Planes first, as bytes: what follows then runs through memory in order, several times as fast.
-            planes = torch.from_numpy(_resize(images, height, width)).permute(0, 3, 1, 2).contiguous()
-            mean = torch.tensor(norm["mean"]).view(3, 1, 1)
-            std = torch.tensor(norm["std"]).view(3, 1, 1)
-            towers.append(planes.float().div_(255).sub_(mean).div_(std))
+        kinds = list(zip(self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True))
+        towers: list[torch.Tensor] = []
+        for place, (size, norm) in enumerate(kinds):
+            twin = kinds.index((size, norm))
+            towers.append(towers[twin] if twin < place else self._pixel_values(images, size, norm))
         return torch.cat(towers, dim=1)
+
+    def _pixel_values(self, images: np.ndarray, size: list[int], norm: dict[str, Any]) -> torch.Tensor:
+        """Of one tower, (B, 3, height, width)."""
+        resized = _resize(images, *size[1:])
+        if self.center_crop:
+            resized = crop_center(resized)
+        # Planes first, as bytes: what follows then runs through memory in order, several times as fast.
+        planes = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
+        mean, std = (torch.tensor(norm[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return planes.float().div_(255).sub_(mean).div_(std)
 
 
 def _resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -91,6 +99,18 @@ def _resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
         return np.ascontiguousarray(images)
     resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(image) for image in resized])
+
+
+def crop_center(images: np.ndarray, area: float = 0.9) -> np.ndarray:
+    """The central `area` of pictures uint8 (B, H, W, 3), drawn at their full size again (bilinear).
+
+    Pillow's pixel centres and box are where TensorFlow's `crop_and_resize`, which OpenVLA uses here, puts its corners.
+    """
+    height, width = images.shape[1:3]
+    rim = (1 - area**0.5) / 2
+    box = (rim * width, rim * height, (1 - rim) * width, (1 - rim) * height)
+    cropped = [Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box) for image in images]
+    return np.stack([np.asarray(image) for image in cropped])
 
 
 class Processor:

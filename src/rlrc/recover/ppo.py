@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,7 +33,6 @@ from rlrc.data.demonstrations import Demonstrations
 from rlrc.envs.reward import RewardTerms
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
-from rlrc.evaluate import rollout
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
@@ -40,6 +40,7 @@ from rlrc.recover.acting import Buffer, act
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
 from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, rng
 from rlrc.recover.sft import Frames, action_losses
+from rlrc.rollouts import rollout
 
 FIRST_CURVE_EPISODE = 900_000
 """The learning curve's own episodes: neither trained on nor in anyone's table."""
@@ -150,7 +151,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
             with learner.autocast(), torch.no_grad():
-                buffer = act(policy, env, iteration, config, learner)
+                buffer = envs.repeat_if_lost(partial(act, policy, env, iteration, config, learner))
             acted = time.monotonic()
             values = update(policy, buffer, frames, iteration, config, learner)
             values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}

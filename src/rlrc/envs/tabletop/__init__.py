@@ -7,7 +7,7 @@ from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
 from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.variants import CATALOGUE
 from rlrc.envs.tabletop.world import CONTROL_HZ, ENVIRONMENT_STATE, STATE, Tabletop
-from rlrc.envs.vector import WorldSpec
+from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
 SPEC = WorldSpec(

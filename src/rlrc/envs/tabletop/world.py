@@ -13,7 +13,7 @@ from rlrc.envs.tabletop.render import painter
 from rlrc.envs.tabletop.scene import FINGERS, TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
 from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
-from rlrc.envs.vector import Reading
+from rlrc.envs.world import Reading
 
 SUBSTEPS = 25
 RAMP = 5

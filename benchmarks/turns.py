@@ -1,0 +1,88 @@
+"""Whether two environments that take turns with a policy are faster than one of twice the size (rlrc.rollouts).
+
+    python benchmarks/turns.py            about 5 minutes on 2 cores; writes results/turns.json
+
+Each way plays the same episodes of the tabletop, round by round, with two worker processes for every environment. The
+policies of the repository think on the processor, where they compete with the workers for its cores. `elsewhere` stands
+in for a policy on a device of its own: it takes a millisecond a picture, in which it leaves the processor alone.
+`speedup` is the median over rounds of the time in one environment to that in turns within a round.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+import rlrc
+from rlrc import envs
+from rlrc.bench import machine
+from rlrc.files import write_json
+from rlrc.process import keep_freed_memory
+from rlrc.rollouts import rollout_in_turns
+
+POLICIES = ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere")
+NUM_ENVS, NUM_WORKERS, EPISODES, ROUNDS = 32, 2, 128, 3
+
+
+class Elsewhere:
+    """What `rollout_in_turns` asks of a policy; it stands still."""
+
+    device = torch.device("cpu")
+
+    def reset(self) -> None:
+        """It keeps nothing."""
+
+    def act(self, images: np.ndarray, instructions: Sequence[str], *_: Any) -> np.ndarray:
+        time.sleep(0.001 * len(images))
+        return np.zeros((len(images), 7), np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results/turns.json"))
+    options = parser.parse_args()
+    keep_freed_memory()
+    write_json(options.out, {"machine": machine(), "rounds": ROUNDS, "rows": [measure(name) for name in POLICIES]})
+
+
+def measure(name: str) -> dict[str, Any]:
+    policy: Any = Elsewhere() if name == "elsewhere" else rlrc.load(name)
+    size = 96 if name == "elsewhere" else policy.image_size
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    outcomes: dict[int, list[bool]] = {}
+    with ExitStack() as stack:
+        actors: dict[int, list[tuple[Any, envs.WorkerVectorEnv]]] = {}
+        for count in seconds:
+            made = [envs.make("tabletop", NUM_ENVS // count, NUM_WORKERS, size) for _ in range(count)]
+            for env in made:
+                stack.callback(env.close)
+            actors[count] = [(policy, env) for env in made]
+            rollout_in_turns(actors[count], range(NUM_ENVS), "ind")  # starts the workers
+        for _ in range(ROUNDS):
+            for count, mine in actors.items():
+                started = time.perf_counter()
+                episodes = rollout_in_turns(mine, range(EPISODES), "ind")
+                seconds[count].append(time.perf_counter() - started)
+                outcomes[count] = [episode.success_at_end for episode in episodes]
+    row = {
+        "policy": name,
+        "episodes": EPISODES,
+        "seconds": round(median(seconds[1]), 2),
+        "seconds_in_turns": round(median(seconds[2]), 2),
+        "speedup": round(median(one / two for one, two in zip(seconds[1], seconds[2], strict=True)), 3),
+        "successes": sum(outcomes[1]),
+        "successes_in_turns": sum(outcomes[2]),
+        "same_outcome": sum(a == b for a, b in zip(outcomes[1], outcomes[2], strict=True)),
+    }
+    print(row, flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()

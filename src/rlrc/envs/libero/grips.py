@@ -1,0 +1,98 @@
+"""How the scripted expert takes hold of things, where it lets go of them, and where it pushes: by kind of thing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlrc.envs.libero.skills import Pose, nearest_yaw, pointing_down
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """How a thing is held from above."""
+
+    offset: tuple[float, float, float]
+    """Of the grip from the thing's own origin, m."""
+    fingers: float = np.pi / 2
+    """The direction in which they open, rad from the x axis."""
+    turns: bool = True
+    """Whether both turn with the thing; otherwise they are the world's, for what is round or lies on its side."""
+
+    def pose(self, thing: Pose) -> Pose:
+        """The hand's pose that holds a thing."""
+        yaw = thing.yaw if self.turns else 0.0
+        aside = _turned(self.offset, yaw)
+        return Pose(thing.position + aside, pointing_down(nearest_yaw(self.fingers + yaw)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a held thing is let go: its origin in relation to the target's, along the world's axes, m."""
+
+    offset: tuple[float, float, float]
+    way: tuple[float, float, float] = (0.0, 0.0, 0.12)
+    """It comes from there, and the hand leaves that way, m."""
+    spacing: float = 0.0
+    """Between things that share the target, along x, m."""
+    yaw: float | None = None
+    """The thing's own yaw there, rad; otherwise it keeps the one it has."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """How a part is pushed with closed fingers: contact and the direction, in the part's own frame."""
+
+    contact: tuple[float, float, float]
+    direction: tuple[float, float]
+    """Of unit length."""
+    fingers: float = 0.0
+    """The direction in which the hand is broad, rad from the world's x axis."""
+
+    def pose(self, part: Pose, depth: float) -> Pose:
+        """The hand's pose `depth` m beyond the contact."""
+        x, y, z = self.contact
+        along = (x + depth * self.direction[0], y + depth * self.direction[1], z)
+        return Pose(part.position + _turned(along, part.yaw), pointing_down(nearest_yaw(self.fingers)))
+
+
+def _turned(vector: tuple[float, float, float], yaw: float) -> np.ndarray:
+    x, y, z = vector
+    return np.array([x * np.cos(yaw) - y * np.sin(yaw), x * np.sin(yaw) + y * np.cos(yaw), z])
+
+
+_BOX = Grasp((0.0, 0.0, 0.002))
+_CAN = Grasp((0.0, 0.0, 0.012), turns=False)
+
+GRASPS = {
+    "akita_black_bowl": Grasp((0.0, 0.048, 0.042), turns=False),  # bowls and mugs by the rim or the handle
+    "alphabet_soup": _CAN,
+    "tomato_sauce": _CAN,
+    "cream_cheese": _BOX,
+    "butter": _BOX,
+    "chocolate_pudding": _BOX,
+    "porcelain_mug": Grasp((0.057, 0.0, 0.095), fingers=0.0),
+    "white_yellow_mug": Grasp((0.064, 0.0, 0.07)),
+    "moka_pot": Grasp((0.0, -0.001, 0.08)),  # the knob on its lid
+    "black_book": Grasp((0.0, -0.012, 0.12), fingers=0.0),
+    "flat_stove": Grasp((-0.005, 0.0, 0.035), fingers=0.0),  # the knob's bar
+}
+PLACES = {
+    "plate": Place((0.0, 0.0, 0.012)),
+    "basket": Place((0.0, 0.0, 0.08), spacing=0.07),
+    "flat_stove": Place((0.0, 0.0, 0.097), spacing=0.086),
+    "living_room_table": Place((0.0, 0.0, 0.045)),
+    "white_cabinet": Place((0.0, 0.0, -0.015)),
+    "desk_caddy": Place((0.0, 0.0, -0.04), yaw=0.0),
+    "microwave": Place((0.0, -0.066, -0.064), way=(0.0, -0.14, 0.02)),
+}
+PUSHES = {
+    "white_cabinet": Push((-0.003, -0.122, 0.041), direction=(0.0, 1.0)),  # a drawer's handle
+    "microwave": Push((0.18, -0.04, 0.05), direction=(0.0, 1.0)),
+}
+TURN_ON = 0.9
+"""rad by which a stove's knob is turned; it is on from 0.5."""
+
+
+def kind(name: str) -> str:
+    """What an object, or the owner of a region, is: "plate" of "plate_1"."""
+    return next((kind for kind in (*GRASPS, *PLACES) if name.startswith(kind)), name)

@@ -1,0 +1,83 @@
+"""Pictures of the agentview camera, drawn as robosuite draws them, or faster.
+
+robosuite's own renderer keeps an OpenGL context for each environment and draws with every step; here one context
+serves the process, and a picture is drawn when it is asked for.
+"""
+
+import io
+import os
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import mujoco
+import numpy as np
+from PIL import Image
+
+from rlrc.errors import UserError
+
+SIZE = 256
+"""px; what LIBERO's datasets and OpenVLA's evaluation render before they resize."""
+_MAX_GEOMS = 1000
+
+
+class Painter:
+    """Draws one model. Official pictures are robosuite's, bit for bit; fast ones lack reflections and multisampling.
+
+    Raises:
+        UserError: this machine has no OpenGL for MuJoCo; the message names the packages.
+    """
+
+    def __init__(self, model: mujoco.MjModel, fast: bool) -> None:
+        context = _context()
+        context.make_current()
+        model.vis.global_.offwidth = model.vis.global_.offheight = SIZE
+        if fast:
+            model.vis.quality.offsamples = 0
+        self._model = model
+        self._buffers = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera("agentview").id
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes
+
+    def draw(self, data: mujoco.MjData) -> np.ndarray:
+        """The picture as OpenGL keeps it, bottom row first: uint8 (256,256,3)."""
+        _context().make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        rect = mujoco.MjrRect(0, 0, SIZE, SIZE)
+        pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+        mujoco.mjr_render(rect, self._scene, self._buffers)
+        mujoco.mjr_readPixels(pixels, None, rect, self._buffers)
+        return pixels
+
+
+def as_openvla_sees(pixels: np.ndarray, size: int) -> np.ndarray:
+    """A raw picture as OpenVLA's LIBERO evaluation shows it to a policy, uint8 (size,size,3).
+
+    Turned by 180 degrees, which leaves it upright and mirrored, as LIBERO's training data in RLDS are; through JPEG at
+    TensorFlow's default quality, as those were; then resized with an antialiased Lanczos filter of three lobes.
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels[::-1, ::-1]).save(file, "JPEG", quality=95, subsampling="4:2:0")
+    return np.asarray(Image.open(file).resize((size, size), Image.Resampling.LANCZOS))
+
+
+@cache
+def _context() -> Any:
+    """This process's OpenGL context."""
+    platform = os.environ.get("MUJOCO_GL") or "egl"
+    try:
+        context = import_module(f"mujoco.{platform}").GLContext(SIZE, SIZE)
+        context.make_current()
+    except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+        raise UserError(
+            f"cannot draw with OpenGL through {platform}: install the Debian packages libegl1 libgl1-mesa-dri "
+            f"libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw ({' '.join(str(error).split())})"
+        ) from error
+    return context

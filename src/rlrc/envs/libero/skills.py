@@ -1,0 +1,123 @@
+"""Skills of the scripted expert: each is a generator that yields actions and is sent what the world looks like next.
+
+Motions are P control of the grip's pose through the world's own actions. robosuite's controller is critically damped at
+a gain of 1 (its stiffness and damping); at 2 the hand is faster and overshoots by 4 %.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from rlrc.envs.libero.world import ENVIRONMENT_STATE, GOAL, MAX_GOALS
+
+MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
+"""m and rad that an action of 1 asks for."""
+OPEN, CLOSED = 1.0, 0.0
+_GAIN = 2.0
+_DOWN = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])
+"""The hand pointing down, its fingers opening along y."""
+_HEAD = ENVIRONMENT_STATE.index("goal0_satisfied")
+_POSE = 7
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Position (3,) in m, and rotation."""
+
+    position: np.ndarray
+    rotation: Rotation
+
+    @classmethod
+    def of(cls, numbers: np.ndarray) -> "Pose":
+        """From x, y, z and a quaternion w, x, y, z."""
+        return cls(numbers[:3].astype(np.float64), Rotation.from_quat(numbers[3:7], scalar_first=True))
+
+    @property
+    def yaw(self) -> float:
+        """The angle (rad) from the world's x axis to the pose's, seen from above."""
+        x_axis = self.rotation.as_matrix()[:, 0]
+        return float(np.arctan2(x_axis[1], x_axis[0]))
+
+
+@dataclass(frozen=True)
+class GoalView:
+    """One predicate of the goal as the world sees it now; `world.GOAL` says what the poses are."""
+
+    satisfied: bool
+    held: bool
+    joint: float
+    subject: Pose
+    target: Pose
+
+
+@dataclass(frozen=True)
+class View:
+    """One environment's privileged state, with names."""
+
+    hand: Pose
+    opening: float
+    task: int
+    goals: tuple[GoalView, ...]
+
+    @classmethod
+    def of(cls, state: np.ndarray) -> "View":
+        """From `environment_state` (E,); goals that a task lacks are left out."""
+        goals = []
+        for numbers in state[_HEAD:].reshape(MAX_GOALS, len(GOAL)):
+            if numbers[3:].any():
+                subject, target = Pose.of(numbers[3:]), Pose.of(numbers[3 + _POSE :])
+                goals.append(GoalView(numbers[0] > 0.5, numbers[1] > 0.5, float(numbers[2]), subject, target))
+        return cls(Pose.of(state), float(state[_POSE]), round(float(state[_POSE + 1])), tuple(goals))
+
+
+Skill = Generator[np.ndarray, View, View]
+"""Yields actions (7,), is sent views, returns the last one."""
+
+
+def pointing_down(yaw: float) -> Rotation:
+    """The hand pointing down, its fingers opening along the y axis turned by `yaw` (rad)."""
+    return Rotation.from_euler("z", yaw) * _DOWN
+
+
+def nearest_yaw(finger_angle: float) -> float:
+    """The hand's yaw whose fingers open along an axis at `finger_angle` (rad) from x: of the two, the one nearest 0."""
+    yaw = finger_angle - np.pi / 2
+    return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def move(
+    view: View, where: Callable[[View], Pose], gripper: float, tolerance: float = 0.01, limit: int = 80, fast: float = 1.0
+) -> Skill:
+    """Bring the hand to a pose, which may depend on what is seen, within `tolerance` m and ten times as many rad.
+
+    `fast` scales the largest step; after `limit` steps the hand has come as near as it will.
+    """
+    for _ in range(limit):
+        target = where(view)
+        turn = (target.rotation * view.hand.rotation.inv()).as_rotvec()
+        step = target.position - view.hand.position
+        if np.linalg.norm(step) < tolerance and np.linalg.norm(turn) < 10 * tolerance:
+            break
+        step = _GAIN * step / MAX_TRANSLATION
+        step *= min(1.0, fast / max(float(np.linalg.norm(step)), 1e-9))
+        view = yield np.concatenate([step, np.clip(_GAIN * turn / MAX_ROTATION, -1, 1), [gripper]])
+    return view
+
+
+def grip(view: View, gripper: float, steps: int) -> Skill:
+    """Hold still while the fingers open or close."""
+    pose = view.hand
+    for _ in range(steps):
+        step = _GAIN * (pose.position - view.hand.position) / MAX_TRANSLATION
+        turn = _GAIN * (pose.rotation * view.hand.rotation.inv()).as_rotvec() / MAX_ROTATION
+        view = yield np.clip(np.concatenate([step, turn, [gripper]]), -1, 1)
+    return view
+
+
+def rise(view: View, height: float, gripper: float) -> Skill:
+    """Straight up to a height (m, of the world), as the hand is turned now."""
+    start = view.hand
+    top = Pose(np.append(start.position[:2], max(height, float(start.position[2]))), start.rotation)
+    return (yield from move(view, lambda _: top, gripper, tolerance=0.02))

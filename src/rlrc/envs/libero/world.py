@@ -1,0 +1,133 @@
+"""One LIBERO episode at a time, as OpenVLA's evaluation plays it, at 20 Hz with 7-D end-effector delta actions.
+
+The action is three translations and a rotation vector in the robot's base frame, each from -1 to 1 of what robosuite's
+operational-space controller moves at most (0.05 m, 0.5 rad), then the gripper: 1 opens, 0 closes, as published OpenVLA
+policies give it. robosuite's own gripper closes at +1, so it gets the sign of 1 - 2 times ours.
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from rlrc.envs.libero.render import Painter, as_openvla_sees
+from rlrc.envs.libero.simulation import Simulation
+from rlrc.envs.libero.tasks import TRIALS, Goal, Task, tasks
+from rlrc.envs.vector import Reading
+from rlrc.errors import UserError
+
+STATE = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
+"""The hand as LIBERO's datasets record it: position of the grip site (m), rotation vector (rad), finger joints (m)."""
+
+MAX_GOALS = 3
+_POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
+GOAL = (
+    *("satisfied", "held", "joint"),
+    *(f"subject_{name}" for name in _POSE),
+    *(f"target_{name}" for name in _POSE),
+)
+"""Of each predicate of the goal: whether it holds, whether the hand holds its subject, the position of its joint (m or
+rad), and two poses (m, unit quaternion). To put a thing somewhere, those of the thing and of the place. To move a
+joint, those of the part that moves and of the fixture that it belongs to."""
+ENVIRONMENT_STATE = (
+    *("x", "y", "z", "qw", "qx", "qy", "qz", "opening", "task"),
+    *(f"goal{number}_{name}" for number in range(MAX_GOALS) for name in GOAL),
+)
+"""Privileged: the hand's pose, the distance between the fingers (m), the task's number, and the goal's predicates;
+where a task has fewer of them, zeros."""
+
+FIRST_DRAWN_EPISODE = 900_000
+"""From here on episodes start from states of our own drawing; below they are the official ones."""
+_CONSECUTIVE = 5
+
+
+class Libero:
+    """The world of one environment; `rlrc.envs.vector` runs many. It keeps the simulation of its last task."""
+
+    def __init__(self, suite: str, fast: bool, image_size: int) -> None:
+        self._tasks = tasks(suite)
+        self._fast = fast
+        self._image_size = image_size
+        self._simulation: Simulation | None = None
+        self._painter: Painter | None = None
+
+    def reset(self, split: str, variant: str, episode_id: int) -> Reading:
+        """Start an episode: of the task that a variant names, or, in main, of each task in turn.
+
+        Raises:
+            UserError: there is no such split or variant, or the id is beyond the official initial states.
+        """
+        if split != "ind":
+            raise UserError(f"LIBERO has no split '{split}', only ind")
+        task, trial = self._find(variant, episode_id)
+        simulation = self._simulate(task)
+        if episode_id >= FIRST_DRAWN_EPISODE:
+            simulation.start_drawn(episode_id)
+        elif trial < TRIALS:
+            simulation.start_official(trial)
+        else:
+            raise UserError(
+                f"episode {episode_id} of {task.suite} {variant}: each task has {TRIALS} official initial states; ids "
+                f"from {FIRST_DRAWN_EPISODE:,} on draw others"
+            )
+        self._grasp_steps = 0
+        self._grasped = self._consecutive = False
+        return self._read(simulation)
+
+    def step(self, action: np.ndarray) -> Reading:
+        """One control step (0.05 s) with an action (7,)."""
+        assert self._simulation is not None
+        self._simulation.step(np.append(action[:6], np.sign(1 - 2 * action[6])).astype(np.float64))
+        return self._read(self._simulation)
+
+    def draw(self) -> np.ndarray:
+        """The agentview camera's picture, uint8 (S,S,3)."""
+        assert self._simulation is not None
+        if self._painter is None:
+            self._painter = Painter(self._simulation.model, self._fast)
+        return as_openvla_sees(self._painter.draw(self._simulation.data), self._image_size)
+
+    def _find(self, variant: str, episode_id: int) -> tuple[Task, int]:
+        """An episode's task, and its trial of that task."""
+        if variant == "main":
+            trial, number = divmod(episode_id, len(self._tasks))
+            return self._tasks[number], trial
+        number = variant.removeprefix("task-")
+        if not (number.isdecimal() and int(number) < len(self._tasks)):
+            raise UserError(f"no variant '{variant}': main, or task-0 to task-{len(self._tasks) - 1}")
+        return self._tasks[int(number)], episode_id
+
+    def _simulate(self, task: Task) -> Simulation:
+        if self._simulation is None or self._simulation.task != task:
+            self._painter = self._simulation = None  # free the memory of one before taking that of another
+            self._simulation = Simulation(task, self._fast)
+            self._goals = task.goals
+        return self._simulation
+
+    def _read(self, simulation: Simulation) -> Reading:
+        position, quat, fingers = simulation.hand()
+        held = [simulation.holds(name) for name in simulation.movable_objects_of_interest()]
+        self._grasp_steps = self._grasp_steps + 1 if any(held) else 0
+        self._grasped |= self._grasp_steps > 0
+        self._consecutive |= self._grasp_steps >= _CONSECUTIVE
+        rotation = Rotation.from_quat(quat, scalar_first=True).as_rotvec()
+        privileged = np.zeros(len(ENVIRONMENT_STATE))
+        privileged[:9] = [*position, *quat, fingers[0] - fingers[1], simulation.task.number]
+        goals = np.concatenate([_describe(simulation, goal) for goal in self._goals])
+        privileged[9 : 9 + len(goals)] = goals
+        return Reading(
+            instruction=simulation.task.instruction,
+            state=np.concatenate([position, rotation, fingers]).astype(np.float32),
+            environment_state=privileged.astype(np.float32),
+            success=simulation.success(),
+            grasped=self._grasped,
+            consecutive_grasp=self._consecutive,
+        )
+
+
+def _describe(simulation: Simulation, goal: Goal) -> np.ndarray:
+    """The numbers named in `GOAL`."""
+    satisfied = simulation.satisfied(goal)
+    if goal.target is not None:
+        held = simulation.holds(goal.subject)
+        return np.array([satisfied, held, 0.0, *simulation.pose(goal.subject), *simulation.pose(goal.target)])
+    joint, part, fixture = simulation.articulation(goal.subject)
+    return np.array([satisfied, False, joint, *part, *fixture])

@@ -1,0 +1,213 @@
+"""Who runs the worlds of a vector environment: this process, or worker processes that are replaced when they are lost.
+
+A worker is lost when it dies (a simulator that crashes, a system that is short of memory) or one of its worlds gives no
+answer within the time its spec allows. A new one takes its place and `WorkerLost` is raised: whoever wanted the
+episodes starts them again, which is the same as before, since an episode id fixes everything (`repeat_if_lost`). What a
+world raises in Python is another matter, a mistake or bad input that would only come back: it is handed on and nothing
+is repeated.
+"""
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import count, pairwise
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from rlrc.envs.world import Reading, World, WorldSpec
+from rlrc.errors import UserError
+from rlrc.progress import say
+
+MAX_LOSSES = 3
+"""The same work is begun so often at most."""
+
+SMALLEST_PICTURE = 16
+"""Side in px; also what a world is made for of which no pictures are wanted."""
+
+T = TypeVar("T")
+Calls = dict[int, tuple[Any, ...]]
+"""Number of an environment, counted from its worker's first one -> arguments."""
+
+
+class WorkerLost(RuntimeError):
+    """A worker process died or hung; another has taken its place, and its `environments` need a reset."""
+
+    def __init__(self, environments: range, what: str) -> None:
+        numbers = f"{environments.start} to {environments.stop - 1}"
+        super().__init__(f"the worker process of environments {numbers} {what}")
+        self.environments = environments
+
+
+def repeat_if_lost(run: Callable[[], T]) -> T:
+    """What `run()` returns, called again where a worker was lost meanwhile, which is said.
+
+    Raises:
+        UserError: a worker was lost each of `MAX_LOSSES` times.
+    """
+    for losses in count(1):
+        try:
+            return run()
+        except WorkerLost as loss:
+            if losses == MAX_LOSSES:
+                raise UserError(f"{loss}: {losses} times in the same episodes, so it is given up") from loss
+            say(f"{loss}; it was replaced, and its episodes are run again")
+    raise AssertionError("unreachable")
+
+
+class Images:
+    """The pictures of all environments, in shared memory where other processes draw them."""
+
+    def __init__(self, shape: tuple[int, ...], shared: bool, name: str | None = None) -> None:
+        self.shape = shape
+        self._owner = shared and name is None
+        self._memory = SharedMemory(name, create=name is None, size=int(np.prod(shape))) if shared else None
+        buffer = self._memory.buf if self._memory else None
+        self.array: np.ndarray = np.ndarray(shape, np.uint8, buffer)
+
+    @property
+    def name(self) -> str | None:
+        return self._memory.name if self._memory else None
+
+    def close(self) -> None:
+        if self._memory is None:
+            return
+        del self.array
+        self._memory.close()
+        if self._owner:
+            self._memory.unlink()
+        self._memory = None
+
+
+class Worker(Protocol):
+    """Runs the environments `part` of the whole."""
+
+    part: slice
+
+    def send(self, method: str, calls: Calls) -> None: ...
+
+    def receive(self) -> list[Reading] | Exception: ...
+
+    def close(self) -> None: ...
+
+
+class LocalWorker:
+    """A worker in this process; each world is made when it is first called, so that what goes wrong is its answer."""
+
+    def __init__(self, spec: WorldSpec, part: slice, images: Images | None) -> None:
+        self.part = part
+        self._spec, self._images = spec, images
+        self._worlds: dict[int, World] = {}
+
+    def send(self, method: str, calls: Calls) -> None:
+        self._answers = list(self.run(method, calls))
+
+    def receive(self) -> list[Reading] | Exception:
+        return _all_or_failure(self._answers)
+
+    def run(self, method: str, calls: Calls) -> Iterator[Reading | Exception]:
+        """Reset or step the numbered worlds one after another, and draw each; the first exception ends it."""
+        try:
+            for index, arguments in calls.items():
+                if index not in self._worlds:
+                    size = self._images.shape[1] if self._images else SMALLEST_PICTURE
+                    self._worlds[index] = self._spec.factory(size)
+                reading = getattr(self._worlds[index], method)(*arguments)
+                if self._images:
+                    self._images.array[self.part.start + index] = self._worlds[index].draw()
+                yield reading
+        except UserError as error:
+            yield error
+        except Exception:
+            yield RuntimeError(f"an environment failed:\n{traceback.format_exc()}")
+
+    def close(self) -> None:
+        self._worlds = {}
+
+
+class ProcessWorker:
+    """A worker in a process of its own, spawned so that no GL context, thread or lock is inherited."""
+
+    def __init__(self, spec: WorldSpec, part: slice, images: Images | None) -> None:
+        self.part = part
+        self._spec, self._images = spec, images
+        self._start()
+
+    def send(self, method: str, calls: Calls) -> None:
+        self._awaited = len(calls)
+        with suppress(OSError):  # of a worker that is dead, which `receive` tells
+            self._pipe.send((method, calls))
+
+    def receive(self) -> list[Reading] | Exception:
+        try:
+            return _all_or_failure(self._answer() for _ in range(self._awaited))
+        except TimeoutError:
+            what = f"gave no answer for {self._spec.answer_limit_s:g} s"
+        except (EOFError, OSError):
+            self._process.join(timeout=1)
+            what = _ending(self._process.exitcode)
+        self.close()
+        self._start()
+        return WorkerLost(range(self.part.start, self.part.stop), what)
+
+    def _answer(self) -> Reading | Exception:
+        if not self._pipe.poll(self._spec.answer_limit_s):
+            raise TimeoutError
+        answer: Reading | Exception = self._pipe.recv()
+        return answer
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.kill()  # A worker holds nothing worth saving, and may still be starting, or hang.
+        self._process.join()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        pictures = None if self._images is None else (self._images.name, self._images.shape)
+        arguments = (theirs, self._spec, self.part, pictures)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+
+def split(count: int, workers: int) -> list[slice]:
+    """`count` environments in at most `workers` even parts (one part where there are no workers)."""
+    bounds = np.linspace(0, count, min(max(workers, 1), count) + 1).round().astype(int)
+    return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
+
+
+def _serve(pipe: Connection, spec: WorldSpec, part: slice, pictures: tuple[str, tuple[int, ...]] | None) -> None:
+    """The body of a worker process: answer calls until the other end hangs up."""
+    images = None if pictures is None else Images(pictures[1], shared=True, name=pictures[0])
+    try:
+        worker = LocalWorker(spec, part, images)
+        while True:
+            for answer in worker.run(*pipe.recv()):
+                pipe.send(answer)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass
+    finally:
+        if images:
+            images.close()
+
+
+def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | Exception:
+    """All readings, or the first failure, after which no more is asked for."""
+    readings = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            return answer
+        readings.append(answer)
+    return readings
+
+
+def _ending(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"died (exit code {exit_code})"
+    hint = ", perhaps for want of memory" if exit_code == -signal.SIGKILL else ""
+    return f"died ({signal.Signals(-exit_code).name}{hint})"

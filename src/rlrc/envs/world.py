@@ -1,0 +1,60 @@
+"""What a world is to those who run it: the contract between a simulator and everything that acts in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one world tells after a reset or a step, besides its picture."""
+
+    instruction: str
+    state: np.ndarray
+    environment_state: np.ndarray
+    success: bool
+    grasped: bool
+    consecutive_grasp: bool
+
+
+class World(Protocol):
+    """One episode at a time of some task; all that a worker needs."""
+
+    def reset(self, split: str, variant: str, episode_id: int) -> Reading: ...
+
+    def step(self, action: np.ndarray) -> Reading: ...
+
+    def draw(self) -> np.ndarray: ...
+
+
+class Expert(Protocol):
+    """Solves a world's task from privileged state; made anew for each batch of episodes, which it may remember."""
+
+    def act(self, environment_state: np.ndarray) -> np.ndarray:
+        """Actions, float32 (N,7), for the `environment_state` (N,E) of the last info."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """What the parent knows of a world without importing its simulator. Its fields must be picklable."""
+
+    name: str
+    factory: Callable[[int], World]
+    """Makes one world from the pictures' size in px; called in the process that runs it."""
+    state_names: tuple[str, ...]
+    environment_state_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    max_episode_steps: int
+    control_hz: float
+    variants: dict[str, str]
+    """The names of its variants, main first, and what each challenges: main, vision, semantics or execution."""
+    splits: tuple[str, ...] = ("ind", "ood")
+    """Those of the variant main; every other variant belongs to the last of them."""
+    expert: Callable[[int], Expert] | None = None
+    """Makes the scripted expert of so many environments, where the world has one."""
+    answer_limit_s: float = 300.0
+    """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""

@@ -1,0 +1,182 @@
+"""Policies at work: episodes from their first picture to what is recorded of them.
+
+Several environments can take turns with a policy: while it thinks for one, the workers of the others simulate. That
+gains where the two do not compete for the same cores: with the policy on a GPU. On a CPU that both fill it does not,
+and the smaller batches cost a little (docs/journal.md).
+"""
+
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlrc import envs
+from rlrc.episodes import Episode, video_path
+from rlrc.models.policy import Policy
+from rlrc.video import write_video
+
+Play = Generator[None, None, list[Episode]]
+
+GRIPPER = slice(0, 3)
+"""Where `environment_state` holds the gripper's position (x, y, z), metres."""
+
+
+@dataclass
+class Camera:
+    """Films some of the episodes of a rollout."""
+
+    episode_ids: Sequence[int]
+    frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def start(self, episode_ids: Sequence[int]) -> None:
+        """Throw away what was seen of these episodes: they begin."""
+        for id_ in episode_ids:
+            self.frames.pop(id_, None)
+
+    def see(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
+        """Keep what the policy sees, uint8 (N, H, W, 3), of the episodes to film."""
+        for image, id_ in zip(images, episode_ids, strict=False):
+            if id_ in self.episode_ids:
+                self.frames.setdefault(id_, []).append(image.copy())
+
+    def write(self, out: Path, condition: str, fps: float) -> None:
+        for id_, frames in self.frames.items():
+            write_video(video_path(out, condition, id_), frames, fps)
+
+
+def rollout(
+    policy: Policy,
+    env: envs.WorkerVectorEnv,
+    episode_ids: Sequence[int],
+    split: str,
+    variant: str = "main",
+    temperature: float = 0.0,
+    seed: int = 0,
+    camera: Camera | None = None,
+) -> list[Episode]:
+    """Act through the given episodes, `env.num_envs` at a time, and report on each.
+
+    Sampled actions (`temperature` > 0) draw from one generator per episode, so that an episode goes the same way
+    whatever is run beside it.
+    """
+    return rollout_in_turns([(policy, env)], episode_ids, split, variant, temperature, seed, camera)
+
+
+def rollout_in_turns(
+    actors: Sequence[tuple[Policy, envs.WorkerVectorEnv]],
+    episode_ids: Sequence[int],
+    split: str,
+    variant: str = "main",
+    temperature: float = 0.0,
+    seed: int = 0,
+    camera: Camera | None = None,
+) -> list[Episode]:
+    """`rollout` in several environments: while one policy thinks, the worlds of the others move."""
+    episodes: list[Episode] = []
+    while ids := list(episode_ids[len(episodes) :]):
+        plays = []
+        for policy, env in actors:
+            mine, ids = ids[: env.num_envs], ids[env.num_envs :]
+            if mine:
+                plays.append(partial(_play, policy, env, mine, split, variant, temperature, seed, camera))
+        episodes += envs.repeat_if_lost(partial(_take_turns, plays))
+    return episodes
+
+
+def _take_turns(plays: Sequence[Callable[[], Play]]) -> list[Episode]:
+    """Let all play, each until its worlds have begun to move, and then the next."""
+    episodes: dict[int, list[Episode]] = {}
+    running = {number: play() for number, play in enumerate(plays)}
+    while running:
+        for number, play in list(running.items()):
+            try:
+                next(play)
+            except StopIteration as end:
+                episodes[number] = end.value
+                del running[number]
+    return [episode for number in sorted(episodes) for episode in episodes[number]]
+
+
+def _play(
+    policy: Policy,
+    env: envs.WorkerVectorEnv,
+    ids: list[int],
+    split: str,
+    variant: str,
+    temperature: float,
+    seed: int,
+    camera: Camera | None,
+) -> Play:
+    """At most as many episodes as there are environments; pauses whenever these have begun to move."""
+    padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
+    observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
+    policy.reset()
+    if camera is not None:
+        camera.start(ids)
+    tasks = observation["instruction"]
+    noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
+    steps: list[tuple[np.ndarray, ...]] = []
+    gripper = [_gripper(info)]
+    finished = False
+    while not finished:
+        if camera is not None:
+            camera.see(observation["image"], ids)
+        actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
+        env.step_async(actions)
+        yield
+        observation, reward, terminated, truncated, info = env.step_wait()
+        steps.append((reward, info["success"].copy(), info["grasped"].copy()))
+        gripper.append(_gripper(info))
+        finished = bool((terminated | truncated).all())
+    if camera is not None:
+        camera.see(observation["image"], ids)
+    rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
+    path_length, jerk = motion(np.stack(gripper), env.metadata["render_fps"])
+    return [
+        Episode(
+            policy="",
+            world="",
+            split=split,
+            variant=variant,
+            episode_id=int(id_),
+            seed=seed,
+            success_at_end=bool(success[-1, i]),
+            success_once=bool(success[:, i].any()),
+            grasped=bool(grasped[:, i].any()),
+            steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
+            sum_reward=float(rewards[:, i].sum()),
+            max_reward=float(rewards[:, i].max()),
+            path_length=float(path_length[i]),
+            jerk=float(jerk[i]),
+            task=tasks[i],
+        )
+        for i, id_ in enumerate(ids)
+    ]
+
+
+def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Path length (N,) in m and root mean square jerk (N,) in m/s^3 of positions (T, N, 3) in m, `fps` a second.
+
+    Jerk is the third finite difference; without four positions it is 0.
+    """
+    length = np.linalg.norm(np.diff(positions, axis=0), axis=-1).sum(axis=0)
+    if len(positions) < 4:
+        return length, np.zeros_like(length)
+    jerk = np.diff(positions, n=3, axis=0) * fps**3
+    return length, np.sqrt((jerk**2).sum(axis=-1).mean(axis=0))
+
+
+def _gripper(info: dict[str, Any]) -> np.ndarray:
+    position: np.ndarray = info["environment_state"][:, GRIPPER].copy()
+    return position
+
+
+def _generator(policy: Policy, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:
+    entropy = [seed, zlib.crc32(f"{split}/{variant}".encode()), episode_id]
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(policy.device).manual_seed(state)
