@@ -28,7 +28,7 @@ FLOORS = [
     {"models"},
     {"envs", "data"},
     {"prune", "quantize", "cache"},
-    {"evaluate", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
+    {"rollouts", "evaluate", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
     {"stage", "recipe", "report", "pipeline", "study"},
     {"cli", "__main__"},
 ]
