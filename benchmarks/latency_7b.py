@@ -92,11 +92,10 @@ def main() -> None:
         measured = take_turns(group, options.rounds, machine_rates)
         for name, row in measured.items():
             if name not in rows:
-                rows[name] = row | {"group": group}
+                rows[name] = row | {"group": group, "rounds": options.rounds}
                 say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
         result = {
             "machine": machine(),
-            "rounds": options.rounds,
             "kernels": table(torch.get_num_threads()),
             "rows": [{**row, "name": name.replace(BASELINE, "dense")} for name, row in rows.items()],
             "sweep": sweep(rows),
