@@ -162,6 +162,18 @@ def test_an_episode_is_the_same_whatever_ran_before(world: Any) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, play(), strict=True))
 
 
+def test_a_policy_in_16_bits_beside_it_changes_nothing(world: Any) -> None:
+    import torch
+
+    def play() -> np.ndarray:
+        world.reset("ind", "main", 5)
+        return np.stack([world.step(np.array([0.02, 0.01, -0.02, 0.0, 0.0, 0.2, 1.0])).state for _ in range(4)])
+
+    alone = play()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert np.array_equal(alone, play())
+
+
 def test_readings_are_in_the_base_frame_and_the_gripper_opens_above_one_half(world: Any, recorded: Path) -> None:
     reading = world.reset("ind", "main", 0)
     rows = read(recorded, "resets")

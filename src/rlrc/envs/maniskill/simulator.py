@@ -3,6 +3,7 @@
 import importlib
 import os
 from functools import cache
+from typing import Any
 
 from rlrc.errors import UserError
 
@@ -31,6 +32,13 @@ def start() -> str:
             f"({' '.join(str(error).split())})"
         ) from error
     return "gpu" if device == "cuda" else "cpu"
+
+
+def full_precision() -> Any:
+    """A context in which the simulator's own tensors keep their 32 bits, while a policy beside it runs in 16."""
+    import torch
+
+    return torch.autocast("cpu", enabled=False)
 
 
 def import_maniskill() -> None:
