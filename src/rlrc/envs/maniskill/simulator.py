@@ -3,6 +3,7 @@
 import importlib
 import os
 from functools import cache
+from typing import Any
 
 from rlrc.errors import UserError
 
@@ -33,6 +34,13 @@ def start() -> str:
     return "gpu" if device == "cuda" else "cpu"
 
 
+def full_precision() -> Any:
+    """A context in which the simulator's own tensors keep their 32 bits, while a policy beside it runs in 16."""
+    import torch
+
+    return torch.autocast("cpu", enabled=False)
+
+
 def import_maniskill() -> None:
     """Import ManiSkill and its registry of tasks.
 
@@ -45,6 +53,6 @@ def import_maniskill() -> None:
         importlib.import_module("mani_skill.envs")
     except ImportError as error:
         raise UserError(f"this world needs ManiSkill: pip install 'rlrc[maniskill]' ({error})") from error
-    import logging
+    from mani_skill import logger
 
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # One warning a scene about its own robots.
+    logger.setLevel("ERROR")  # It warns of its own robots' definitions, each time that a scene is built.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from rlrc.envs.maniskill.simulator import import_maniskill, start
+from rlrc.envs.maniskill.simulator import full_precision, import_maniskill, start
 from rlrc.envs.vector import Reading
 from rlrc.errors import UserError
 
@@ -75,13 +75,15 @@ class AnyTask:
         """The episode whose seed is `episode_id`."""
         if (split, variant) != ("ind", "main"):
             raise UserError(f"{self._instruction}: ManiSkill's tasks have split ind and variant main alone")
-        self._observation, info = self._env.reset(seed=episode_id)
+        with full_precision():
+            self._observation, info = self._env.reset(seed=episode_id)
         self._held_steps, self._grasped, self._consecutive = 0, False, False
         return self._read(info)
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step with an action (7,)."""
-        self._observation, _, _, _, info = self._env.step(action)
+        with full_precision():
+            self._observation, _, _, _, info = self._env.step(action)
         return self._read(info)
 
     def draw(self) -> np.ndarray:

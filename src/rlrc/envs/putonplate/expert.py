@@ -16,8 +16,8 @@ that policies which normalise by those ("bridge_orig") can express what is shown
 
 _LOWEST = 0.018
 """m of the gripper above the table: its fingers reach 16 mm below it."""
-_REACH = 0.03
-"""m of an object that the fingers can take in above the gripper's own height."""
+_REACH = 0.018
+"""m of an object that the fingers can take in above the gripper's own height: the palm is at 21 mm."""
 _CLEAR, _CARRY, _RETREAT = 0.045, 0.04, 0.12
 """m: gripper over the object on the way to it; object over the plate on the way there; gripper at the end."""
 _SLOPE = 2.5
@@ -53,8 +53,7 @@ class Expert:
         held = s["held"] > 0.5
         placed = ~held & (s["on_plate"] > 0.5)
 
-        yaw = _nearest_half_turn(np.arctan2(s["grasp_sin"], s["grasp_cos"]), commanded.as_euler("xyz")[:, 2])
-        yaw = np.where(held | placed, commanded.as_euler("xyz")[:, 2], yaw)
+        yaw = np.where(held | placed, commanded.as_euler("xyz")[:, 2], np.arctan2(s["grasp_sin"], s["grasp_cos"]))
         wanted = Rotation.from_euler("z", yaw[:, None])
         approach, close = _approach(s, hand, (wanted * turned.inv()).magnitude())
         carry, release = _carry(s, hand, command)
@@ -100,11 +99,6 @@ def _carry(s: dict[str, np.ndarray], hand: np.ndarray, command: np.ndarray) -> t
 
 def _vectors(s: dict[str, np.ndarray], *names: str) -> np.ndarray:
     return np.stack([s[name] for name in names], axis=1)
-
-
-def _nearest_half_turn(yaw: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The grasp is the same after half a turn: the yaw of the two within a quarter turn of `reference`."""
-    return reference + (yaw - reference + np.pi / 2) % np.pi - np.pi / 2
 
 
 def _limited(move: np.ndarray) -> np.ndarray:

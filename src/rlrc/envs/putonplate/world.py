@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from rlrc.envs.maniskill.simulator import start
+from rlrc.envs.maniskill.simulator import full_precision, start
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.episodes import find_episode
 from rlrc.envs.vector import Reading
@@ -25,7 +25,7 @@ ENVIRONMENT_STATE = (
     *("held", "on_plate"),
 )
 """Privileged: the gripper and where the controller wants it; the middle of the named object's smallest rectangle on
-the table, its lowest and highest point (m), and the gripper's yaw across that rectangle's narrow side (sine, cosine);
+the table, its lowest and highest point (m), and the gripper's nearest yaw across its narrow side (sine, cosine);
 the named plate's middle and top (m); whether both fingers hold the object, whether it is on the plate (1 or 0)."""
 
 DOWN = Rotation.from_euler("y", 90, degrees=True)
@@ -69,14 +69,18 @@ class PutOnPlate:
         models = files.objects()[self.episode.object], files.plates()[self.episode.plate]
         self._instruction = self.episode.wording.format(object=models[0].name, plate=models[1].name)
         self._vertices, self._plate_vertices = (_vertices(model) for model in models)
-        self._observation, info = self._task.reset(seed=0, options={"episodes": [self.episode], "reconfigure": True})
-        return self._read(info)
+        with full_precision():
+            self._observation, info = self._task.reset(
+                seed=0, options={"episodes": [self.episode], "reconfigure": True}
+            )
+            return self._read(info)
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step (0.2 s) with an action (7,)."""
         gripper = 1.0 if action[6] > 0.5 else -1.0
-        self._observation, _, _, _, info = self._task.step(np.append(action[:6], gripper))
-        return self._read(info)
+        with full_precision():
+            self._observation, _, _, _, info = self._task.step(np.append(action[:6], gripper))
+            return self._read(info)
 
     def draw(self) -> np.ndarray:
         """The camera's picture with its background, uint8 (S,S,3)."""
@@ -91,7 +95,7 @@ class PutOnPlate:
         opening = float(self._task.agent.robot.get_qpos()[0, -2:].sum())
         item = _in_base(self._vertices, self._task.object_pose.raw_pose[0].cpu().numpy())
         plate = _in_base(self._plate_vertices, self._task.plate_pose.raw_pose[0].cpu().numpy())
-        middle, yaw = _narrow_side(item[:, :2])
+        middle, yaw = _narrow_side(item[:, :2], near=command[5])
         plate_middle = (plate[:, :2].min(axis=0) + plate[:, :2].max(axis=0)) / 2
         success = bool(info["success"][0])
         state = np.append(gripper, opening).astype(np.float32)
@@ -139,11 +143,15 @@ def _in_base(vertices: np.ndarray, pose: np.ndarray) -> np.ndarray:
     return _BASE_FROM_WORLD.apply(turn.apply(vertices) + pose[:3] - _BASE)
 
 
-def _narrow_side(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The middle (2,) of the smallest rectangle around points (V,2), and the yaw along its long side, within pi/2."""
+def _narrow_side(points: np.ndarray, near: float) -> tuple[np.ndarray, float]:
+    """The middle (2,) of the smallest rectangle around points (V,2), and the gripper's yaw across its narrow side.
+
+    The grasp is the same after half a turn, and after a quarter where the rectangle is nearly a square: the yaw (rad)
+    is the one nearest to `near`, so that a gripper on its way does not change its mind.
+    """
     import cv2
 
     middle, (width, height), degrees = cv2.minAreaRect(points.astype(np.float32))
-    yaw = np.deg2rad(degrees) + (0.0 if width >= height else np.pi / 2)
+    along = np.deg2rad(degrees) + (0.0 if width >= height else np.pi / 2)
     period = np.pi / 2 if max(width, height) < _SQUARE * min(width, height) else np.pi
-    return np.array(middle), float(-((-yaw + period / 2) % period - period / 2))
+    return np.array(middle), near + float((along - near + period / 2) % period - period / 2)
