@@ -63,7 +63,7 @@ def assets(config: AssetsConfig, out: Path) -> dict[str, Any]:
 
 
 def fetch(wanted: Iterable[PublishedFile], folder: Path) -> tuple[int, int]:
-    """Download what `folder` lacks, or has otherwise than published; returns how many files were fetched and were there.
+    """Download what `folder` lacks or has otherwise than published; returns how many were fetched and were there.
 
     Raises:
         UserError: as `download`.

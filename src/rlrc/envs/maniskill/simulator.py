@@ -45,6 +45,6 @@ def import_maniskill() -> None:
         importlib.import_module("mani_skill.envs")
     except ImportError as error:
         raise UserError(f"this world needs ManiSkill: pip install 'rlrc[maniskill]' ({error})") from error
-    import logging
+    from mani_skill import logger
 
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # One warning a scene about its own robots.
+    logger.setLevel("ERROR")  # It warns of its own robots' definitions, each time that a scene is built.

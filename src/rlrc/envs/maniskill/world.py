@@ -1,6 +1,7 @@
 """Any task of ManiSkill's whose robot takes 7-D end-effector deltas, one episode at a time."""
 
 import re
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -55,7 +56,7 @@ class AnyTask:
 
         self._instruction = instruction(task)
         try:
-            made = gymnasium.make(
+            made: Any = gymnasium.make(
                 task,
                 num_envs=1,
                 obs_mode="rgb",

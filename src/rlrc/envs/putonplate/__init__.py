@@ -1,4 +1,4 @@
-"""The task of the RLRC paper, PutOnPlateInScene25 of RL4VLA, in ManiSkill 3: a WidowX puts one of 25 objects on a plate.
+"""The RLRC paper's task, PutOnPlateInScene25 of RL4VLA, in ManiSkill 3: a WidowX puts one of 25 objects on a plate.
 
 See docs/putonplate.md.
 """
@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from rlrc.envs.putonplate.episodes import CATALOGUE
-from rlrc.envs.putonplate.expert import MAX_ROTATION, MAX_TRANSLATION, Expert
+from rlrc.envs.putonplate.expert import LIMITS, Expert
 from rlrc.envs.putonplate.world import ENVIRONMENT_STATE, STATE, PutOnPlate
 from rlrc.envs.vector import WorldSpec
 from rlrc.errors import UserError
@@ -17,8 +17,8 @@ SPEC = WorldSpec(
     factory=PutOnPlate,
     state_names=STATE,
     environment_state_names=ENVIRONMENT_STATE,
-    action_low=(-MAX_TRANSLATION,) * 3 + (-MAX_ROTATION,) * 3 + (0.0,),
-    action_high=(MAX_TRANSLATION,) * 3 + (MAX_ROTATION,) * 3 + (1.0,),
+    action_low=(*-LIMITS, 0.0),
+    action_high=(*LIMITS, 1.0),
     max_episode_steps=80,
     control_hz=5,
     variants={name: variant.challenge for name, variant in CATALOGUE.items()},

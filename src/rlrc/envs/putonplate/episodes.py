@@ -62,13 +62,14 @@ class Factor(NamedTuple):
         return {"train": self.train, "test": self.test, "all": joined}[obj_set]
 
 
-def _same(count: int, start: int = 0) -> Factor:
-    return Factor(range(start, start + count), range(start, start + count))
+def _same(count: int) -> Factor:
+    return Factor(range(count), range(count))
 
 
 Layout = Literal["pairs", "pairs-and-ring", "two-objects", "two-plates"]
 Extra = Literal["none", "texture", "wording", "start", "object", "plate"]
 
+_ONE, _FOUR, _SIXTEEN = _same(1), _same(4), _same(16)
 _OBJECTS = Factor(range(16), range(16, 25))
 _TABLES = Factor(range(16), range(16, 21))
 _UNSEEN = Factor(range(1), range(1, 17))
@@ -84,14 +85,14 @@ class Variant:
     task: str
     """Its name there."""
     challenge: Challenge
-    objects: Factor = _same(16)
-    plates: Factor = _same(1)
-    tables: Factor = _same(16)
-    yaws: Factor = _same(4)
+    objects: Factor = _SIXTEEN
+    plates: Factor = _ONE
+    tables: Factor = _SIXTEEN
+    yaws: Factor = _FOUR
     layout: Layout = "pairs"
     extra: Extra = "none"
     """What the extra digit chooses."""
-    extras: Factor = _same(1)
+    extras: Factor = _ONE
     blend: Literal["none", "objects", "whole"] = "none"
     """Where the picture shows an unseen texture through."""
     strength: float = 0.0
@@ -139,9 +140,9 @@ CATALOGUE: dict[str, Variant] = {
     "position-change-to": Variant(
         "PutOnPlateInScene25PositionChangeTo-v1", "execution", layout="two-objects", moved=True
     ),
-    "single": Variant("PutOnPlateInScene25Single-v1", "main", objects=_same(1), tables=_same(1)),
-    "main-carrot": Variant("PutOnPlateInScene25MainCarrot-v3", "semantics", objects=_OBJECTS, tables=_same(1)),
-    "main-image": Variant("PutOnPlateInScene25MainImage-v3", "vision", objects=_same(1), tables=_TABLES),
+    "single": Variant("PutOnPlateInScene25Single-v1", "main", objects=_ONE, tables=_ONE),
+    "main-carrot": Variant("PutOnPlateInScene25MainCarrot-v3", "semantics", objects=_OBJECTS, tables=_ONE),
+    "main-image": Variant("PutOnPlateInScene25MainImage-v3", "vision", objects=_ONE, tables=_TABLES),
 }
 
 

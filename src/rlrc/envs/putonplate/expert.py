@@ -10,8 +10,9 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.putonplate.world import ENVIRONMENT_STATE
 from rlrc.errors import UserError
 
-MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
-"""m and rad a control step, each axis."""
+LIMITS = np.array([0.025, 0.04, 0.025, 0.075, 0.075, 0.2])
+"""The largest action: m and rad a control step. Within the 1st and 99th percentiles of the Bridge dataset's actions, so
+that policies which normalise by those ("bridge_orig") can express what is shown to them."""
 
 _LOWEST = 0.018
 """m of the gripper above the table: its fingers reach 16 mm below it."""
@@ -28,7 +29,7 @@ _OVER_PLATE, _RELEASE = 0.012, 0.006
 _TURN_LENGTH = 0.03
 """m that a radian of wrong yaw counts as while approaching."""
 _EMPTY, _OPEN = 0.0315, 0.066
-"""m of the fingers' positions below which they have closed on nothing, and above which they are clear of what they held."""
+"""m of the fingers' positions below which they closed on nothing, and above which they are clear of what they held."""
 
 
 class Expert:
@@ -64,13 +65,13 @@ class Expert:
         turn = (wanted * commanded.inv()).as_euler("XYZ")
         turn[placed] = 0.0
         return np.concatenate(
-            [_limited(goal - command), np.clip(turn, -MAX_ROTATION, MAX_ROTATION), np.where(shut, 0.0, 1.0)[:, None]],
+            [_limited(goal - command), np.clip(turn, -LIMITS[3:], LIMITS[3:]), np.where(shut, 0.0, 1.0)[:, None]],
             axis=1,
         ).astype(np.float32)
 
 
 def _approach(s: dict[str, np.ndarray], hand: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the gripper should be (N,3), over the object and down a funnel onto it, and whether (N,) to close it now."""
+    """Where the gripper should be (N,3), over the object and down a funnel onto it, and whether (N,) to close now."""
     goal = _vectors(s, "object_x", "object_y", "object_top")
     error = np.linalg.norm(goal[:, :2] - hand[:, :2], axis=1) + _TURN_LENGTH * turn
     middle = (s["object_bottom"] + s["object_top"]) / 2
@@ -85,7 +86,7 @@ def _approach(s: dict[str, np.ndarray], hand: np.ndarray, turn: np.ndarray) -> t
 
 
 def _carry(s: dict[str, np.ndarray], hand: np.ndarray, command: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the gripper with the object should be (N,3): up, over to the plate, down; and whether (N,) to let go now."""
+    """Where the gripper should bring the object (N,3): up, over to the plate, down; and whether (N,) to let go now."""
     move = _vectors(s, "plate_x", "plate_y", "plate_top") - _vectors(s, "object_x", "object_y", "object_bottom")
     distance = np.linalg.norm(move[:, :2], axis=1)
     above = -move[:, 2]
@@ -102,12 +103,11 @@ def _vectors(s: dict[str, np.ndarray], *names: str) -> np.ndarray:
 
 
 def _nearest_half_turn(yaw: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The grasp is the same after half a turn: the yaw of the two that is nearer to `reference`, within a quarter turn."""
+    """The grasp is the same after half a turn: the yaw of the two within a quarter turn of `reference`."""
     return reference + (yaw - reference + np.pi / 2) % np.pi - np.pi / 2
 
 
 def _limited(move: np.ndarray) -> np.ndarray:
     """Moves (N,3) no longer than one step allows; their sideways part keeps its direction."""
-    length = np.linalg.norm(move[:, :2], axis=1, keepdims=True)
-    aside = move[:, :2] * np.minimum(1.0, MAX_TRANSLATION / np.maximum(length, 1e-9))
-    return np.concatenate([aside, np.clip(move[:, 2:], -MAX_TRANSLATION, MAX_TRANSLATION)], axis=1)
+    excess = np.abs(move[:, :2] / LIMITS[:2]).max(axis=1, keepdims=True)
+    return np.concatenate([move[:, :2] / np.maximum(excess, 1.0), np.clip(move[:, 2:], -LIMITS[2], LIMITS[2])], axis=1)

@@ -1,4 +1,4 @@
-"""The simulator files of PutOnPlateInScene25: where they lie and what they describe. `rlrc assets maniskill` fetches them."""
+"""The simulator's files: where they lie and what they describe. `rlrc assets maniskill` fetches them."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from rlrc.errors import UserError
 ROBOT = Path("data/robots/widowx/wx250s.urdf")
 STAGE = Path("data/tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb")
 OBJECTS, PLATES, TABLES = (Path("carrot") / name for name in ("more_carrot", "more_plate", "more_table"))
-"""Of the robot, the table that things lie on, and the folders of models and of background pictures, below `folder`."""
+"""The robot, the table that things lie on, and the folders of models and of background pictures, in `folder`."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A rigid thing: its name in instructions, the size of its box (m, its own axes), its density (kg/m3) and folder."""
+    """A rigid thing: its name in instructions, its box's size (m, its own axes), its density (kg/m3) and folder."""
 
     name: str
     size: tuple[float, float, float]

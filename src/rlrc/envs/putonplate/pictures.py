@@ -1,6 +1,7 @@
-"""What is laid over the camera's picture: a photograph of a table as background, and an unseen texture where a variant asks.
+"""What is laid over the camera's picture: a photograph of a table as background, and a variant's unseen texture.
 
-Batched tensors on whatever device the picture is. At 640 x 480 px these are RL4VLA's pictures; smaller ones show the same view.
+Batched tensors on whatever device the picture is. At 640 x 480 px the pictures are RL4VLA's; smaller ones show the
+same view.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import grid_sample
 
 from rlrc.envs.putonplate import files
@@ -52,7 +54,7 @@ class Overlay:
 
 
 def _boxes(mask: torch.Tensor) -> torch.Tensor:
-    """The bounding boxes (N,4) of masks (N,H,W): first and last column, first and last row; all 0 where there is none."""
+    """Bounding boxes (N,4) of masks (N,H,W): first and last column, first and last row; all 0 where there is none."""
     columns, rows = mask.any(dim=1), mask.any(dim=2)
     ends = [
         torch.stack([line.int().argmax(dim=1), line.shape[1] - 1 - line.flip(1).int().argmax(dim=1)], dim=1)
@@ -61,8 +63,8 @@ def _boxes(mask: torch.Tensor) -> torch.Tensor:
     return torch.cat(ends, dim=1) * columns.any(dim=1)[:, None]
 
 
-def _stretched(textures: torch.Tensor, box: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Textures (N,h,w,3) stretched over their boxes, bilinearly; float32 (N,H,W,3), meaningless outside of the boxes."""
+def _stretched(textures: torch.Tensor, box: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Textures (N,h,w,3) stretched bilinearly over their boxes; float32 (N,H,W,3), meaningless outside of the boxes."""
     left, right, top, bottom = (edge[:, None].float() for edge in box.T)
     x = 2 * (torch.arange(size[1], device=box.device) - left + 0.5) / (right - left + 1) - 1
     y = 2 * (torch.arange(size[0], device=box.device) - top + 0.5) / (bottom - top + 1) - 1
@@ -88,7 +90,7 @@ def _stack(wanted: Sequence[tuple[Path, tuple[int, int]]], device: torch.device)
 
 @cache
 def _picture(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """An RGB picture, uint8, resized to `size` (width, height) px: averaged where it shrinks, bilinear where it grows."""
-    pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    """An RGB picture, uint8, resized to `size` (width, height) px: averaged to shrink it, bilinear to make it grow."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
     shrinks = size[0] < pixels.shape[1] and size[1] < pixels.shape[0]
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Who publishes the simulator's files; `published.sha256` lists them, with "-" where we have not seen the original."""
+"""Who publishes the simulator's files. `published.sha256` lists them, with "-" where we have not seen the original."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +7,10 @@ from urllib.parse import quote
 from rlrc.envs.putonplate import files
 
 _GITHUB = "https://raw.githubusercontent.com"
+_RL4VLA = f"{_GITHUB}/gen-robot/RL4VLA/55f966d6bf721342518ff8609cc1388cc4e80ef9"
 _PUBLISHERS = {
     "data/robots/widowx/": f"{_GITHUB}/haosulab/ManiSkill-WidowX250S/v0.2.0/",
-    "carrot/": f"{_GITHUB}/gen-robot/RL4VLA/55f966d6bf721342518ff8609cc1388cc4e80ef9/ManiSkill/mani_skill/assets/carrot/",
+    "carrot/": f"{_RL4VLA}/ManiSkill/mani_skill/assets/carrot/",
 }
 
 

@@ -62,7 +62,7 @@ class PutOnPlate(BaseEnv):
         whole_scene: build all objects and plates and park those not in play aside, as RL4VLA does and as several
             environments must; otherwise the scene holds what is in play and every reset must reconfigure.
 
-    Action (num_envs,7): dx, dy, dz in m, Euler angles in rad (R = Rx Ry Rz), both along the axes of the robot's base and
+    Action (num_envs,7): dx, dy, dz in m and Euler angles in rad (R = Rx Ry Rz), along the axes of the robot's base and
     relative to the commanded pose, then the gripper, 1 open to -1 closed. Info, bool (num_envs,): `success` as of this
     step, `grasped` and `consecutive_grasp` latched, `held` as of this step.
     """
@@ -266,7 +266,7 @@ class PutOnPlate(BaseEnv):
         return {CAMERA: {"rgb": self._overlay.lay(rgb, foreground), "segmentation": numbers[..., None]}}
 
     def _rendered(self, name: str) -> torch.Tensor:
-        """One of the camera's textures (N,H,W,4). On the CPU ManiSkill would copy it number by number, at 5 to 80 ms."""
+        """One of the camera's textures (N,H,W,4). On the CPU ManiSkill would copy it slowly, number by number."""
         camera = self._sensors[CAMERA].camera
         if self.backend.render_backend == "sapien_cpu":
             texture = camera._render_cameras[0].get_picture(name)

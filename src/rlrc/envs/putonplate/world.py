@@ -1,6 +1,6 @@
-"""One episode of PutOnPlateInScene25 at a time, as `rlrc.envs.vector` wants it. All poses are in the robot's base frame.
+"""One episode of PutOnPlateInScene25 at a time, as `rlrc.envs.vector` wants it.
 
-That frame stands on the table, z up; x points from the robot over the table.
+All poses are in the frame of the robot's base. It stands on the table, z up; x points from the robot over the table.
 """
 
 from functools import cache
@@ -24,9 +24,9 @@ ENVIRONMENT_STATE = (
     *("plate_x", "plate_y", "plate_top"),
     *("held", "on_plate"),
 )
-"""Privileged: the gripper and where the controller wants it; the middle of the named object's smallest rectangle on the
-table, its lowest and highest point (m), and the gripper's yaw across that rectangle's narrow side (sine and cosine); the
-named plate's middle and top (m); whether both fingers hold the object, whether it is on the plate (1 or 0)."""
+"""Privileged: the gripper and where the controller wants it; the middle of the named object's smallest rectangle on
+the table, its lowest and highest point (m), and the gripper's yaw across that rectangle's narrow side (sine, cosine);
+the named plate's middle and top (m); whether both fingers hold the object, whether it is on the plate (1 or 0)."""
 
 DOWN = Rotation.from_euler("y", 90, degrees=True)
 """The gripper's orientation when it points down with its fingers opening along y."""
@@ -140,7 +140,7 @@ def _in_base(vertices: np.ndarray, pose: np.ndarray) -> np.ndarray:
 
 
 def _narrow_side(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The middle (2,) of the smallest rectangle around points (V,2), and the yaw, in (-pi/2, pi/2], along its long side."""
+    """The middle (2,) of the smallest rectangle around points (V,2), and the yaw along its long side, within pi/2."""
     import cv2
 
     middle, (width, height), degrees = cv2.minAreaRect(points.astype(np.float32))

@@ -1,0 +1,207 @@
+"""PutOnPlateInScene25 against what was recorded from RL4VLA's own environments (shared/fixtures/maniskill)."""
+
+import os
+
+os.environ.setdefault("LP_NUM_THREADS", "0")  # Read when Mesa starts, which other tests of this process may do first.
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from simulators import need_putonplate
+
+from rlrc import envs
+from rlrc.envs.putonplate.episodes import CATALOGUE, Episode, numbered_episode
+from rlrc.errors import UserError
+
+VARIANT_OF = {variant.task: name for name, variant in CATALOGUE.items()}
+KNOWN_FLAGS = {"success": "success", "grasped": "is_src_obj_grasped", "consecutive_grasp": "consecutive_grasp"}
+
+
+@pytest.fixture(scope="module")
+def recorded(shared: Path) -> Path:
+    """The folder of recordings; skips where the simulator cannot run."""
+    need_putonplate(shared)
+    return shared / "fixtures" / "maniskill"
+
+
+@pytest.fixture(scope="module")
+def task(recorded: Path) -> Any:
+    return make_task(640, 480)
+
+
+def make_task(width: int, height: int, whole_scene: bool = False) -> Any:
+    from rlrc.envs.putonplate.task import PutOnPlate
+
+    return PutOnPlate(width, height, whole_scene, sim_backend="physx_cpu", render_backend="cpu")
+
+
+def read(recorded: Path, name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(recorded / f"{name}.npz", allow_pickle=False))
+
+
+def episode_of(rows: dict[str, np.ndarray], row: int) -> Episode:
+    variant = VARIANT_OF[str(rows["env_id"][row])]
+    return numbered_episode(variant, str(rows["obj_set"][row]), int(rows["episode_id"][row]))
+
+
+def start(task: Any, episode: Episode) -> np.ndarray:
+    """Begin an episode; its first picture (H,W,3)."""
+    observation, _ = task.reset(seed=0, options={"episodes": [episode], "reconfigure": True})
+    return observation["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
+
+
+def test_things_and_robot_lie_where_they_were_recorded(task: Any, recorded: Path) -> None:
+    rows = read(recorded, "resets")
+    for row in range(0, len(rows["env_id"]), 46):
+        episode = episode_of(rows, row)
+        start(task, episode)
+        where = f"{rows['env_id'][row]} {rows['episode_id'][row]}"
+        found = {
+            "object_pose": task.object_pose.raw_pose,
+            "plate_pose": task.plate_pose.raw_pose,
+            "robot_qpos": task.agent.robot.get_qpos(),
+            "tcp_pose_base": task.gripper_pose.raw_pose,
+            "object_bbox_world": task._object_size,
+            "plate_bbox_world": task._plate_size,
+        }
+        if episode.other_pose is not None:
+            others = {"object": task._objects, "plate": task._plates}[CATALOGUE[VARIANT_OF[rows["env_id"][row]]].extra]
+            number = episode.other_object if episode.other_object is not None else episode.other_plate
+            found["extra_pose"] = others[number].pose.raw_pose
+        for name, value in found.items():
+            tolerance = 1e-5 if name in ("robot_qpos", "tcp_pose_base") else 1e-4
+            np.testing.assert_allclose(value[0], rows[name][row], atol=tolerance, err_msg=f"{where} {name}")
+
+
+@pytest.mark.parametrize("row", [3, 6, 7, 9, 10])
+def test_actions_lead_where_they_led(recorded: Path, row: int) -> None:
+    rows = read(recorded, "rollouts")
+    task = make_task(32, 32)
+    start(task, episode_of(rows, row))
+    flags: dict[str, list[bool]] = {name: [] for name in KNOWN_FLAGS}
+    hands, things, targets = [], [], []
+    for action in rows["actions"][row]:
+        _, _, _, _, info = task.step(action)
+        hands.append(task.gripper_pose.raw_pose[0].numpy())
+        things.append(task.object_pose.p[0].numpy())
+        targets.append(task.commanded_pose.raw_pose[0].numpy())
+        for name in flags:
+            flags[name].append(bool(info[name][0]))
+    kind, moved = str(rows["kind"][row]), slice(1, None)
+    free = kind in ("random", "still_position_change")
+    np.testing.assert_allclose(targets, rows["target_pose_base"][row][moved], atol=1e-5)
+    np.testing.assert_allclose(hands, rows["tcp_pose_base"][row][moved], atol=1e-4 if free else 2e-3)
+    np.testing.assert_allclose(things, rows["object_pose"][row][moved, :3], atol=1e-4 if free else 2e-2)
+    assert flags["success"][-1] == rows["success"][row][-1]
+    for name, recorded_name in KNOWN_FLAGS.items():
+        late = np.flatnonzero(np.array(flags[name]) != rows[recorded_name][row])
+        assert len(late) <= 1, f"{kind}: {name} differs at steps {late}"
+    terms = envs.RewardTerms(consecutive_grasp=0.1)
+    level = terms.level(*(np.array(flags[name]) for name in ("grasped", "consecutive_grasp", "success")))
+    if all(flags[name] == rows[recorded_name][row].tolist() for name, recorded_name in KNOWN_FLAGS.items()):
+        np.testing.assert_allclose(np.diff(level, prepend=0), rows["reward_rl4vla"][row], atol=1e-6)
+
+
+def test_pictures_are_the_recorded_ones(task: Any, recorded: Path) -> None:
+    rows = read(recorded, "pictures")
+    small = make_task(224, 224)
+    kinds = ("VisionTexture05", "VisionWhole03", "MultiPlate", "EEPose")
+    for row in range(len(rows["picture"])):
+        size = int(rows["width"][row])
+        if size == 640 and not any(f"25{kind}-" in str(rows["env_id"][row]) for kind in kinds):
+            continue
+        picture = start(task if size == 640 else small, episode_of(rows, row)).astype(float)
+        kept = np.asarray(Image.open(recorded / "pictures" / str(rows["picture"][row])), float)
+        where = str(rows["picture"][row])
+        assert np.abs(picture - kept).mean() < (2.1 if size == 640 else 0.1), where  # JPEG alone makes 0.9 to 2.0
+        np.testing.assert_allclose(picture.mean(axis=(0, 1)), rows["mean_rgb"][row], atol=0.02, err_msg=where)
+        if size == 640:
+            thumbnail = picture.reshape(48, 10, 64, 10, 3).mean(axis=(1, 3))
+            assert np.abs(thumbnail - rows["thumbnail"][row]).mean() < 0.6, where
+
+
+def test_what_is_not_in_play_changes_nothing(recorded: Path) -> None:
+    """Neither pictures nor flags nor poses: a scene of what is in play against one of all 25 objects and 17 plates."""
+    rows = read(recorded, "rollouts")
+    tasks = [make_task(96, 96, whole_scene) for whole_scene in (False, True)]
+    for row in (1, 4):
+        assert np.array_equal(*(start(task, episode_of(rows, row)) for task in tasks))
+        for action in rows["actions"][row][:30]:
+            steps = [task.step(action) for task in tasks]
+            pictures = [step[0]["sensor_data"]["3rd_view_camera"]["rgb"] for step in steps]
+            assert np.array_equal(*pictures)
+            assert np.array_equal(*(task.object_pose.raw_pose for task in tasks))
+            for name in (*KNOWN_FLAGS, "held"):
+                assert steps[0][4][name] == steps[1][4][name]
+        assert steps[0][4]["success"], "the script of this row puts the object on the plate"
+
+
+@pytest.fixture(scope="module")
+def world(recorded: Path) -> Any:
+    from rlrc.envs.putonplate import PutOnPlate
+
+    return PutOnPlate(96)
+
+
+def test_an_episode_is_the_same_whatever_ran_before(world: Any) -> None:
+    action = np.array([0.01, 0.0, -0.02, 0.0, 0.0, 0.1, 1.0], np.float32)
+
+    def play() -> list[np.ndarray]:
+        reading = world.reset("ood", "multi-carrot", 3)
+        seen = [reading.environment_state, world.draw()]
+        for _ in range(3):
+            seen += [world.step(action).environment_state, world.draw()]
+        return seen
+
+    first = play()
+    world.reset("ind", "main", 8)
+    world.step(action)
+    assert all(np.array_equal(a, b) for a, b in zip(first, play(), strict=True))
+
+
+def test_readings_are_in_the_base_frame_and_the_gripper_opens_above_one_half(world: Any, recorded: Path) -> None:
+    reading = world.reset("ind", "main", 0)
+    rows = read(recorded, "resets")
+    np.testing.assert_allclose(reading.state[:3], rows["tcp_pose_base"][0][:3], atol=1e-4)
+    assert not (reading.success or reading.grasped or reading.consecutive_grasp)
+    still = [0.0] * 6
+    commands = (0.0, 0.4, 0.4, 0.6, 1.0, 1.0)
+    openings = [world.step(np.array([*still, gripper], np.float32)).state[6] for gripper in commands]
+    assert openings[2] == pytest.approx(0.03, abs=2e-3) and openings[5] == pytest.approx(0.074, abs=1e-3)
+
+
+def test_the_expert_puts_it_on_the_plate(world: Any) -> None:
+    expert = envs.expert("putonplate", 1)
+    for split, variant in (("ind", "main"), ("ood", "position-change-to")):
+        reading = world.reset(split, variant, 0)
+        for _ in range(envs.spec("putonplate").max_episode_steps):
+            reading = world.step(expert.act(reading.environment_state[None])[0])
+        assert reading.success and reading.grasped and reading.consecutive_grasp, variant
+
+
+def test_the_official_picture_is_the_large_one_resized(world: Any, recorded: Path) -> None:
+    from rlrc.envs.putonplate import PutOnPlate
+
+    official = PutOnPlate(96, official=True)
+    for one in (official, world):
+        one.reset("ood", "plate", 5)
+    picture, fast = official.draw(), world.draw()
+    assert picture.shape == fast.shape == (96, 96, 3) and picture.dtype == np.uint8
+    large = official._observation["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
+    assert large.shape == (480, 640, 3)
+    assert np.array_equal(picture, np.asarray(Image.fromarray(large).resize((96, 96), Image.Resampling.BICUBIC)))
+    assert np.abs(picture.astype(float) - fast).mean() < 8, "the same view, drawn small"
+
+
+def test_without_files_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLRC_ASSETS", str(tmp_path))
+    with pytest.raises(UserError, match="rlrc assets maniskill"):
+        envs.make("putonplate", num_envs=1)
+
+
+def test_another_name_is_refused() -> None:
+    with pytest.raises(UserError, match="putonplate:official"):
+        envs.spec("putonplate:fast")
