@@ -6,13 +6,13 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.libero.grips import GRASPS, PLACES, PUSHES, TURN_ON, kind
-from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, grip, move, rise
+from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, grip, half_turn, move, rise
 from rlrc.envs.libero.tasks import Goal, tasks
 from rlrc.envs.libero.world import ENVIRONMENT_STATE
 from rlrc.errors import UserError
 
 _HOVER, _CLEARANCE = 0.1, 0.12
-_CLOSING_STEPS, _OPENING_STEPS = 10, 5
+_CLOSING_STEPS, _OPENING_STEPS, _HOLD_SHUT = 10, 5, 8
 
 
 class Expert:
@@ -96,7 +96,7 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
         return (yield from rise(view, travel, OPEN))
     turn = Rotation.identity()
     if place.yaw is not None:
-        turn = Rotation.from_euler("z", place.yaw - now(view).subject.yaw)
+        turn = Rotation.from_euler("z", half_turn(place.yaw - now(view).subject.yaw))
     rotation = turn * view.hand.rotation
 
     def carried(way: np.ndarray) -> Callable[[View], Pose]:
@@ -110,7 +110,7 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
         return pose
 
     before = np.array(place.way)
-    above = before + [0.0, 0.0, travel - grasp.offset[2] - end - before[2]]
+    above = np.array([*before[:2], travel - grasp.offset[2] - end])
     view = yield from move(view, carried(above), CLOSED, tolerance=0.012)
     view = yield from move(view, carried(before), CLOSED, tolerance=0.012, limit=40)
     view = yield from move(view, carried(np.zeros(3)), CLOSED, tolerance=0.008, limit=40)
@@ -149,8 +149,10 @@ def push(view: View, goal: Goal, number: int) -> Skill:
     view = yield from rise(view, at(0.0, _CLEARANCE)(view).position[2], CLOSED)
     view = yield from move(view, at(-0.06, _CLEARANCE), CLOSED, tolerance=0.02)
     view = yield from move(view, at(-0.06), CLOSED, tolerance=0.015)
+    shut = 0
     for _ in range(100):
-        if now(view).satisfied:
+        shut = shut + 1 if now(view).satisfied else 0
+        if shut == _HOLD_SHUT:
             break
         view = yield from move(view, at(0.03), CLOSED, limit=1)
     start = view.hand
@@ -164,4 +166,4 @@ def _watch(number: int) -> Callable[[View], GoalView]:
 
 
 def _lifted(pose: Pose, height: float) -> Pose:
-    return Pose(pose.position + [0.0, 0.0, height], pose.rotation)
+    return Pose(pose.position + np.array([0.0, 0.0, height]), pose.rotation)

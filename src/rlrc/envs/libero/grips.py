@@ -82,7 +82,7 @@ PLACES = {
     "flat_stove": Place((0.0, 0.0, 0.097), spacing=0.086),
     "living_room_table": Place((0.0, 0.0, 0.045)),
     "white_cabinet": Place((0.0, 0.0, -0.015)),
-    "desk_caddy": Place((0.0, 0.0, -0.04), yaw=0.0),
+    "desk_caddy": Place((0.0, 0.0, -0.03), yaw=0.0),
     "microwave": Place((0.0, -0.066, -0.064), way=(0.0, -0.14, 0.02)),
 }
 PUSHES = {

@@ -81,18 +81,27 @@ def pointing_down(yaw: float) -> Rotation:
     return Rotation.from_euler("z", yaw) * _DOWN
 
 
+def half_turn(angle: float) -> float:
+    """The equal angle (rad), up to half a turn, that is nearest 0."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
 def nearest_yaw(finger_angle: float) -> float:
     """The hand's yaw whose fingers open along an axis at `finger_angle` (rad) from x: of the two, the one nearest 0."""
-    yaw = finger_angle - np.pi / 2
-    return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
+    return half_turn(finger_angle - np.pi / 2)
 
 
 def move(
-    view: View, where: Callable[[View], Pose], gripper: float, tolerance: float = 0.01, limit: int = 80, fast: float = 1.0
+    view: View,
+    where: Callable[[View], Pose],
+    gripper: float,
+    tolerance: float = 0.01,
+    limit: int = 80,
+    fast: float = 1.0,
 ) -> Skill:
     """Bring the hand to a pose, which may depend on what is seen, within `tolerance` m and ten times as many rad.
 
-    `fast` scales the largest step; after `limit` steps the hand has come as near as it will.
+    After `limit` steps the hand has come as near as it will.
     """
     for _ in range(limit):
         target = where(view)
@@ -101,7 +110,7 @@ def move(
         if np.linalg.norm(step) < tolerance and np.linalg.norm(turn) < 10 * tolerance:
             break
         step = _GAIN * step / MAX_TRANSLATION
-        step *= min(1.0, fast / max(float(np.linalg.norm(step)), 1e-9))
+        step /= max(1.0, float(np.linalg.norm(step)))
         view = yield np.concatenate([step, np.clip(_GAIN * turn / MAX_ROTATION, -1, 1), [gripper]])
     return view
 

@@ -81,9 +81,13 @@ class Libero:
     def draw(self) -> np.ndarray:
         """The agentview camera's picture, uint8 (S,S,3)."""
         assert self._simulation is not None
+        pixels = self._painter_of(self._simulation).draw(self._simulation.data)
+        return as_openvla_sees(pixels, self._image_size)
+
+    def _painter_of(self, simulation: Simulation) -> Painter:
         if self._painter is None:
-            self._painter = Painter(self._simulation.model, self._fast)
-        return as_openvla_sees(self._painter.draw(self._simulation.data), self._image_size)
+            self._painter = Painter(simulation.model, self._fast)
+        return self._painter
 
     def _find(self, variant: str, episode_id: int) -> tuple[Task, int]:
         """An episode's task, and its trial of that task."""
