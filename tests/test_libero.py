@@ -89,7 +89,7 @@ def test_instructions_and_goals_are_read_from_the_files() -> None:
 
 @needs_libero
 def test_official_episodes_are_those_of_openvlas_evaluation(upstream: Any) -> None:
-    """Trials 0 and 1 of task 0, with hard resets there and soft ones here: the same states and pictures, bit for bit."""
+    """Trials 0 and 1 of task 0, hard resets there and soft ones here: states and pictures are the same bit for bit."""
     task = tasks("libero_spatial")[0]
     official = Libero("libero_spatial", fast=False, image_size=256)
     for trial, state in enumerate(task.initial_states()[:2]):

@@ -67,14 +67,15 @@ class EvaluateConfig(Config):
             if variant not in envs.spec(self.world).variants:
                 raise ValueError(f"unknown variant '{variant}' ({', '.join(envs.spec(self.world).variants)})")
         if not self.conditions:
-            raise ValueError("no condition is left: every variant but main needs the split ood")
+            raise ValueError("no condition is left: these variants have none of these splits")
         return self
 
     @property
     def conditions(self) -> list[tuple[str, str]]:
-        """Splits and variants to run."""
-        pairs = product(self.variants, self.splits)
-        return [(split, variant) for variant, split in pairs if variant == "main" or split == "ood"]
+        """Splits and variants to run: single tasks are as much in distribution as main, which is all of them."""
+        spec = envs.spec(self.world)
+        splits = {name: spec.splits if kind in ("main", "task") else ("ood",) for name, kind in spec.variants.items()}
+        return [(split, variant) for variant, split in product(self.variants, self.splits) if split in splits[variant]]
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:

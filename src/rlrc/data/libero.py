@@ -126,7 +126,7 @@ def _lerobot(config: ConvertLiberoConfig) -> Iterator[Episode]:
     for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
         images = recorded.images[start:stop]
         yield (
-            recorded.instruction(start),
+            recorded.instruction(int(start)),
             {
                 fmt.FRONT_IMAGE: np.stack([_resized(image, config.image_size) for image in images]),
                 fmt.STATE: recorded.state[start:stop],

@@ -68,9 +68,10 @@ class WorldSpec:
     max_episode_steps: int
     control_hz: float
     variants: dict[str, str]
-    """The names of its variants, main first, and what each challenges: main, vision, semantics or execution."""
+    """The names of its variants, main first, and what each challenges: vision, semantics or execution; main is the
+    whole distribution, and task one task of it."""
     splits: tuple[str, ...] = ("ind", "ood")
-    """Those of the variant main; every other variant is out of distribution."""
+    """Those of main and of single tasks; every other variant is out of distribution."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
 

@@ -94,10 +94,10 @@ class Libero:
         if variant == "main":
             trial, number = divmod(episode_id, len(self._tasks))
             return self._tasks[number], trial
-        number = variant.removeprefix("task-")
-        if not (number.isdecimal() and int(number) < len(self._tasks)):
+        by_variant = {f"task-{task.number}": task for task in self._tasks}
+        if variant not in by_variant:
             raise UserError(f"no variant '{variant}': main, or task-0 to task-{len(self._tasks) - 1}")
-        return self._tasks[int(number)], episode_id
+        return by_variant[variant], episode_id
 
     def _simulate(self, task: Task) -> Simulation:
         if self._simulation is None or self._simulation.task != task:
@@ -108,7 +108,7 @@ class Libero:
 
     def _read(self, simulation: Simulation) -> Reading:
         position, quat, fingers = simulation.hand()
-        held = [simulation.holds(name) for name in simulation.movable_objects_of_interest()]
+        held = [simulation.holds(name) for name in simulation.things_of_interest()]
         self._grasp_steps = self._grasp_steps + 1 if any(held) else 0
         self._grasped |= self._grasp_steps > 0
         self._consecutive |= self._grasp_steps >= _CONSECUTIVE
