@@ -6,13 +6,15 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.libero.grips import GRASPS, PLACES, PUSHES, TURN_ON, kind
-from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, grip, half_turn, move, rise
+from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, close, half_turn, move, release, rise
 from rlrc.envs.libero.tasks import Goal, tasks
 from rlrc.envs.libero.world import ENVIRONMENT_STATE
 from rlrc.errors import UserError
 
 _HOVER, _CLEARANCE = 0.1, 0.12
-_CLOSING_STEPS, _OPENING_STEPS, _HOLD_SHUT = 10, 5, 8
+_HOLD_SHUT = 8
+_LOST = 0.08
+"""m that the hand is from where it holds a thing when it holds it no more."""
 
 
 class Expert:
@@ -90,7 +92,7 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
     view = yield from rise(view, start + _HOVER, OPEN)
     view = yield from move(view, at(_HOVER), OPEN, tolerance=0.015)
     view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
-    view = yield from grip(view, CLOSED, _CLOSING_STEPS)
+    view = yield from close(view)
     view = yield from rise(view, travel, CLOSED)
     if not now(view).held:
         return (yield from rise(view, travel, OPEN))
@@ -104,6 +106,8 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
 
         def pose(view: View) -> Pose:
             goal = now(view)
+            if np.linalg.norm(grasp.pose(goal.subject).position - view.hand.position) > _LOST:
+                return view.hand  # It has fallen; so the motion ends here.
             left = goal.target.position + place.offset + aside + way - goal.subject.position
             return Pose(view.hand.position + left, rotation)
 
@@ -114,7 +118,9 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
     view = yield from move(view, carried(above), CLOSED, tolerance=0.012)
     view = yield from move(view, carried(before), CLOSED, tolerance=0.012, limit=40)
     view = yield from move(view, carried(np.zeros(3)), CLOSED, tolerance=0.008, limit=40)
-    view = yield from grip(view, OPEN, _OPENING_STEPS)
+    while now(view).satisfied and not place.let_go:
+        view = yield np.array([0, 0, 0, 0, 0, 0, CLOSED])
+    view = yield from release(view)
     back = Pose(view.hand.position + before, view.hand.rotation)
     view = yield from move(view, lambda _: back, OPEN, tolerance=0.02, limit=40)
     return (yield from rise(view, travel, OPEN))
@@ -131,10 +137,10 @@ def turn_on(view: View, goal: Goal, number: int) -> Skill:
     view = yield from rise(view, grasp.pose(now(view).subject).position[2] + _HOVER, OPEN)
     view = yield from move(view, at(_HOVER), OPEN, tolerance=0.015)
     view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
-    view = yield from grip(view, CLOSED, _CLOSING_STEPS)
+    view = yield from close(view)
     turned = Pose(view.hand.position, Rotation.from_euler("z", TURN_ON) * view.hand.rotation)
     view = yield from move(view, lambda _: turned, CLOSED, limit=40)
-    view = yield from grip(view, OPEN, _OPENING_STEPS)
+    view = yield from release(view)
     return (yield from rise(view, view.hand.position[2] + _HOVER, OPEN))
 
 

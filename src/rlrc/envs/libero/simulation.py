@@ -85,7 +85,7 @@ class Simulation:
         return bool(self.env._check_grasp(gripper, self.env.get_object(name)))
 
     def things_of_interest(self) -> list[str]:
-        """The movable ones of BDDL's :obj_of_interest; where there is none, the fixtures that have or are the others."""
+        """The movable ones of BDDL's :obj_of_interest; where there is none, the fixtures, or those of its regions."""
         movable = [name for name in self.env.obj_of_interest if name in self.env.objects_dict]
         states = [self.env.object_states_dict[name] for name in self.env.obj_of_interest]
         return movable or [getattr(state, "parent_name", state.object_name) for state in states]

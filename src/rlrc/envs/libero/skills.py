@@ -16,6 +16,9 @@ MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
 """m and rad that an action of 1 asks for."""
 OPEN, CLOSED = 1.0, 0.0
 _GAIN = 2.0
+_SHORTEST_CLOSING, _LONGEST_CLOSING, _OPENING_STEPS = 4, 20, 5
+_STANDING = 5e-4
+"""m that the distance between the fingers changes in a step when they are held up by what is between them."""
 _DOWN = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])
 """The hand pointing down, its fingers opening along y."""
 _HEAD = ENVIRONMENT_STATE.index("goal0_satisfied")
@@ -115,14 +118,28 @@ def move(
     return view
 
 
-def grip(view: View, gripper: float, steps: int) -> Skill:
-    """Hold still while the fingers open or close."""
-    pose = view.hand
-    for _ in range(steps):
-        step = _GAIN * (pose.position - view.hand.position) / MAX_TRANSLATION
-        turn = _GAIN * (pose.rotation * view.hand.rotation.inv()).as_rotvec() / MAX_ROTATION
-        view = yield np.clip(np.concatenate([step, turn, [gripper]]), -1, 1)
+def close(view: View) -> Skill:
+    """Close the fingers until they stand still."""
+    pose, steps, moved = view.hand, 0, np.inf
+    while steps < _LONGEST_CLOSING and (steps < _SHORTEST_CLOSING or moved > _STANDING):
+        before = view.opening
+        view = yield _stay(view, pose, CLOSED)
+        steps, moved = steps + 1, abs(view.opening - before)
     return view
+
+
+def release(view: View) -> Skill:
+    """Open the fingers far enough to let go."""
+    pose = view.hand
+    for _ in range(_OPENING_STEPS):
+        view = yield _stay(view, pose, OPEN)
+    return view
+
+
+def _stay(view: View, pose: Pose, gripper: float) -> np.ndarray:
+    step = _GAIN * (pose.position - view.hand.position) / MAX_TRANSLATION
+    turn = _GAIN * (pose.rotation * view.hand.rotation.inv()).as_rotvec() / MAX_ROTATION
+    return np.clip(np.concatenate([step, turn, [gripper]]), -1, 1)
 
 
 def rise(view: View, height: float, gripper: float) -> Skill:
