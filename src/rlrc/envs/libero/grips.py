@@ -93,7 +93,7 @@ PLACES = {
 }
 PUSHES = {
     "white_cabinet": Push((-0.003, -0.122, 0.041), direction=(0.0, 1.0)),  # a drawer's handle
-    "microwave": Push((0.18, -0.04, 0.05), direction=(0.0, 1.0)),
+    "microwave": Push((0.17, -0.04, 0.08), direction=(0.0, 1.0)),
 }
 TURN_ON = 0.9
 """rad by which a stove's knob is turned; it is on from 0.5."""

@@ -108,7 +108,7 @@ def move(
     """
     for _ in range(limit):
         target = where(view)
-        turn = (target.rotation * view.hand.rotation.inv()).as_rotvec()
+        turn = _shorter_turn(view.hand.rotation, target.rotation)
         step = target.position - view.hand.position
         if np.linalg.norm(step) < tolerance and np.linalg.norm(turn) < 10 * tolerance:
             break
@@ -116,6 +116,13 @@ def move(
         step /= max(1.0, float(np.linalg.norm(step)))
         view = yield np.concatenate([step, np.clip(_GAIN * turn / MAX_ROTATION, -1, 1), [gripper]])
     return view
+
+
+def _shorter_turn(now: Rotation, then: Rotation) -> np.ndarray:
+    """The rotation vector (rad) that brings the hand to a rotation, or to its other half: the fingers are alike."""
+    other = then * Rotation.from_euler("z", np.pi)
+    turns = [(rotation * now.inv()).as_rotvec() for rotation in (then, other)]
+    return min(turns, key=lambda turn: float(np.linalg.norm(turn)))
 
 
 def close(view: View) -> Skill:
