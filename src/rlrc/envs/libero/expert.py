@@ -13,7 +13,7 @@ from rlrc.errors import UserError
 
 _HOVER, _CLEARANCE = 0.1, 0.12
 _HOLD_SHUT = 8
-_LOST = 0.08
+_LOST = 0.06
 """m that the hand is from where it holds a thing when it holds it no more."""
 
 
