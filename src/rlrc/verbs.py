@@ -22,6 +22,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "collect": Verb("rlrc.data.collect", "CollectConfig", "dataset", "record demonstrations of a scripted expert"),
+    "convert-libero": Verb("rlrc.data.libero", "ConvertLiberoConfig", "dataset", "convert LIBERO's demonstrations"),
     "train": Verb("rlrc.recover.train", "TrainConfig", "checkpoint", "train a base policy from scratch"),
     "prune": Verb("rlrc.prune", "PruneConfig", "checkpoint", "remove attention heads and MLP channels"),
     "sft": Verb("rlrc.recover.sft", "SftConfig", "checkpoint", "recover by supervised fine-tuning"),

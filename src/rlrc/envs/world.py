@@ -51,10 +51,15 @@ class WorldSpec:
     max_episode_steps: int
     control_hz: float
     variants: dict[str, str]
-    """The names of its variants, main first, and what each challenges: main, vision, semantics or execution."""
+    """The names of its variants, main first, and what each challenges: vision, semantics or execution; main is the
+    whole distribution, and task one task of it."""
     splits: tuple[str, ...] = ("ind", "ood")
-    """Those of the variant main; every other variant belongs to the last of them."""
+    """Those of main and of single tasks; every other variant is out of distribution."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
+
+    def splits_of(self, variant: str) -> tuple[str, ...]:
+        """The splits in which a variant can be played."""
+        return self.splits if self.variants[variant] in ("main", "task") else ("ood",)

@@ -7,6 +7,7 @@ worlds of different names so that they never meet in one table. See docs/libero.
 from functools import partial
 
 from rlrc.envs.libero.expert import Expert
+from rlrc.envs.libero.simulation import CONTROL_HZ
 from rlrc.envs.libero.tasks import SUITES, check_assets
 from rlrc.envs.libero.world import ENVIRONMENT_STATE, STATE, Libero
 from rlrc.envs.vector import WorldSpec
@@ -32,7 +33,7 @@ def spec(name: str) -> WorldSpec:
         action_low=(-1.0,) * 6 + (0.0,),
         action_high=(1.0,) * 7,
         max_episode_steps=SUITES[suite].max_episode_steps,
-        control_hz=20.0,
+        control_hz=CONTROL_HZ,
         variants={"main": "main"} | {f"task-{number}": "task" for number in range(SUITES[suite].tasks)},
         splits=("ind",),
         expert=partial(Expert, suite) if suite in WITH_EXPERT else None,

@@ -6,13 +6,15 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.libero.grips import GRASPS, PLACES, PUSHES, TURN_ON, kind
-from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, grip, move, rise
+from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, close, half_turn, move, release, rise
 from rlrc.envs.libero.tasks import Goal, tasks
 from rlrc.envs.libero.world import ENVIRONMENT_STATE
 from rlrc.errors import UserError
 
 _HOVER, _CLEARANCE = 0.1, 0.12
-_CLOSING_STEPS, _OPENING_STEPS = 10, 5
+_HOLD_SHUT = 8
+_LOST = 0.06
+"""m that the hand is from where it holds a thing when it holds it no more."""
 
 
 class Expert:
@@ -90,13 +92,13 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
     view = yield from rise(view, start + _HOVER, OPEN)
     view = yield from move(view, at(_HOVER), OPEN, tolerance=0.015)
     view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
-    view = yield from grip(view, CLOSED, _CLOSING_STEPS)
+    view = yield from close(view)
     view = yield from rise(view, travel, CLOSED)
     if not now(view).held:
         return (yield from rise(view, travel, OPEN))
     turn = Rotation.identity()
     if place.yaw is not None:
-        turn = Rotation.from_euler("z", place.yaw - now(view).subject.yaw)
+        turn = Rotation.from_euler("z", half_turn(place.yaw - now(view).subject.yaw))
     rotation = turn * view.hand.rotation
 
     def carried(way: np.ndarray) -> Callable[[View], Pose]:
@@ -104,17 +106,21 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
 
         def pose(view: View) -> Pose:
             goal = now(view)
+            if np.linalg.norm(grasp.pose(goal.subject).position - view.hand.position) > _LOST:
+                return view.hand  # It has fallen; so the motion ends here.
             left = goal.target.position + place.offset + aside + way - goal.subject.position
             return Pose(view.hand.position + left, rotation)
 
         return pose
 
     before = np.array(place.way)
-    above = before + [0.0, 0.0, travel - grasp.offset[2] - end - before[2]]
+    above = np.array([*before[:2], travel - grasp.offset[2] - end])
     view = yield from move(view, carried(above), CLOSED, tolerance=0.012)
     view = yield from move(view, carried(before), CLOSED, tolerance=0.012, limit=40)
     view = yield from move(view, carried(np.zeros(3)), CLOSED, tolerance=0.008, limit=40)
-    view = yield from grip(view, OPEN, _OPENING_STEPS)
+    while now(view).satisfied and not place.let_go:
+        view = yield np.array([0, 0, 0, 0, 0, 0, CLOSED])
+    view = yield from release(view)
     back = Pose(view.hand.position + before, view.hand.rotation)
     view = yield from move(view, lambda _: back, OPEN, tolerance=0.02, limit=40)
     return (yield from rise(view, travel, OPEN))
@@ -131,10 +137,10 @@ def turn_on(view: View, goal: Goal, number: int) -> Skill:
     view = yield from rise(view, grasp.pose(now(view).subject).position[2] + _HOVER, OPEN)
     view = yield from move(view, at(_HOVER), OPEN, tolerance=0.015)
     view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
-    view = yield from grip(view, CLOSED, _CLOSING_STEPS)
+    view = yield from close(view)
     turned = Pose(view.hand.position, Rotation.from_euler("z", TURN_ON) * view.hand.rotation)
     view = yield from move(view, lambda _: turned, CLOSED, limit=40)
-    view = yield from grip(view, OPEN, _OPENING_STEPS)
+    view = yield from release(view)
     return (yield from rise(view, view.hand.position[2] + _HOVER, OPEN))
 
 
@@ -149,8 +155,10 @@ def push(view: View, goal: Goal, number: int) -> Skill:
     view = yield from rise(view, at(0.0, _CLEARANCE)(view).position[2], CLOSED)
     view = yield from move(view, at(-0.06, _CLEARANCE), CLOSED, tolerance=0.02)
     view = yield from move(view, at(-0.06), CLOSED, tolerance=0.015)
+    shut = 0
     for _ in range(100):
-        if now(view).satisfied:
+        shut = shut + 1 if now(view).satisfied else 0
+        if shut == _HOLD_SHUT:
             break
         view = yield from move(view, at(0.03), CLOSED, limit=1)
     start = view.hand
@@ -164,4 +172,4 @@ def _watch(number: int) -> Callable[[View], GoalView]:
 
 
 def _lifted(pose: Pose, height: float) -> Pose:
-    return Pose(pose.position + [0.0, 0.0, height], pose.rotation)
+    return Pose(pose.position + np.array([0.0, 0.0, height]), pose.rotation)

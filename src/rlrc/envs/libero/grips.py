@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from rlrc.envs.libero.skills import Pose, nearest_yaw, pointing_down
 
@@ -35,7 +36,9 @@ class Place:
     spacing: float = 0.0
     """Between things that share the target, along x, m."""
     yaw: float | None = None
-    """The thing's own yaw there, rad; otherwise it keeps the one it has."""
+    """The thing's own yaw there, or half a turn from it, rad; otherwise it keeps the one it has."""
+    let_go: bool = True
+    """Whether the goal still holds when the thing falls down there."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,15 @@ class Push:
     contact: tuple[float, float, float]
     direction: tuple[float, float]
     """Of unit length."""
-    fingers: float = 0.0
-    """The direction in which the hand is broad, rad from the world's x axis."""
+    lean: float = np.deg2rad(28)
+    """How far the fingers point away from the robot's front, along the world's y axis, rather than down, rad."""
 
     def pose(self, part: Pose, depth: float) -> Pose:
         """The hand's pose `depth` m beyond the contact."""
         x, y, z = self.contact
         along = (x + depth * self.direction[0], y + depth * self.direction[1], z)
-        return Pose(part.position + _turned(along, part.yaw), pointing_down(nearest_yaw(self.fingers)))
+        rotation = Rotation.from_euler("x", self.lean) * pointing_down(nearest_yaw(0.0))
+        return Pose(part.position + _turned(along, part.yaw), rotation)
 
 
 def _turned(vector: tuple[float, float, float], yaw: float) -> np.ndarray:
@@ -64,7 +68,9 @@ _BOX = Grasp((0.0, 0.0, 0.002))
 _CAN = Grasp((0.0, 0.0, 0.012), turns=False)
 
 GRASPS = {
-    "akita_black_bowl": Grasp((0.0, 0.048, 0.042), turns=False),  # bowls and mugs by the rim or the handle
+    "akita_black_bowl": Grasp(
+        (-0.048, 0.0, 0.042), fingers=0.0, turns=False
+    ),  # bowls and mugs by the rim or the handle
     "alphabet_soup": _CAN,
     "tomato_sauce": _CAN,
     "cream_cheese": _BOX,
@@ -81,13 +87,13 @@ PLACES = {
     "basket": Place((0.0, 0.0, 0.08), spacing=0.07),
     "flat_stove": Place((0.0, 0.0, 0.097), spacing=0.086),
     "living_room_table": Place((0.0, 0.0, 0.045)),
-    "white_cabinet": Place((0.0, 0.0, -0.015)),
-    "desk_caddy": Place((0.0, 0.0, -0.04), yaw=0.0),
+    "white_cabinet": Place((0.0, -0.0146, -0.015), way=(0.0, -0.015, 0.016)),
+    "desk_caddy": Place((0.001, -0.012, -0.01), yaw=0.0, let_go=False),
     "microwave": Place((0.0, -0.066, -0.064), way=(0.0, -0.14, 0.02)),
 }
 PUSHES = {
     "white_cabinet": Push((-0.003, -0.122, 0.041), direction=(0.0, 1.0)),  # a drawer's handle
-    "microwave": Push((0.18, -0.04, 0.05), direction=(0.0, 1.0)),
+    "microwave": Push((0.17, -0.04, 0.08), direction=(0.0, 1.0)),
 }
 TURN_ON = 0.9
 """rad by which a stove's knob is turned; it is on from 0.5."""

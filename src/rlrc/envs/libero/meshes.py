@@ -61,9 +61,9 @@ def load_mesh(path: Path) -> Mesh:
     asset.attrib |= {"name": "mesh", "file": str(path), "inertia": "shell"}
     ElementTree.SubElement(ElementTree.SubElement(root, "worldbody"), "geom", type="mesh", mesh="mesh")
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-    turn = np.zeros(9)
-    mujoco.mju_quat2Mat(turn, model.mesh_quat[0])
-    turn = turn.reshape(3, 3)
+    matrix = np.zeros(9)
+    mujoco.mju_quat2Mat(matrix, model.mesh_quat[0])
+    turn = matrix.reshape(3, 3)
     positions = model.mesh_vert[model.mesh_face] @ turn.T + model.mesh_pos[0]
     normals = model.mesh_normal[model.mesh_facenormal] @ turn.T
     textured = model.mesh_texcoordadr[0] >= 0

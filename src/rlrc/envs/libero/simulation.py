@@ -80,13 +80,15 @@ class Simulation:
         return bool(self.env._eval_predicate(words))
 
     def holds(self, name: str) -> bool:
-        """Whether both fingers touch an object."""
+        """Whether both fingers touch an object or fixture."""
         gripper = self.env.robots[0].gripper
-        return bool(self.env._check_grasp(gripper, self.env.objects_dict[name]))
+        return bool(self.env._check_grasp(gripper, self.env.get_object(name)))
 
-    def movable_objects_of_interest(self) -> list[str]:
-        """Those of BDDL's :obj_of_interest that can be held: neither fixtures nor regions."""
-        return [name for name in self.env.obj_of_interest if name in self.env.objects_dict]
+    def things_of_interest(self) -> list[str]:
+        """The movable ones of BDDL's :obj_of_interest; where there is none, the fixtures, or those of its regions."""
+        movable = [name for name in self.env.obj_of_interest if name in self.env.objects_dict]
+        states = [self.env.object_states_dict[name] for name in self.env.obj_of_interest]
+        return movable or [getattr(state, "parent_name", state.object_name) for state in states]
 
     def hand(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The grip site's position (m), the hand's quaternion (w, x, y, z), the finger joints' positions (m)."""

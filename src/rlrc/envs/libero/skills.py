@@ -16,6 +16,9 @@ MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
 """m and rad that an action of 1 asks for."""
 OPEN, CLOSED = 1.0, 0.0
 _GAIN = 2.0
+_SHORTEST_CLOSING, _LONGEST_CLOSING, _OPENING_STEPS = 4, 20, 5
+_STANDING = 5e-4
+"""m that the distance between the fingers changes in a step when they are held up by what is between them."""
 _DOWN = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])
 """The hand pointing down, its fingers opening along y."""
 _HEAD = ENVIRONMENT_STATE.index("goal0_satisfied")
@@ -81,39 +84,69 @@ def pointing_down(yaw: float) -> Rotation:
     return Rotation.from_euler("z", yaw) * _DOWN
 
 
+def half_turn(angle: float) -> float:
+    """The equal angle (rad), up to half a turn, that is nearest 0."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
 def nearest_yaw(finger_angle: float) -> float:
     """The hand's yaw whose fingers open along an axis at `finger_angle` (rad) from x: of the two, the one nearest 0."""
-    yaw = finger_angle - np.pi / 2
-    return float((yaw + np.pi / 2) % np.pi - np.pi / 2)
+    return half_turn(finger_angle - np.pi / 2)
 
 
 def move(
-    view: View, where: Callable[[View], Pose], gripper: float, tolerance: float = 0.01, limit: int = 80, fast: float = 1.0
+    view: View,
+    where: Callable[[View], Pose],
+    gripper: float,
+    tolerance: float = 0.01,
+    limit: int = 80,
+    fast: float = 1.0,
 ) -> Skill:
     """Bring the hand to a pose, which may depend on what is seen, within `tolerance` m and ten times as many rad.
 
-    `fast` scales the largest step; after `limit` steps the hand has come as near as it will.
+    After `limit` steps the hand has come as near as it will.
     """
     for _ in range(limit):
         target = where(view)
-        turn = (target.rotation * view.hand.rotation.inv()).as_rotvec()
+        turn = _shorter_turn(view.hand.rotation, target.rotation)
         step = target.position - view.hand.position
         if np.linalg.norm(step) < tolerance and np.linalg.norm(turn) < 10 * tolerance:
             break
         step = _GAIN * step / MAX_TRANSLATION
-        step *= min(1.0, fast / max(float(np.linalg.norm(step)), 1e-9))
+        step /= max(1.0, float(np.linalg.norm(step)))
         view = yield np.concatenate([step, np.clip(_GAIN * turn / MAX_ROTATION, -1, 1), [gripper]])
     return view
 
 
-def grip(view: View, gripper: float, steps: int) -> Skill:
-    """Hold still while the fingers open or close."""
-    pose = view.hand
-    for _ in range(steps):
-        step = _GAIN * (pose.position - view.hand.position) / MAX_TRANSLATION
-        turn = _GAIN * (pose.rotation * view.hand.rotation.inv()).as_rotvec() / MAX_ROTATION
-        view = yield np.clip(np.concatenate([step, turn, [gripper]]), -1, 1)
+def _shorter_turn(now: Rotation, then: Rotation) -> np.ndarray:
+    """The rotation vector (rad) that brings the hand to a rotation, or to its other half: the fingers are alike."""
+    other = then * Rotation.from_euler("z", np.pi)
+    turns = [(rotation * now.inv()).as_rotvec() for rotation in (then, other)]
+    return min(turns, key=lambda turn: float(np.linalg.norm(turn)))
+
+
+def close(view: View) -> Skill:
+    """Close the fingers until they stand still."""
+    pose, steps, moved = view.hand, 0, np.inf
+    while steps < _LONGEST_CLOSING and (steps < _SHORTEST_CLOSING or moved > _STANDING):
+        before = view.opening
+        view = yield _stay(view, pose, CLOSED)
+        steps, moved = steps + 1, abs(view.opening - before)
     return view
+
+
+def release(view: View) -> Skill:
+    """Open the fingers far enough to let go."""
+    pose = view.hand
+    for _ in range(_OPENING_STEPS):
+        view = yield _stay(view, pose, OPEN)
+    return view
+
+
+def _stay(view: View, pose: Pose, gripper: float) -> np.ndarray:
+    step = _GAIN * (pose.position - view.hand.position) / MAX_TRANSLATION
+    turn = _GAIN * (pose.rotation * view.hand.rotation.inv()).as_rotvec() / MAX_ROTATION
+    return np.clip(np.concatenate([step, turn, [gripper]]), -1, 1)
 
 
 def rise(view: View, height: float, gripper: float) -> Skill:

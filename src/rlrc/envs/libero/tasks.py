@@ -56,8 +56,7 @@ class Task:
 
     @property
     def instruction(self) -> str:
-        """As OpenVLA's training data and evaluation word it: the file's name without its scene, not BDDL's :language."""
-        return re.sub(r"^[A-Z_]+SCENE\d+_", "", self.name).replace("_", " ")
+        return instruction(self.name)
 
     @property
     def bddl(self) -> Path:
@@ -75,6 +74,11 @@ class Task:
         with np.load(path, allow_pickle=False) as file:
             states: np.ndarray = file["states"]
         return states
+
+
+def instruction(name: str) -> str:
+    """A task's name as OpenVLA's training data and evaluation word it: without its scene. BDDL's :language differs."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
 
 
 @cache

@@ -81,19 +81,23 @@ class Libero:
     def draw(self) -> np.ndarray:
         """The agentview camera's picture, uint8 (S,S,3)."""
         assert self._simulation is not None
+        pixels = self._painter_of(self._simulation).draw(self._simulation.data)
+        return as_openvla_sees(pixels, self._image_size)
+
+    def _painter_of(self, simulation: Simulation) -> Painter:
         if self._painter is None:
-            self._painter = Painter(self._simulation.model, self._fast)
-        return as_openvla_sees(self._painter.draw(self._simulation.data), self._image_size)
+            self._painter = Painter(simulation.model, self._fast)
+        return self._painter
 
     def _find(self, variant: str, episode_id: int) -> tuple[Task, int]:
         """An episode's task, and its trial of that task."""
         if variant == "main":
             trial, number = divmod(episode_id, len(self._tasks))
             return self._tasks[number], trial
-        number = variant.removeprefix("task-")
-        if not (number.isdecimal() and int(number) < len(self._tasks)):
+        by_variant = {f"task-{task.number}": task for task in self._tasks}
+        if variant not in by_variant:
             raise UserError(f"no variant '{variant}': main, or task-0 to task-{len(self._tasks) - 1}")
-        return self._tasks[int(number)], episode_id
+        return by_variant[variant], episode_id
 
     def _simulate(self, task: Task) -> Simulation:
         if self._simulation is None or self._simulation.task != task:
@@ -104,7 +108,7 @@ class Libero:
 
     def _read(self, simulation: Simulation) -> Reading:
         position, quat, fingers = simulation.hand()
-        held = [simulation.holds(name) for name in simulation.movable_objects_of_interest()]
+        held = [simulation.holds(name) for name in simulation.things_of_interest()]
         self._grasp_steps = self._grasp_steps + 1 if any(held) else 0
         self._grasped |= self._grasp_steps > 0
         self._consecutive |= self._grasp_steps >= _CONSECUTIVE

@@ -1,0 +1,139 @@
+"""The verb `convert-libero`: LIBERO's published demonstrations as policies here learn from them.
+
+    rlrc convert-libero --source data/libero_spatial --out runs/demos
+
+Reads either LIBERO's own HDF5 files (one a task, also as OpenVLA's scripts have rendered them again) or one of the
+LeRobotDatasets made from them. Conventions are those of OpenVLA's LIBERO data: pictures upright and mirrored, gripper 1
+open and 0 closed (LIBERO: -1 and +1), no steps in which nothing is commanded.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from rlrc.config import Config
+from rlrc.data import format as fmt
+from rlrc.data.collect import ACTION_NAMES
+from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.lerobot import CameraDtype, write_dataset
+from rlrc.envs.libero.render import as_openvla_sees
+from rlrc.envs.libero.simulation import CONTROL_HZ
+from rlrc.envs.libero.tasks import instruction
+from rlrc.envs.libero.world import STATE
+from rlrc.errors import UserError
+from rlrc.progress import bar
+
+NO_OP = 1e-4
+"""Norm of the six motions below which an action that leaves the gripper as it is does nothing; OpenVLA's threshold."""
+
+
+class ConvertLiberoConfig(Config):
+    """Convert LIBERO's demonstrations."""
+
+    source: Path
+    """A folder of LIBERO's HDF5 files, one such file, or a LeRobotDataset v3 folder."""
+    image_key: str = "observation.images.image"
+    """The camera to take from a LeRobotDataset."""
+    image_size: int = Field(default=224, ge=16)
+    """Side of the pictures in pixels."""
+    camera: CameraDtype = "image"
+    """Store pictures without loss, or as video, which is smaller."""
+
+
+Episode = tuple[str, dict[str, np.ndarray]]
+"""An instruction, and by feature key arrays over steps."""
+
+
+def convert_libero(config: ConvertLiberoConfig, out: Path) -> dict[str, Any]:
+    """Write `out/dataset`, whole or not at all.
+
+    Returns:
+        How many episodes and frames there are, and how many frames were dropped because they command nothing.
+
+    Raises:
+        UserError: the source is missing, malformed, or needs h5py and it is not installed.
+    """
+    dropped = 0
+    names = {fmt.ACTION: ACTION_NAMES, fmt.STATE: STATE}
+    episodes = _lerobot(config) if (config.source / fmt.INFO_PATH).exists() else _hdf5(config)
+    with (
+        write_dataset(out / "dataset", round(CONTROL_HZ), "libero", config.camera, names) as dataset,
+        bar(f"converting {config.source.name}") as progress,
+    ):
+        for task, frames in episodes:
+            moving = ~no_ops(frames[fmt.ACTION])
+            dropped += int((~moving).sum())
+            kept = {key: values[moving] for key, values in frames.items()}
+            kept[fmt.ACTION] = np.column_stack([kept[fmt.ACTION][:, :6], opening(kept[fmt.ACTION][:, 6])])
+            dataset.append(task, kept)
+            progress.advance()
+    return {"episodes": dataset.num_episodes, "frames": dataset.num_frames, "no_ops_dropped": dropped}
+
+
+def no_ops(actions: np.ndarray) -> np.ndarray:
+    """Which of an episode's actions (T,7) do nothing, bool (T,): no motion, and the gripper as in the last kept one."""
+    still = np.linalg.norm(actions[:, :6], axis=1) < NO_OP
+    idle = np.zeros(len(actions), bool)
+    gripper: float | None = None
+    for step, action in enumerate(actions):
+        idle[step] = still[step] and gripper in (None, action[6])
+        if not idle[step]:
+            gripper = action[6]
+    return idle
+
+
+def opening(gripper: np.ndarray) -> np.ndarray:
+    """LIBERO's gripper command (-1 opens, +1 closes) as OpenVLA's data have it: 1 opens, 0 closes, float32."""
+    return (1.0 - np.clip(gripper, 0.0, 1.0)).astype(np.float32)
+
+
+def _hdf5(config: ConvertLiberoConfig) -> Iterator[Episode]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError("reading LIBERO's HDF5 files needs h5py: pip install -c constraints.txt h5py") from error
+    files = sorted(config.source.glob("*.hdf5")) if config.source.is_dir() else [config.source]
+    if not files or not files[0].exists():
+        raise UserError(f"{config.source}: neither HDF5 files (*.hdf5) nor a LeRobotDataset are there")
+    for path in files:
+        task = instruction(path.stem.removesuffix("_demo"))
+        try:
+            with h5py.File(path) as file:
+                for name in sorted(file["data"], key=lambda name: int(name.removeprefix("demo_"))):
+                    yield task, _read_demo(file["data"][name], config.image_size)
+        except (KeyError, ValueError, OSError) as error:
+            raise UserError(f"{path}: not a file of LIBERO demonstrations ({error})") from error
+
+
+def _read_demo(demo: Any, size: int) -> dict[str, np.ndarray]:
+    seen = demo["obs"]
+    state = [seen["ee_pos"][()], seen["ee_ori"][()], seen["gripper_states"][()]]
+    return {
+        fmt.FRONT_IMAGE: np.stack([as_openvla_sees(pixels, size) for pixels in seen["agentview_rgb"][()]]),
+        fmt.STATE: np.concatenate(state, axis=1).astype(np.float32),
+        fmt.ACTION: demo["actions"][()].astype(np.float32),
+    }
+
+
+def _lerobot(config: ConvertLiberoConfig) -> Iterator[Episode]:
+    """LeRobotDatasets of LIBERO hold pictures that are turned already, and the gripper as LIBERO commands it."""
+    recorded = Demonstrations.load(config.source, config.image_key)
+    starts = np.flatnonzero(np.diff(recorded.episode_index, prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
+        images = recorded.images[start:stop]
+        yield (
+            recorded.instruction(int(start)),
+            {
+                fmt.FRONT_IMAGE: np.stack([_resized(image, config.image_size) for image in images]),
+                fmt.STATE: recorded.state[start:stop],
+                fmt.ACTION: recorded.actions[start:stop],
+            },
+        )
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))

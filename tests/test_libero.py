@@ -1,0 +1,261 @@
+"""LIBERO's worlds against LIBERO's own wrapper: states, actions, pictures, success; and the expert in them."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlrc import envs
+from rlrc.envs.libero import SUITES, check_assets
+from rlrc.envs.libero.tasks import Goal, tasks
+from rlrc.envs.libero.world import ENVIRONMENT_STATE, FIRST_DRAWN_EPISODE, STATE, Libero
+from rlrc.envs.vector import Reading
+from rlrc.errors import UserError
+
+needs_libero = pytest.mark.skipif(bool(check_assets()), reason=f"LIBERO is not installed: {check_assets()[:1]}")
+OPEN, CLOSED = 1.0, 0.0
+STILL = np.array([0, 0, 0, 0, 0, 0, OPEN], np.float32)
+
+
+@pytest.fixture(scope="module")
+def world() -> Libero:
+    """The fast world of the suite libero_spatial, with pictures of 256 px."""
+    return Libero("libero_spatial", fast=True, image_size=256)
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Any]:
+    """Task 0 of libero_spatial as OpenVLA's evaluation makes it: LIBERO's wrapper with robosuite's renderer."""
+    pytest.importorskip("robosuite", reason="LIBERO is not installed")
+    from libero.libero.envs import OffScreenRenderEnv
+
+    task = tasks("libero_spatial")[0]
+    env = OffScreenRenderEnv(bddl_file_name=str(task.bddl), camera_heights=256, camera_widths=256)
+    env.seed(0)
+    yield env
+    env.env._destroy_viewer()
+
+
+def random_actions(count: int) -> np.ndarray:
+    """Motions in [-1, 1], the gripper in [0, 1]."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (count, 7)).astype(np.float32)
+    actions[:, 6] = actions[:, 6] > 0
+    return actions
+
+
+def play(world: Libero, variant: str, episode_id: int, actions: np.ndarray) -> list[Reading]:
+    return [world.reset("ind", variant, episode_id), *(world.step(action) for action in actions)]
+
+
+def test_suites_and_their_limits_are_those_of_openvlas_evaluation() -> None:
+    limits = {name: suite.max_episode_steps for name, suite in SUITES.items()}
+    assert limits == {
+        "libero_spatial": 220,
+        "libero_object": 280,
+        "libero_goal": 300,
+        "libero_10": 520,
+        "libero_90": 400,
+    }
+    for name in SUITES:
+        assert envs.spec(name).splits == ("ind",)
+        assert len(envs.spec(f"{name}:fast").variants) == 1 + SUITES[name].tasks
+
+
+@pytest.mark.parametrize("name", ["libero_spatial:slow", "libero_spatial:", "libero_100"])
+def test_an_unknown_world_is_an_error(name: str) -> None:
+    with pytest.raises(UserError, match="libero"):
+        envs.spec(name)
+
+
+@needs_libero
+def test_every_task_has_its_files() -> None:
+    for name, suite in SUITES.items():
+        assert len(tasks(name)) == suite.tasks
+        for task in tasks(name):
+            assert task.initial_states().shape[0] == 50
+            assert 1 <= len(task.goals) <= 3
+
+
+@needs_libero
+def test_instructions_and_goals_are_read_from_the_files() -> None:
+    long = tasks("libero_10")
+    assert long[2].instruction == "turn on the stove and put the moka pot on it"
+    assert long[2].goals == (Goal("turnon", "flat_stove_1"), Goal("on", "moka_pot_1", "flat_stove_1_cook_region"))
+    assert tasks("libero_90")[0].instruction == "close the top drawer of the cabinet"  # of KITCHEN_SCENE10
+
+
+@needs_libero
+def test_official_episodes_are_those_of_openvlas_evaluation(upstream: Any) -> None:
+    """Trials 0 and 1 of task 0, hard resets there and soft ones here: states and pictures are the same bit for bit."""
+    task = tasks("libero_spatial")[0]
+    official = Libero("libero_spatial", fast=False, image_size=256)
+    for trial, state in enumerate(task.initial_states()[:2]):
+        upstream.reset()
+        upstream.set_init_state(state)
+        for _ in range(10):
+            upstream.step([0, 0, 0, 0, 0, 0, -1])
+        official.reset("ind", "main", 10 * trial)
+        simulation = official._simulation
+        np.testing.assert_array_equal(simulation.data.qpos, upstream.sim.data.qpos)
+        for action in random_actions(5):
+            gripper = -np.sign(2 * action[6] - 1)  # as OpenVLA's evaluation normalises and inverts it
+            observation, *_ = upstream.step(np.append(action[:6], gripper).astype(np.float64))
+            reading = official.step(action)
+        np.testing.assert_array_equal(simulation.data.qpos, upstream.sim.data.qpos)
+        np.testing.assert_array_equal(
+            official._painter_of(simulation).draw(simulation.data), observation["agentview_image"]
+        )
+        fingers = observation["robot0_gripper_qpos"]
+        np.testing.assert_allclose(reading.state[:3], observation["robot0_eef_pos"], atol=1e-6)
+        np.testing.assert_allclose(reading.state[6:], fingers, atol=1e-6)
+
+
+@needs_libero
+def test_fast_worlds_differ_in_pictures_alone(world: Libero) -> None:
+    official = Libero("libero_spatial", fast=False, image_size=256)
+    actions = random_actions(10)
+    theirs, ours = (play(w, "task-0", 3, actions) for w in (official, world))
+    for one, other in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(one.environment_state, other.environment_state)
+    difference = np.abs(official.draw().astype(int) - world.draw()).mean()
+    assert 0 < difference < 6, "mean over pixels of 0 to 255"
+
+
+@needs_libero
+def test_pictures_are_turned_by_half_a_turn_and_only_a_little_changed_by_jpeg(world: Libero) -> None:
+    world.reset("ind", "task-0", 0)
+    raw = world._painter_of(world._simulation).draw(world._simulation.data)
+    turned = np.rot90(raw, 2).astype(int)
+    seen = world.draw()
+    assert seen.shape == (256, 256, 3)
+    assert np.abs(seen - turned).mean() < 3
+    assert np.abs(seen - raw.astype(int)).mean() > 20
+
+
+@needs_libero
+def test_equal_ids_are_equal_episodes_whatever_came_before(world: Libero) -> None:
+    actions = random_actions(5)
+    for episode_id in (3, FIRST_DRAWN_EPISODE + 3):
+        first = play(world, "task-0", episode_id, actions)[-1]
+        np.random.default_rng(1)
+        play(world, "task-0", episode_id + 1, actions[:2])
+        again = play(world, "task-0", episode_id, actions)[-1]
+        np.testing.assert_array_equal(first.environment_state, again.environment_state)
+
+
+@needs_libero
+def test_drawn_episodes_differ_from_each_other_and_from_official_ones(world: Libero) -> None:
+    bowl = slice(ENVIRONMENT_STATE.index("goal0_subject_x"), ENVIRONMENT_STATE.index("goal0_subject_x") + 2)
+    ids = [*range(5), *range(1_000_000, 1_000_005)]
+    positions = [world.reset("ind", "task-0", episode_id).environment_state[bowl] for episode_id in ids]
+    assert len(np.unique(np.round(positions, 5), axis=0)) == len(ids)
+
+
+@needs_libero
+def test_main_plays_each_task_in_turn(world: Libero) -> None:
+    reading = world.reset("ind", "main", 11)
+    assert reading.instruction == tasks("libero_spatial")[1].instruction
+    assert reading.environment_state[ENVIRONMENT_STATE.index("task")] == 1
+    again = world.reset("ind", "task-1", 1)
+    np.testing.assert_array_equal(reading.environment_state, again.environment_state)
+
+
+@needs_libero
+@pytest.mark.parametrize(
+    ("split", "variant", "episode_id", "message"),
+    [
+        ("ood", "main", 0, "no split"),
+        ("ind", "task-10", 0, "no variant"),
+        ("ind", "vision", 0, "no variant"),
+        ("ind", "main", 500, "50 official initial states"),
+        ("ind", "task-0", 50, "50 official initial states"),
+    ],
+)
+def test_an_unknown_episode_is_an_error(world: Libero, split: str, variant: str, episode_id: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        world.reset(split, variant, episode_id)
+
+
+@needs_libero
+def test_one_opens_the_gripper_and_zero_closes_it(world: Libero) -> None:
+    opening = ENVIRONMENT_STATE.index("opening")
+    start = world.reset("ind", "task-0", 0)
+    closed = play(world, "task-0", 0, np.tile([0, 0, 0, 0, 0, 0, CLOSED], (15, 1)).astype(np.float32))[-1]
+    opened = play(world, "task-0", 0, np.tile(STILL, (15, 1)))[-1]
+    assert start.environment_state[opening] > 0.07
+    assert closed.environment_state[opening] < 0.01
+    assert opened.environment_state[opening] > 0.07
+
+
+@needs_libero
+def test_actions_move_the_hand_along_the_robots_axes(world: Libero) -> None:
+    for axis in range(3):
+        action = np.tile(STILL, (5, 1))
+        action[:, axis] = 0.5
+        first, *_, last = play(world, "task-0", 0, action)
+        moved = last.state[:3] - first.state[:3]
+        assert moved[axis] > 0.02
+        assert np.abs(np.delete(moved, axis)).max() < 0.01
+
+
+@needs_libero
+def test_the_expert_puts_the_bowl_on_the_plate(world: Libero) -> None:
+    reading = world.reset("ind", "task-0", 0)
+    assert not (reading.success or reading.grasped)
+    expert = envs.expert("libero_spatial:fast", 1)
+    for _ in range(envs.spec("libero_spatial").max_episode_steps):
+        reading = world.step(expert.act(reading.environment_state[None])[0])
+    assert reading.success
+    assert reading.grasped
+    assert reading.consecutive_grasp
+    subject, target = (ENVIRONMENT_STATE.index(f"goal0_{name}_x") for name in ("subject", "target"))
+    away = reading.environment_state[subject : subject + 2] - reading.environment_state[target : target + 2]
+    assert np.linalg.norm(away) < 0.03
+    # It rests once it is done.
+    np.testing.assert_array_equal(expert.act(reading.environment_state[None])[0], STILL)
+
+
+@needs_libero
+def test_the_vector_environment_runs_it_in_a_worker() -> None:
+    env = envs.make("libero_spatial:fast", num_envs=1, num_workers=1, image_size=64)
+    observation, info = env.reset(options={"split": "ind", "variant": "task-2", "episode_ids": np.array([0])})
+    assert observation["image"].shape == (1, 64, 64, 3)
+    assert observation["image"].std() > 20
+    assert observation["state"].shape == (1, len(STATE))
+    _, reward, *_, info = env.step(STILL[None])
+    assert not info["success"].any()
+    assert reward == 0
+    env.close()
+
+
+def test_without_the_packages_the_world_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks.cache_clear()
+    monkeypatch.setattr("rlrc.envs.libero.tasks.version", partial(_absent, "robosuite"))
+    assert any("robosuite" in line for line in check_assets())
+    with pytest.raises(UserError, match="make libero"):
+        envs.make("libero_10", num_envs=1)
+    tasks.cache_clear()
+
+
+def _absent(missing: str, name: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    if name == missing:
+        raise PackageNotFoundError(name)
+    return "1"
+
+
+def test_the_library_stays_light(tmp_path: Path) -> None:
+    """A world's spec needs neither robosuite nor LIBERO."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom rlrc import envs\nenvs.spec('libero_10')\n"
+        "heavy = {'robosuite', 'libero', 'numba', 'h5py', 'torch'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
