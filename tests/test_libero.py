@@ -90,27 +90,28 @@ def test_instructions_and_goals_are_read_from_the_files() -> None:
 @needs_libero
 def test_official_episodes_are_those_of_openvlas_evaluation(upstream: Any) -> None:
     """Trials 0 and 1 of task 0, hard resets there and soft ones here: states and pictures are the same bit for bit."""
-    task = tasks("libero_spatial")[0]
     official = Libero("libero_spatial", fast=False, image_size=256)
-    for trial, state in enumerate(task.initial_states()[:2]):
+    actions = random_actions(5)
+    for trial, state in enumerate(tasks("libero_spatial")[0].initial_states()[:2]):
         upstream.reset()
+        upstream.sim._render_context_offscreen.gl_ctx.make_current()  # robosuite takes it for granted
         upstream.set_init_state(state)
         for _ in range(10):
             upstream.step([0, 0, 0, 0, 0, 0, -1])
-        official.reset("ind", "main", 10 * trial)
-        simulation = official._simulation
-        np.testing.assert_array_equal(simulation.data.qpos, upstream.sim.data.qpos)
-        for action in random_actions(5):
+        for action in actions:
             gripper = -np.sign(2 * action[6] - 1)  # as OpenVLA's evaluation normalises and inverts it
             observation, *_ = upstream.step(np.append(action[:6], gripper).astype(np.float64))
-            reading = official.step(action)
+        drawn = upstream.sim.render(width=256, height=256, camera_name="agentview")
+
+        reading = play(official, "main", 10 * trial, actions)[-1]
+        simulation = official._simulation
         np.testing.assert_array_equal(simulation.data.qpos, upstream.sim.data.qpos)
-        np.testing.assert_array_equal(
-            official._painter_of(simulation).draw(simulation.data), observation["agentview_image"]
-        )
-        fingers = observation["robot0_gripper_qpos"]
-        np.testing.assert_allclose(reading.state[:3], observation["robot0_eef_pos"], atol=1e-6)
-        np.testing.assert_allclose(reading.state[6:], fingers, atol=1e-6)
+        picture = official._painter_of(simulation).draw(simulation.data)
+        np.testing.assert_array_equal(picture, drawn)
+        # What they tell a policy was measured and drawn up to a substep (2 ms) earlier.
+        assert np.abs(picture.astype(int) - observation["agentview_image"]).mean() < 1
+        np.testing.assert_allclose(reading.state[:3], observation["robot0_eef_pos"], atol=2e-3)
+        np.testing.assert_allclose(reading.state[6:], observation["robot0_gripper_qpos"], atol=2e-3)
 
 
 @needs_libero
