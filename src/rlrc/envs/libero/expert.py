@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from rlrc.envs.libero.grips import GRASPS, PLACES, PUSHES, TURN_ON, kind
+from rlrc.envs.libero.grips import GRASPS, PLACES, PUSHES, TURN_ON, grasp_of, kind
 from rlrc.envs.libero.skills import CLOSED, OPEN, GoalView, Pose, Skill, View, close, half_turn, move, release, rise
 from rlrc.envs.libero.tasks import Goal, tasks
 from rlrc.envs.libero.world import ENVIRONMENT_STATE
@@ -81,11 +81,14 @@ def _aside(goals: tuple[Goal, ...], number: int) -> np.ndarray:
 def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Skill:
     """Take a thing from above, carry it before its target, bring it there and let go."""
     assert goal.target is not None
-    grasp, place = GRASPS[kind(goal.subject)], PLACES[kind(goal.target)]
     now = _watch(number)
+    grasp, place = grasp_of(goal, now(view).subject, now(view).target), PLACES[kind(goal.target)]
 
     def at(height: float) -> Callable[[View], Pose]:
         return lambda view: _lifted(grasp.pose(now(view).subject), height)
+
+    def lost(view: View) -> bool:
+        return float(np.linalg.norm(grasp.pose(now(view).subject).position - view.hand.position)) > _LOST
 
     start, end = grasp.pose(now(view).subject).position[2], now(view).target.position[2] + place.offset[2]
     travel = max(start, end + grasp.offset[2]) + _CLEARANCE
@@ -94,7 +97,7 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
     view = yield from move(view, at(0.0), OPEN, tolerance=0.006, limit=40)
     view = yield from close(view)
     view = yield from rise(view, travel, CLOSED)
-    if not now(view).held:
+    if lost(view):
         return (yield from rise(view, travel, OPEN))
     turn = Rotation.identity()
     if place.yaw is not None:
@@ -106,7 +109,7 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
 
         def pose(view: View) -> Pose:
             goal = now(view)
-            if np.linalg.norm(grasp.pose(goal.subject).position - view.hand.position) > _LOST:
+            if lost(view):
                 return view.hand  # It has fallen; so the motion ends here.
             left = goal.target.position + place.offset + aside + way - goal.subject.position
             return Pose(view.hand.position + left, rotation)

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.libero.skills import Pose, nearest_yaw, pointing_down
+from rlrc.envs.libero.tasks import Goal
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ _BOX = Grasp((0.0, 0.0, 0.002))
 _CAN = Grasp((0.0, 0.0, 0.012), turns=False)
 
 GRASPS = {
-    "akita_black_bowl": Grasp(
-        (-0.048, 0.0, 0.042), fingers=0.0, turns=False
-    ),  # bowls and mugs by the rim or the handle
+    "akita_black_bowl": Grasp((0.0, 0.048, 0.042), turns=False),  # by the rim, as mugs are, or by the handle
     "alphabet_soup": _CAN,
     "tomato_sauce": _CAN,
     "cream_cheese": _BOX,
@@ -82,6 +81,11 @@ GRASPS = {
     "black_book": Grasp((0.0, -0.012, 0.12), fingers=0.0),
     "flat_stove": Grasp((-0.005, 0.0, 0.035), fingers=0.0),  # the knob's bar
 }
+_BOWL_BESIDE_WALLS = Grasp((-0.048, 0.0, 0.042), fingers=0.0, turns=False)
+"""Of a bowl in or on a cabinet, or on its way into one: its fingers open along the cabinet's front."""
+_HIGH = 0.1
+"""m above its target at which a bowl stands in or on a cabinet."""
+
 PLACES = {
     "plate": Place((0.0, 0.0, 0.012)),
     "basket": Place((0.0, 0.0, 0.08), spacing=0.07),
@@ -97,6 +101,15 @@ PUSHES = {
 }
 TURN_ON = 0.9
 """rad by which a stove's knob is turned; it is on from 0.5."""
+
+
+def grasp_of(goal: Goal, thing: Pose, target: Pose) -> Grasp:
+    """How to hold the subject of a goal, given where it and its target are."""
+    if kind(goal.subject) == "akita_black_bowl" and (
+        kind(goal.target or "") == "white_cabinet" or thing.position[2] > target.position[2] + _HIGH
+    ):
+        return _BOWL_BESIDE_WALLS
+    return GRASPS[kind(goal.subject)]
 
 
 def kind(name: str) -> str:

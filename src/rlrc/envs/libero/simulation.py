@@ -139,9 +139,11 @@ class Simulation:
         while True:
             try:
                 self.env.reset()
-                return
+                break
             except RandomizationError:
                 continue
+        gripper = self.env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # it ramps, and keeps where it was unless the model is rebuilt
 
 
 @contextmanager
