@@ -211,7 +211,7 @@ def test_the_official_picture_is_the_large_one_resized(world: Any, recorded: Pat
 def test_without_files_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLRC_ASSETS", str(tmp_path))
     with pytest.raises(UserError, match="rlrc assets maniskill"):
-        envs.make("putonplate", num_envs=1)
+        envs.make("putonplate", num_envs=1).reset()
 
 
 def test_another_name_is_refused() -> None:
