@@ -18,7 +18,14 @@ TINY = {
     "collect": {"episodes": 2, "image_size": 96, "num_workers": 1},
     "prune": {"samples": 2},
     "sft": {"steps": 2, "batch_size": 2, "gradient_accumulation": 1},
-    "rl": {"iterations": 1, "num_envs": 1, "num_workers": 0, "eval_every": 0, "critic_warmup_iterations": 0},
+    "rl": {
+        "gradient_accumulation": 1,
+        "iterations": 1,
+        "num_envs": 1,
+        "num_workers": 0,
+        "eval_every": 0,
+        "critic_warmup_iterations": 0,
+    },
     "evaluate": {
         "episodes": 1,
         "num_envs": 1,
@@ -27,7 +34,7 @@ TINY = {
         "splits": ["ood"],
         "variants": ["main", "multi-plate"],
     },
-    "bench": {},
+    "bench": {"batch_sizes": [1], "repeats": 1, "warmup": 0},
     "quantize": {},
     "report": {},
 }
