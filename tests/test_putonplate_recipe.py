@@ -38,7 +38,7 @@ TINY = {
     "report": {},
 }
 DROPPED = ("prune-eval", "sft-eval", "rl-eval", "bench")
-"""Evaluations differ by nothing but the policy: two of the five are run. `bench` runs no world (tests/test_bench.py)."""
+"""Evaluations differ by nothing but the policy: two of five are run. `bench` runs no world (tests/test_bench.py)."""
 
 
 def rlrc(*arguments: object) -> None:
