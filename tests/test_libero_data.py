@@ -150,7 +150,7 @@ def test_the_papers_recipes_are_valid_as_a_whole(name: str, tmp_path: Path, monk
 
 @pytest.mark.skipif(bool(check_assets()), reason=f"LIBERO is not installed: {check_assets()[:1]}")
 def test_the_papers_recipe_runs_on_a_small_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Demonstrations, pruning, fine-tuning, 4 bits and the first steps of an episode, by the stages of the paper's recipe."""
+    """Demonstrations, pruning, fine-tuning, 4 bits and a few steps of an episode, by the paper's stages."""
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     write_hdf5(Path("data/libero_spatial"))
