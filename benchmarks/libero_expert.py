@@ -23,10 +23,10 @@ def play(world: Libero, suite: str, task: int, trial: int) -> tuple[bool, int]:
     """Whether one trial succeeded, and after how many steps."""
     expert = envs.expert(suite, 1)
     reading = world.reset("ind", f"task-{task}", trial)
-    for steps in range(1, SUITES[suite].max_episode_steps + 1):
+    steps = 0
+    while steps < SUITES[suite].max_episode_steps and not reading.success:
         reading = world.step(expert.act(reading.environment_state[None])[0])
-        if reading.success:
-            break
+        steps += 1
     for _ in range(LASTS):
         reading = world.step(expert.act(reading.environment_state[None])[0])
     return reading.success, steps
@@ -49,8 +49,7 @@ def main() -> None:
         failed = [trial for trial, success in enumerate(solved) if not success]
         seconds = (time.monotonic() - started) / arguments.trials
         print(
-            f"    {min(steps)} to {max(steps)} steps, mean {np.mean(steps):.0f}; {seconds:.1f} s a trial; failed: {failed}",
-            flush=True,
+            f"    steps {min(steps)} to {max(steps)}, mean {np.mean(steps):.0f}; {seconds:.1f} s a trial; failed {failed}"
         )
         successes, trials = successes + sum(solved), trials + arguments.trials
     report(arguments.suite, successes, trials)
