@@ -49,7 +49,7 @@ def main() -> None:
         failed = [trial for trial, success in enumerate(solved) if not success]
         seconds = (time.monotonic() - started) / arguments.trials
         print(
-            f"    steps {min(steps)} to {max(steps)}, mean {np.mean(steps):.0f}; {seconds:.1f} s a trial; failed {failed}"
+            f"    steps {min(steps)} to {max(steps)}, mean {np.mean(steps):.0f}; {seconds:.1f} s each; failed {failed}"
         )
         successes, trials = successes + sum(solved), trials + arguments.trials
     report(arguments.suite, successes, trials)
