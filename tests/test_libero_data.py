@@ -11,7 +11,8 @@ from rlrc.data import Demonstrations
 from rlrc.data import format as fmt
 from rlrc.data.lerobot import write_dataset
 from rlrc.data.libero import ConvertLiberoConfig, convert_libero
-from rlrc.envs.libero import check_assets
+from rlrc.envs.libero import SUITES, check_assets
+from rlrc.envs.libero.tasks import Suite
 from rlrc.errors import UserError
 from rlrc.pipeline import RunConfig, run
 from rlrc.recipe import read_recipe, resolve
@@ -128,7 +129,8 @@ def tiny(recipe: Path, keep: set[str]) -> dict[str, Any]:
     stages = []
     for stage in values["stages"]:
         if stage.get("name") in keep:
-            stages.append(stage | {key: value for key, value in small.items() if key in stage})
+            samples = {"samples": 4} if stage["verb"] == "prune" else {}
+            stages.append(stage | {key: value for key, value in small.items() if key in stage} | samples)
     values |= {"stages": stages, "base": str(ROOT / "checkpoints" / "tabletop-base")}
     return {key: value for key, value in values.items() if key != "study"} | {"world": "libero_spatial:fast"}
 
@@ -148,7 +150,7 @@ def test_the_papers_recipes_are_valid_as_a_whole(name: str, tmp_path: Path, monk
 
 @pytest.mark.skipif(bool(check_assets()), reason=f"LIBERO is not installed: {check_assets()[:1]}")
 def test_the_papers_recipe_runs_on_a_small_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Demonstrations, pruning, fine-tuning, 4 bits and an episode of LIBERO, by the stages of the paper's recipe."""
+    """Demonstrations, pruning, fine-tuning, 4 bits and a few steps of an episode, by the paper's stages."""
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     write_hdf5(Path("data/libero_spatial"))
@@ -156,6 +158,7 @@ def test_the_papers_recipe_runs_on_a_small_policy(tmp_path: Path, monkeypatch: p
     recipe = tiny(ROOT / "recipes" / "paper-libero-spatial.yaml", kept)
     assert len(recipe["stages"]) == len(kept)
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setitem(SUITES, "libero_spatial", Suite(tasks=10, max_episode_steps=8))
     run(RunConfig(recipe=Path("tiny.yaml")), Path("runs/tiny"))
     evaluated = yaml.safe_load(Path("runs/tiny/taylor90-int4-eval/eval.json").read_text())
     assert evaluated["world"] == "libero_spatial:fast"
