@@ -237,7 +237,7 @@ def test_without_the_packages_the_world_says_what_to_do(monkeypatch: pytest.Monk
     monkeypatch.setattr("rlrc.envs.libero.tasks.version", partial(_absent, "robosuite"))
     assert any("robosuite" in line for line in check_assets())
     with pytest.raises(UserError, match="make libero"):
-        envs.make("libero_10", num_envs=1)
+        envs.make("libero_10", num_envs=1).reset()
     tasks.cache_clear()
 
 
