@@ -310,7 +310,12 @@ def _serve(pipe: Connection, spec: WorldSpec, part: slice, name: str, shape: tup
     """The body of a worker process: answer calls until the other end hangs up."""
     images = _Images(shape, shared=True, name=name)
     try:
-        worker = _Local(spec, part, images)
+        try:
+            worker = _Local(spec, part, images)
+        except UserError as error:  # A simulator that is not complete here answers the first call.
+            pipe.recv()
+            pipe.send(error)
+            return
         while True:
             worker.send(*pipe.recv())
             pipe.send(worker.receive())
