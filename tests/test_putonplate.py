@@ -208,10 +208,11 @@ def test_the_official_picture_is_the_large_one_resized(world: Any, recorded: Pat
     assert np.abs(picture.astype(float) - fast).mean() < 8, "the same view, drawn small"
 
 
-def test_without_files_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_without_files_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
     monkeypatch.setenv("RLRC_ASSETS", str(tmp_path))
     with pytest.raises(UserError, match="rlrc assets maniskill"):
-        envs.make("putonplate", num_envs=1).reset()
+        envs.make("putonplate", num_envs=1, num_workers=num_workers).reset()
 
 
 def test_another_name_is_refused() -> None:

@@ -77,27 +77,28 @@ Floats deinterleave(const float* x, int64_t k) {
     return out;
 }
 
-template <int ROWS>
-void dot_bf16(const uint16_t* rows, int64_t k, const float* x, float* out) {
-    __m512 sums[ROWS];
-    for (int r = 0; r < ROWS; r++) sums[r] = _mm512_setzero_ps();
-    for (int64_t j = 0; j < k; j += 32) {
-        __m512 x_even = _mm512_loadu_ps(x + j), x_odd = _mm512_loadu_ps(x + j + 16);
-        for (int r = 0; r < ROWS; r++) {
+// One row of bfloat16 times x, which is deinterleaved.
+float dot_bf16(const uint16_t* row, int64_t k, const float* x) {
+    __m512 sums[8];  // as many as there are additions on their way at once
+    for (__m512& sum : sums) sum = _mm512_setzero_ps();
+    for (int64_t j = 0; j < k; j += 128) {
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++) {
+            int64_t at = j + 32 * u;
+            if (at >= k) break;
             __m512 even, odd;
-            halves(_mm512_maskz_loadu_epi16(first_pairs(k - j), rows + r * k + j), even, odd);
-            sums[r] = _mm512_fmadd_ps(even, x_even, sums[r]);
-            sums[r] = _mm512_fmadd_ps(odd, x_odd, sums[r]);
+            halves(_mm512_maskz_loadu_epi16(first_pairs(k - at), row + at), even, odd);
+            sums[2 * u] = _mm512_fmadd_ps(even, _mm512_loadu_ps(x + at), sums[2 * u]);
+            sums[2 * u + 1] = _mm512_fmadd_ps(odd, _mm512_loadu_ps(x + at + 16), sums[2 * u + 1]);
         }
     }
-    for (int r = 0; r < ROWS; r++) out[r] = _mm512_reduce_add_ps(sums[r]);
+    for (int u = 1; u < 8; u++) sums[0] = _mm512_add_ps(sums[0], sums[u]);
+    return _mm512_reduce_add_ps(sums[0]);
 }
 
 // out[0..count): rows (count, k) times x, which is deinterleaved.
 void dot_rows_bf16(const uint16_t* rows, int64_t count, int64_t k, const float* x, float* out) {
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) dot_bf16<4>(rows + i * k, k, x, out + i);
-    for (; i < count; i++) dot_bf16<1>(rows + i * k, k, x, out + i);
+    for (int64_t i = 0; i < count; i++) out[i] = dot_bf16(rows + i * k, k, x);
 }
 
 // What goes into a product, in the form that each kind of weight wants; made when it is first asked for.

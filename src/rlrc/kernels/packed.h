@@ -23,6 +23,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 32;  // columns that certainly share a scale
+constexpr int64_t AHEAD = 4096;  // bytes: the processor itself looks ahead no further than to the end of a page
 
 struct Weight {
     const uint8_t* codes;
@@ -169,6 +170,7 @@ void dot_rows(const Weight& w, int64_t i, const Vector* x, float* out) {
         for (int part = 0; part < PARTS; part++) {
             int64_t j = (b / 16 * PARTS + part) * 64;
             if (j >= width) break;
+            _mm_prefetch((const char*)codes + j + AHEAD, _MM_HINT_T0);
             __m512i c = _mm512_maskz_loadu_epi8(first_bytes(width - j), codes + j);
             __m512 scale = _mm512_permutexvar_ps(lanes_of_blocks<BITS>(part), s.scale);
             __m512i low = BITS == 4 ? _mm512_and_si512(c, fifteen) : c;
