@@ -92,7 +92,7 @@ def main() -> None:
         measured = take_turns(group, options.rounds, machine_rates)
         for name, row in measured.items():
             if name not in rows:
-                rows[name] = row | {"group": group, "rounds": options.rounds}
+                rows[name] = row | {"group": group, "rounds": options.rounds, "commit": machine()["commit"]}
                 say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
         result = {
             "machine": machine(),
