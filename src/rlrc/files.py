@@ -16,6 +16,11 @@ import psutil
 from rlrc.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Where what was built, measured or fetched on this machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlrc"
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a sibling path to write a file or folder to; it takes the place of `path` only when the block succeeds.

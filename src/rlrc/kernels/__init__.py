@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rlrc.files import atomic_path
+from rlrc.files import atomic_path, cache_folder
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("packed.cpp", "decode.cpp"))
 HEADER = Path(__file__).with_name("packed.h")
@@ -67,11 +67,6 @@ def unpack(weight: PackedWeight) -> torch.Tensor:
     out = torch.empty(weight.out_features, weight.in_features, dtype=torch.bfloat16)
     library().packed_unpack(*_weight(weight), address(out), threads())
     return out
-
-
-def cache_folder() -> Path:
-    """Where what was built and measured on this machine is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlrc"
 
 
 @lru_cache(maxsize=1)

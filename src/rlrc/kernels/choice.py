@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from rlrc import kernels
-from rlrc.files import write_json
+from rlrc.files import cache_folder, write_json
 from rlrc.kernels import PackedWeight
 
 Kernel = Literal["vector", "matrix", "unpack"]
@@ -47,7 +47,7 @@ def _fastest(bits: int, width: int, threads: int) -> tuple[Kernel, ...]:
 @cache
 def table(threads: int) -> dict[str, dict[Kernel, list[float]]]:
     """Milliseconds by kind of weight, kernel and number of ROWS; measured anew where this machine has no record."""
-    path = kernels.cache_folder() / f"fastest-{kernels.identity()}-{threads}.json"
+    path = cache_folder() / f"fastest-{kernels.identity()}-{threads}.json"
     recorded = _read(path)
     if recorded is not None:
         return recorded

@@ -5,7 +5,6 @@ side of a seam or an edge on which the face lies.
 """
 
 import hashlib
-import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import mujoco
 import numpy as np
 from scipy.spatial import cKDTree
 
-from rlrc.files import atomic_path
+from rlrc.files import atomic_path, cache_folder
 
 MAX_FACES = 3000
 
@@ -46,7 +45,7 @@ def _only_seen(geom: ElementTree.Element) -> bool:
 @cache
 def _simplified_file(source: Path) -> Path:
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:24]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlrc" / "libero-meshes"
+    folder = cache_folder() / "libero-meshes"
     path = folder / f"{digest}-{MAX_FACES}.msh"
     if not path.exists():
         with atomic_path(path) as aside:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlrc.errors import UserError
+from rlrc.files import cache_folder
 
 ROBOT = Path("data/robots/widowx/wx250s.urdf")
 STAGE = Path("data/tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb")
@@ -48,7 +49,7 @@ class Table:
 
 def folder() -> Path:
     """Where the files lie: `maniskill/` below $RLRC_ASSETS, or below ~/.cache/rlrc/assets."""
-    return Path(os.environ.get("RLRC_ASSETS") or Path.home() / ".cache/rlrc/assets") / "maniskill"
+    return Path(os.environ.get("RLRC_ASSETS") or cache_folder() / "assets") / "maniskill"
 
 
 @cache
