@@ -14,6 +14,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -85,15 +86,14 @@ def main() -> None:
             continue  # started again, it goes on after what is done
         say(" | ".join(group))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            best = fresh.submit(rates).result()
-        # A floor is what the machine can do, so its best counts; other work on it may have spoilt some of the readings.
-        seen = [row["roofline"]["rates"] for row in rows.values() if "roofline" in row]
-        machine_rates = {key: max([value, *(rate[key] for rate in seen)]) for key, value in best.items()}
+            machine_rates = fresh.submit(rates).result()
         measured = take_turns(group, options.rounds, machine_rates)
         for name, row in measured.items():
             if name not in rows:
                 rows[name] = row | {"group": group, "rounds": options.rounds, "commit": machine()["commit"]}
                 say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
+        rows = {name: rows[name] for name in dict.fromkeys(chain(*GROUPS)) if name in rows}
+        lower_floors([row for row in rows.values() if "roofline" in row])
         result = {
             "machine": machine(),
             "kernels": table(torch.get_num_threads()),
@@ -104,6 +104,19 @@ def main() -> None:
         write_text(options.out.with_suffix(".md"), page(result))
         draw_sweep(options.out.with_name(f"{options.out.stem}-sweep.png"), result["sweep"])
         draw_stages(options.out.with_suffix(".png"), [bar(row) for row in result["rows"] if "stages_ms" in row])
+
+
+def lower_floors(rows: list[dict[str, Any]]) -> None:
+    """Bring all floors to the best rates of all groups: what the machine can do, whatever else its host was doing."""
+    best = {key: max(row["roofline"]["rates"][key] for row in rows) for key in rows[0]["roofline"]["rates"]}
+    for row in rows:
+        roofline = row["roofline"]
+        for stage, floor in roofline["floors_ms"].items():
+            limit = "bytes_per_second" if stage == "decode" else "operations_per_second"
+            lower = floor * roofline["rates"][limit] / best[limit]
+            roofline["floors_ms"][stage] = round(lower, 1)
+            roofline["over_floor"][stage] = round(row["stages_ms"][stage] / lower, 2)
+        roofline["rates"] = best
 
 
 def bar(row: dict[str, Any]) -> Bar:
