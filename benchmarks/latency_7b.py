@@ -248,7 +248,9 @@ def serve(names: list[str], pipe: Connection) -> None:
             pipe.send(time.perf_counter() - started)
         else:
             through_rlrc = backend(name) == "rlrc"
-            facts = stages(actor, images, instructions, what) if through_rlrc and what else {}
+            # VLA-Cache has its own way through the decoder, which the clock of stages does not follow.
+            timed = through_rlrc and name != VLA_CACHE and what
+            facts = stages(actor, images, instructions, what) if timed else {}
             weights = weight_bytes(actor) if through_rlrc else actor.weight_bytes
             pipe.send({"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident(), **facts})
 

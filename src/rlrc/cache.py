@@ -180,7 +180,6 @@ class CachedDecoding(Decoding):
     ) -> None:
         super().__init__(decoder, mask, positions, capacity)
         self._config, self._patches, self._before = config, patches, seen
-        self._length_of_prompt = mask.shape[1]
         self._read = torch.arange(mask.shape[1], device=mask.device)
         self._reusable = None if reusable is None else reusable.to(mask.device)
         self._shares = [] if seen is None else reused_shares(seen.entropies, config.growth)
@@ -189,7 +188,7 @@ class CachedDecoding(Decoding):
 
     def memory(self, picture: np.ndarray, instruction: str) -> Seen:
         """What the next action needs of this one."""
-        prompt = slice(0, self._length_of_prompt)
+        prompt = slice(0, self._prompt_length)
         keys, values = ([tensor[:, :, prompt] for tensor in tensors] for tensors in (self._keys, self._values))
         return Seen(picture, instruction, keys, values, self._entropies, self._attended)
 
@@ -235,6 +234,6 @@ class CachedDecoding(Decoding):
         mean = attention[0].mean(0)
         self._entropies.append(entropy(mean))
         if index == self._config.attention_layer:
-            text = slice(self._patches + 1 - self._length_of_prompt, None)  # the prompt's end, of which nothing left
+            text = slice(self._patches + 1 - self._prompt_length, None)  # the prompt's end, of which nothing left
             self._attended = text_to_vision(mean, text, self._patches)
         return attention.to(values.dtype) @ values

@@ -76,6 +76,8 @@ class EvaluateConfig(Config):
         for kind, asked, known in (("variant", self.variants, world.variants), ("split", self.splits, world.splits)):
             if unknown := [name for name in asked or () if name not in known]:
                 raise ValueError(f"unknown {kind} '{unknown[0]}': the world '{self.world}' has {', '.join(known)}")
+        if self.center_crop and self.vla_cache is not None:
+            raise ValueError("center_crop and vla_cache do not go together: patches are compared in the whole picture")
         if not self.conditions:
             raise ValueError("no condition is left: these variants have none of these splits")
         return self

@@ -1,8 +1,7 @@
 """Policies at work: episodes from their first picture to what is recorded of them.
 
 Several environments can take turns with a policy: while it thinks for one, the workers of the others simulate. That
-gains where the two do not compete for the same cores: with the policy on a GPU. On a CPU that both fill it does not,
-and the smaller batches cost a little (docs/journal.md).
+gains where the two do not compete for the same cores, as with the policy on a GPU (`benchmarks/turns.py` measures it).
 """
 
 import zlib

@@ -1,9 +1,8 @@
 """Many copies of a world as one gymnasium `VectorEnv`, spread over worker processes.
 
-A world is made by a picklable factory inside the process that runs it, so nothing of MuJoCo or a simulator is imported
-in the parent. Pictures come back through shared memory, the rest through pipes. Episodes have a fixed length and there
-is no autoreset: who evaluates episode by episode wants to choose each one. Who trains may start some of them anew while
-the others go on.
+A world is made by a picklable factory inside the process that runs it, so no simulation starts in the parent. Pictures
+come back through shared memory, the rest through pipes. Episodes have a fixed length and there is no autoreset: who
+evaluates episode by episode wants to choose each one. Who trains may start some of them anew while the others go on.
 """
 
 import weakref

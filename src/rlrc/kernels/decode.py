@@ -84,6 +84,7 @@ class TokenDecoder:
             sine: likewise.
             position: of the token among those of the sequence; keys and values before it are there.
         """
+        assert position < self._capacity, "the sequence was announced to be shorter"
         hidden, cosine, sine = hidden.float().clone(), cosine.float().contiguous(), sine.float().contiguous()
         at = (address(tensor) for tensor in (hidden, cosine, sine))
         token = Token(*at, len(hidden), position, self._capacity, self._eps)

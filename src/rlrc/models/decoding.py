@@ -6,8 +6,7 @@ only the last position is computed, since nothing reads the others. In a pruned 
 layer alone is a fifth of the prompt's work.
 
 A single sequence in bfloat16 on a processor for which there are kernels has its tokens decoded by those
-(`kernels/decode.py`): a token is then bound by how fast memory can be read. Longer steps and other sequences go through
-the modules.
+(`kernels/decode.py`): a token is then bound by how fast memory can be read. Other sequences go through the modules.
 """
 
 from typing import Any
@@ -38,7 +37,7 @@ class Decoding:
         self._visible = None if mask.all() else F.pad(mask.bool(), (0, capacity - mask.shape[1]), value=True)
         self._positions = positions
         self._capacity = capacity
-        self._length = 0
+        self._prompt_length, self._length = mask.shape[1], 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._by_token: TokenDecoder | None = None
@@ -48,7 +47,8 @@ class Decoding:
         start, self._length = self._length, self._length + embeddings.shape[1]
         if start:
             self._positions = self._positions[:, -1:] + 1
-            if self._by_token is None and start == self._length - 1:
+            assert embeddings.shape[1] == 1, "after the prompt tokens come one by one"
+            if start == self._prompt_length:
                 self._by_token = self._token_decoder(embeddings)
             if self._by_token is not None:
                 return self._advance_one(self._by_token, embeddings)

@@ -356,5 +356,5 @@ def learning_curve_point(
             f"eval_{split}_success": success_rate(
                 rollout(policy, env, episode_ids, split, temperature=config.eval_temperature, seed=config.seed)
             ).rate
-            for split in ("ind", "ood")
+            for split in env.world_spec.splits
         }

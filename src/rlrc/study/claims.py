@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from rlrc.study.evidence import SPLITS, Evidence
+from rlrc.study.evidence import Evidence
 
 NON_INFERIORITY = 0.02
 """A policy that loses less than this (one-sided, at 95 %) is called not below the other."""
@@ -156,13 +156,13 @@ def _episodes_of_a_point(evidence: Evidence, stage: str) -> int:
 
 
 def _four_bit(evidence: Evidence) -> tuple[str, bool] | None:
-    paired = {split: evidence.compare("rl-4bit", "rl", split) for split in SPLITS}
+    paired = {split: evidence.compare("rl-4bit", "rl", split) for split in evidence.splits}
     told = [
         f"{split.upper()} {100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
         for split, c in paired.items()
         if c is not None
     ]
-    if len(told) < len(SPLITS):
+    if len(told) < len(evidence.splits):
         return None
     return ", ".join(told) + " points", all(c is not None and c.difference >= -0.03 for c in paired.values())
 

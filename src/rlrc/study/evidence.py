@@ -18,9 +18,6 @@ from rlrc.recipe import Recipe, StudyPlan
 from rlrc.report.summary import PolicyRow, Summary, summarise_run
 from rlrc.stage import Finished
 
-SPLITS = ("ind", "ood")
-CURVE_SPLITS = {"ind": "eval_ind_success", "ood": "eval_ood_success"}
-
 
 @dataclass
 class Evidence:
@@ -34,6 +31,11 @@ class Evidence:
     described: dict[str, dict[str, Any]]
     """Exact sizes (see `rlrc inspect`) of the policies in the tables."""
     machine: dict[str, Any]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """In what the world has of in and out of distribution."""
+        return splits(self.recipe)
 
     @property
     def policies(self) -> dict[str, PolicyRow]:
@@ -80,13 +82,14 @@ class Evidence:
             for ratio, stages in sorted(self.plan.ratios.items())
         }
 
-    def rl_curves(self) -> dict[str, list[tuple[int, float, float]]]:
-        """By seed, (iteration, IND, OOD success) over the learning curve's own episodes."""
-        curves: dict[str, list[tuple[int, float, float]]] = {}
+    def rl_curves(self) -> dict[str, list[tuple[float, ...]]]:
+        """By seed, (iteration, success in each of `splits`) over the learning curve's own episodes."""
+        names = [f"eval_{split}_success" for split in self.splits]
+        curves: dict[str, list[tuple[float, ...]]] = {}
         for stage in self.plan.seeds:
             if stage in self.stages:
                 rows = map(json.loads, (self.stages[stage].folder / "metrics.jsonl").read_text().splitlines())
-                points = [(r["step"], *(r[k] for k in CURVE_SPLITS.values())) for r in rows if _is_point(r)]
+                points = [(r["step"], *(r[k] for k in names)) for r in rows if all(r.get(k) is not None for k in names)]
                 curves |= {stage: points} if points else {}
         return curves
 
@@ -112,7 +115,7 @@ class Evidence:
         }
 
     def _pairs(self) -> Iterator[dict[str, Any]]:
-        for (a, b), split in ((pair, split) for pair in combinations(self.policies, 2) for split in SPLITS):
+        for (a, b), split in ((pair, split) for pair in combinations(self.policies, 2) for split in self.splits):
             comparison = self.compare(b, a, split)
             if comparison is not None:
                 points = {"points": comparison.difference, "low": comparison.low, "high": comparison.high}
@@ -153,7 +156,7 @@ def gather(folder: Path) -> Evidence:
     plan = summary.recipe.study
     if plan is None:
         raise UserError(f"{folder}: its recipe has no `study`")
-    measured = {row.name: row for row in summary.rows if set(SPLITS) <= row.rates.keys()}
+    measured = {row.name: row for row in summary.rows if set(splits(summary.recipe)) <= row.rates.keys()}
     evidence = Evidence(plan, summary.recipe, {s.name: s for s in summary.stages}, measured, {}, _machine(summary))
     if not evidence.policies:
         raise UserError(f"{folder}: none of the study's policies has been evaluated yet")
@@ -173,5 +176,6 @@ def _machine(summary: Summary) -> dict[str, Any]:
     return machine
 
 
-def _is_point(row: dict[str, Any]) -> bool:
-    return all(row.get(key) is not None for key in CURVE_SPLITS.values())
+def splits(recipe: Recipe) -> tuple[str, ...]:
+    """Those of the recipe's world."""
+    return envs.spec(recipe.world).splits

@@ -13,7 +13,7 @@ from rlrc.episodes import Rate, by_condition, success_rate
 from rlrc.files import atomic_path
 from rlrc.report import charts
 from rlrc.report.charts import COLOURS
-from rlrc.study.evidence import SPLITS, Evidence
+from rlrc.study.evidence import Evidence
 
 INK, PAPER = "#1f2328", "#ffffff"
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
@@ -46,9 +46,9 @@ def success(evidence: Evidence) -> Figure:
     labels = list(evidence.policies)
     if len(labels) > MOST_BARS:
         return _success_by_row(evidence)
-    rates: dict[str, dict[str, Rate]] = {split.upper(): {} for split in SPLITS}
+    rates: dict[str, dict[str, Rate]] = {split.upper(): {} for split in evidence.splits}
     for label in labels:
-        for split in SPLITS:
+        for split in evidence.splits:
             if (rate := evidence.rate(label, split)) is not None:
                 rates[split.upper()][label] = rate
         for name, episodes in evidence.by_class(label).items():
@@ -74,7 +74,7 @@ def _success_by_row(evidence: Evidence) -> Figure:
     labels = list(evidence.policies)
     figure = Figure((7.5, 0.26 * len(labels) + 0.9), layout="constrained")
     axes = figure.subplots()
-    for k, split in enumerate(SPLITS):
+    for k, split in enumerate(evidence.splits):
         here = [(i, rate) for i, label in enumerate(labels) if (rate := evidence.rate(label, split)) is not None]
         values, spread = _percent([rate for _, rate in here])
         places = [i + (k - 0.5) * 0.25 for i, _ in here]
@@ -118,7 +118,7 @@ def curves(evidence: Evidence) -> Figure | None:
         return None
     figure = Figure((9.5, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for k, split in enumerate(SPLITS):
+    for k, split in enumerate(evidence.splits):
         values, spread = _percent([rates[split] for rates in steps.values()])
         left.errorbar(list(steps), values, spread, marker="o", markersize=4, color=COLOURS[k], label=split.upper())
         for curve in seeds.values():
@@ -151,7 +151,8 @@ def ratios(evidence: Evidence) -> Figure | None:
     if sum(0 in rows for rows in cells.values()) < 2:
         return None
     figure = Figure((9.5, 3.0), layout="constrained")
-    for axes, split in zip(figure.subplots(1, 2, sharey=True), SPLITS, strict=True):
+    columns = figure.subplots(1, len(evidence.splits), sharey=True, squeeze=False)[0]
+    for axes, split in zip(columns, evidence.splits, strict=True):
         for k, step in enumerate(STEPS_OF_A_RATIO):
             here = {100 * ratio: rows[k].rates[split] for ratio, rows in cells.items() if k in rows}
             values, spread = _percent(list(here.values()))

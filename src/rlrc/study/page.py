@@ -7,7 +7,7 @@ import numpy as np
 
 from rlrc.episodes import Comparison, by_condition, success_rate
 from rlrc.study.claims import Claim
-from rlrc.study.evidence import SPLITS, Evidence, motion
+from rlrc.study.evidence import Evidence, motion
 from rlrc.tables import human_bytes, human_count, markdown_table
 
 MARKS = {True: "yes", False: "**no**", None: "not measured"}
@@ -55,13 +55,13 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     """Policies by success, paired difference to the first one, and size."""
     reference = evidence.reference
     head = ["policy"]
-    for split in SPLITS:
+    for split in evidence.splits:
         head += [f"{split.upper()} success", f"vs {reference}"]
     head += ["parameters", "weights", "one action"]
     body = []
     for label, row in evidence.policies.items():
         cells = [label]
-        for split in SPLITS:
+        for split in evidence.splits:
             rate = evidence.rate(label, split)
             paired = evidence.compare(label, reference, split) if label != reference else None
             cells += ["" if rate is None else f"{rate}, n = {rate.n}", _difference(paired)]
@@ -73,12 +73,12 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 def _seed_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     seeds = evidence.seeds()
-    body = [[name, *(f"{row.rates[s]}, n = {row.rates[s].n}" for s in SPLITS)] for name, row in seeds.items()]
+    body = [[name, *(f"{row.rates[s]}, n = {row.rates[s].n}" for s in evidence.splits)] for name, row in seeds.items()]
     if len(body) > 1:
-        rates = {split: [100 * row.rates[split].rate for row in seeds.values()] for split in SPLITS}
+        rates = {split: [100 * row.rates[split].rate for row in seeds.values()] for split in evidence.splits}
         told = (f"{np.mean(values):.1f} %, s = {np.std(values, ddof=1):.1f}" for values in rates.values())
         body.append([f"mean of {len(seeds)}, standard deviation", *told])
-    return ["RL run", *(split.upper() for split in SPLITS)], body
+    return ["RL run", *(split.upper() for split in evidence.splits)], body
 
 
 def _variant_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -100,7 +100,8 @@ def _ratio_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     body = []
     for ratio, rows in evidence.by_ratio().items():
         told = {
-            step: ", ".join(f"{split.upper()} {row.rates[split]}" for split in SPLITS) + f", n = {row.rates['ind'].n}"
+            step: ", ".join(f"{split.upper()} {row.rates[split]}" for split in evidence.splits)
+            + f", n = {row.rates[evidence.splits[0]].n}"
             for step, row in rows.items()
         }
         if told:

@@ -10,7 +10,7 @@ from rlrc.envs.libero.expert import Expert
 from rlrc.envs.libero.simulation import CONTROL_HZ
 from rlrc.envs.libero.tasks import SUITES, check_assets
 from rlrc.envs.libero.world import ENVIRONMENT_STATE, STATE, Libero
-from rlrc.envs.vector import WorldSpec
+from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
 WITH_EXPERT = ("libero_spatial", "libero_10")

@@ -49,8 +49,6 @@ class GoalView:
     """One predicate of the goal as the world sees it now; `world.GOAL` says what the poses are."""
 
     satisfied: bool
-    held: bool
-    joint: float
     subject: Pose
     target: Pose
 
@@ -71,7 +69,7 @@ class View:
         for numbers in state[_HEAD:].reshape(MAX_GOALS, len(GOAL)):
             if numbers[3:].any():
                 subject, target = Pose.of(numbers[3:]), Pose.of(numbers[3 + _POSE :])
-                goals.append(GoalView(numbers[0] > 0.5, numbers[1] > 0.5, float(numbers[2]), subject, target))
+                goals.append(GoalView(numbers[0] > 0.5, subject, target))
         return cls(Pose.of(state), float(state[_POSE]), round(float(state[_POSE + 1])), tuple(goals))
 
 

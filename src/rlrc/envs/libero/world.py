@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.libero.render import Painter, as_openvla_sees
 from rlrc.envs.libero.simulation import Simulation
 from rlrc.envs.libero.tasks import TRIALS, Goal, Task, tasks
-from rlrc.envs.vector import Reading
+from rlrc.envs.world import Reading
 from rlrc.errors import UserError
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")

@@ -3,7 +3,7 @@
 from functools import partial
 
 from rlrc.envs.maniskill.world import STATE, AnyTask, max_steps
-from rlrc.envs.vector import WorldSpec
+from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
 CONTROL_HZ = 20

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.maniskill.simulator import full_precision, import_maniskill, start
-from rlrc.envs.vector import Reading
+from rlrc.envs.world import Reading
 from rlrc.errors import UserError
 
 CONTROL_MODE = "pd_ee_delta_pose"

@@ -9,7 +9,7 @@ from functools import partial
 from rlrc.envs.putonplate.episodes import CATALOGUE
 from rlrc.envs.putonplate.expert import LIMITS, Expert
 from rlrc.envs.putonplate.world import ENVIRONMENT_STATE, STATE, PutOnPlate
-from rlrc.envs.vector import WorldSpec
+from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
 SPEC = WorldSpec(

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.maniskill.simulator import full_precision, start
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.episodes import find_episode
-from rlrc.envs.vector import Reading
+from rlrc.envs.world import Reading
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
 """The gripper: position (m), rotation vector from pointing down (rad), and the sum of the fingers' positions (m)."""
