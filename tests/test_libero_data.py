@@ -16,6 +16,8 @@ from rlrc.envs.libero.tasks import Suite
 from rlrc.errors import UserError
 from rlrc.pipeline import RunConfig, run
 from rlrc.recipe import read_recipe, resolve
+from rlrc.study import write_evidence
+from rlrc.study.evidence import gather
 
 ROOT = Path(__file__).parents[1]
 TASK = "LIVING_ROOM_SCENE5_put_the_red_mug_on_the_left_plate"
@@ -131,8 +133,10 @@ def tiny(recipe: Path, keep: set[str]) -> dict[str, Any]:
         if stage.get("name") in keep:
             samples = {"samples": 4} if stage["verb"] == "prune" else {}
             stages.append(stage | {key: value for key, value in small.items() if key in stage} | samples)
-    values |= {"stages": stages, "base": str(ROOT / "checkpoints" / "tabletop-base")}
-    return {key: value for key, value in values.items() if key != "study"} | {"world": "libero_spatial:fast"}
+    study = values["study"]
+    study["policies"] = {label: stage for label, stage in study["policies"].items() if f"{stage}-eval" in keep}
+    small_base = {"base": str(ROOT / "checkpoints" / "tabletop-base"), "world": "libero_spatial:fast"}
+    return values | {"stages": stages} | small_base
 
 
 @pytest.mark.parametrize("name", ["paper-libero-spatial", "paper-libero-long"])
@@ -160,6 +164,8 @@ def test_the_papers_recipe_runs_on_a_small_policy(tmp_path: Path, monkeypatch: p
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setitem(SUITES, "libero_spatial", Suite(tasks=10, max_episode_steps=8))
     run(RunConfig(recipe=Path("tiny.yaml")), Path("runs/tiny"))
+    summary = write_evidence(gather(Path("runs/tiny")), Path("results"))
+    assert [(row["policy"], row["split"], row["n"]) for row in summary["rows"]] == [("rlrc-90+sft 4-bit", "ind", 1)]
     evaluated = yaml.safe_load(Path("runs/tiny/taylor90-int4-eval/eval.json").read_text())
     assert evaluated["world"] == "libero_spatial:fast"
     assert [condition["n"] for condition in evaluated["conditions"].values()] == [1]
