@@ -64,8 +64,8 @@ GROUPS = [
     [BASELINE, "dense", VLA_CACHE, "dense-4bit"],
     [BASELINE, "dense", "dense-8bit"],
     [BASELINE, "llm-pruner-25", "flap-20", "depth-0-31"],
-    [TWO_LAYERS, f"{TWO_LAYERS}-8bit", f"{TWO_LAYERS}-4bit"],
     *([f"ratio-{ratio}", f"ratio-{ratio}-8bit", f"ratio-{ratio}-4bit"] for ratio in ("0.25", "0.5", "0.75")),
+    [TWO_LAYERS, f"{TWO_LAYERS}-8bit", f"{TWO_LAYERS}-4bit"],
 ]
 """What takes turns: as much as fits into memory together."""
 SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75", 0.9: "rlrc"}
