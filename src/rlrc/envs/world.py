@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from rlrc.errors import UserError
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -63,3 +65,15 @@ class WorldSpec:
     def splits_of(self, variant: str) -> tuple[str, ...]:
         """The splits in which a variant can be played."""
         return self.splits if self.variants[variant] in ("main", "task") else ("ood",)
+
+
+def by_name(environment_state: np.ndarray, names: tuple[str, ...], num_envs: int) -> dict[str, np.ndarray]:
+    """The columns, float64 (N,), of privileged states (N,E), as experts read them.
+
+    Raises:
+        UserError: the states have another shape than so many environments with these names give.
+    """
+    shape = (num_envs, len(names))
+    if environment_state.shape != shape:
+        raise UserError(f"environment_state of shape {environment_state.shape}: this expert takes {shape}")
+    return dict(zip(names, environment_state.astype(np.float64).T, strict=True))

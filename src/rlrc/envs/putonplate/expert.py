@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.putonplate.world import ENVIRONMENT_STATE
-from rlrc.errors import UserError
+from rlrc.envs.world import by_name
 
 LIMITS = np.array([0.025, 0.04, 0.025, 0.075, 0.075, 0.2])
 """The largest action: m and rad a control step. Within the 1st and 99th percentiles of the Bridge dataset's actions, so
@@ -36,7 +36,7 @@ class Expert:
     """Acts in `num_envs` environments at once."""
 
     def __init__(self, num_envs: int) -> None:
-        self._shape = (num_envs, len(ENVIRONMENT_STATE))
+        self._num_envs = num_envs
 
     def act(self, environment_state: np.ndarray) -> np.ndarray:
         """Actions, float32 (N,7), for privileged states (N,E).
@@ -44,9 +44,7 @@ class Expert:
         Raises:
             UserError: the states have another shape.
         """
-        if environment_state.shape != self._shape:
-            raise UserError(f"environment_state of shape {environment_state.shape}: this expert takes {self._shape}")
-        s = dict(zip(ENVIRONMENT_STATE, environment_state.astype(np.float64).T, strict=True))
+        s = by_name(environment_state, ENVIRONMENT_STATE, self._num_envs)
         hand, turned = _vectors(s, "x", "y", "z"), Rotation.from_rotvec(_vectors(s, "rx", "ry", "rz"))
         command = _vectors(s, "command_x", "command_y", "command_z")
         commanded = Rotation.from_rotvec(_vectors(s, "command_rx", "command_ry", "command_rz"))

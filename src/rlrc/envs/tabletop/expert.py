@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
 from rlrc.envs.tabletop.world import ENVIRONMENT_STATE
-from rlrc.errors import UserError
+from rlrc.envs.world import by_name
 
 GRASP_HEIGHT = 0.02
 """m of the hand above the object's underside."""
@@ -32,7 +32,7 @@ class Expert:
     """Acts in `num_envs` environments at once."""
 
     def __init__(self, num_envs: int) -> None:
-        self._shape = (num_envs, len(ENVIRONMENT_STATE))
+        self._num_envs = num_envs
 
     def act(self, environment_state: np.ndarray) -> np.ndarray:
         """Actions, float32 (N,7), for privileged states (N,E).
@@ -40,9 +40,7 @@ class Expert:
         Raises:
             UserError: the states have another shape.
         """
-        if environment_state.shape != self._shape:
-            raise UserError(f"environment_state of shape {environment_state.shape}: this expert takes {self._shape}")
-        s = dict(zip(ENVIRONMENT_STATE, environment_state.astype(np.float64).T, strict=True))
+        s = by_name(environment_state, ENVIRONMENT_STATE, self._num_envs)
         hand = np.stack([s["x"], s["y"], s["z"]], axis=1)
         item = np.stack([s["object_x"], s["object_y"], s["object_z"]], axis=1)
         plate = np.stack([s["plate_x"], s["plate_y"], s["plate_z"]], axis=1)
