@@ -167,8 +167,8 @@ def plain_libero(suite: str) -> Loop:
 
 CASES = (
     Case("tabletop", "96 px", 96, 16, steps=20, plain=plain_tabletop),
-    Case("putonplate", "224 px", 224, 1, 30, partial(plain_put_on_plate, 224, 224)),
-    Case("putonplate:official", "640 x 480 px", 224, 1, 15, partial(plain_put_on_plate, 640, 480)),
+    Case("putonplate", "224 px", 224, 4, 10, partial(plain_put_on_plate, 224, 224)),
+    Case("putonplate:official", "640 x 480 px", 224, 4, 5, partial(plain_put_on_plate, 640, 480)),
     Case("libero_spatial", "official", 256, 1, 10, partial(plain_libero, "libero_spatial")),
     Case("libero_spatial:fast", "fast", 256, 1, 30, partial(plain_libero, "libero_spatial")),
     Case("libero_10", "official", 256, 1, 10, partial(plain_libero, "libero_10")),

@@ -8,10 +8,11 @@ is repeated.
 """
 
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count, pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -28,6 +29,9 @@ MAX_LOSSES = 3
 
 SMALLEST_PICTURE = 16
 """Side in px; also what a world is made for of which no pictures are wanted."""
+
+_THREADS = "OMP_NUM_THREADS"
+"""What PyTorch reads when it is imported."""
 
 T = TypeVar("T")
 Calls = dict[int, tuple[Any, ...]]
@@ -171,8 +175,23 @@ class ProcessWorker:
         pictures = None if self._images is None else (self._images.name, self._images.shape)
         arguments = (theirs, self._spec, self.part, pictures)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        with _one_thread():
+            self._process.start()
         theirs.close()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started within compute on one thread each: they are many, and more threads would fight for cores."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
+        else:
+            os.environ[_THREADS] = before
 
 
 def split(count: int, workers: int) -> list[slice]:
