@@ -101,8 +101,10 @@ def play(env: envs.WorkerVectorEnv, split: str, variant: str, ids: np.ndarray, s
     instructions = observation["instruction"]
     success = []
     for noise in shove:
-        _, _, _, _, info = env.step(expert.act(info["environment_state"]) + noise)
+        _, _, terminated, _, info = env.step(expert.act(info["environment_state"]) + noise)
         success.append(info["success"])
+        if terminated.all():
+            break
     by_episode = np.stack(success, axis=1)
     return [
         (instruction, bool(solved[-1]), int(solved.argmax()) + 1 if solved.any() else None)

@@ -41,6 +41,8 @@ class Counter:
             time.sleep(1000)
         if action[0] == 8:
             raise ValueError("eight")
+        if action[0] == 5:
+            self.flags |= {"success": True, "grasped": True}
         self.steps += 1
         return self.read()
 
@@ -83,6 +85,20 @@ def test_environments_keep_their_order_and_end_together(num_workers: int) -> Non
             "environment_state": ("f", 3),
         }
     assert env.observation_space.contains(observation)
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_where_success_ends_an_episode_its_world_stands_still(num_workers: int) -> None:
+    env = WorkerVectorEnv(replace(SPEC, ends_on_success=True), num_envs=3, num_workers=num_workers, image_size=16)
+    env.reset()
+    _, reward, terminated, truncated, _ = env.step(only_last(3, 5))
+    assert (reward > 1).tolist() == terminated.tolist() == [False, False, True] and not truncated.any()
+    for _ in range(2):
+        observation, reward, terminated, truncated, info = env.step(actions(3))
+        assert not reward.any() and terminated.tolist() == info["success"].tolist() == [False, False, True]
+    assert observation["state"].tolist() == [[0, 3], [1, 3], [2, 1]] and observation["image"][2, 0, 0, 0] == 3
+    assert truncated.all()
     env.close()
 
 

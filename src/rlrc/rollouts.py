@@ -32,16 +32,17 @@ class Camera:
     episode_ids: Sequence[int]
     frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    def start(self, episode_ids: Sequence[int]) -> None:
-        """Throw away what was seen of these episodes: they begin."""
-        for id_ in episode_ids:
-            self.frames.pop(id_, None)
-
-    def see(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
-        """Keep what the policy sees, uint8 (N, H, W, 3), of the episodes to film."""
+    def start(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
+        """These episodes begin, with pictures uint8 (N, H, W, 3); throw away what was seen of them before."""
         for image, id_ in zip(images, episode_ids, strict=False):
             if id_ in self.episode_ids:
-                self.frames.setdefault(id_, []).append(image.copy())
+                self.frames[id_] = [image.copy()]
+
+    def see(self, images: np.ndarray, episode_ids: Sequence[int], over: np.ndarray) -> None:
+        """Keep what the policy sees of the episodes to film, but for those that were `over` (N,) before."""
+        for image, id_, was_over in zip(images, episode_ids, over, strict=False):
+            if id_ in self.frames and not was_over:
+                self.frames[id_].append(image.copy())
 
     def write(self, out: Path, condition: str, fps: float) -> None:
         for id_, frames in self.frames.items():
@@ -116,26 +117,27 @@ def _play(
     observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
     policy.reset()
     if camera is not None:
-        camera.start(ids)
+        camera.start(observation["image"], ids)
     tasks = observation["instruction"]
     noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
     steps: list[tuple[np.ndarray, ...]] = []
     gripper = [_gripper(info)]
-    finished = False
-    while not finished:
-        if camera is not None:
-            camera.see(observation["image"], ids)
+    over = np.zeros(env.num_envs, bool)
+    length = np.zeros(env.num_envs, int)
+    while not over.all():
         actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
         env.step_async(actions)
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
         steps.append((reward, info["success"].copy(), info["grasped"].copy()))
         gripper.append(_gripper(info))
-        finished = bool((terminated | truncated).all())
-    if camera is not None:
-        camera.see(observation["image"], ids)
+        if camera is not None:
+            camera.see(observation["image"], ids, over)
+        length += ~over
+        over = terminated | truncated
     rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
-    path_length, jerk = motion(np.stack(gripper), env.metadata["render_fps"])
+    positions, fps = np.stack(gripper), env.metadata["render_fps"]
+    moved = [motion(positions[: length[i] + 1, i], fps) for i in range(len(ids))]
     return [
         Episode(
             policy="",
@@ -150,8 +152,8 @@ def _play(
             steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
             sum_reward=float(rewards[:, i].sum()),
             max_reward=float(rewards[:, i].max()),
-            path_length=float(path_length[i]),
-            jerk=float(jerk[i]),
+            path_length=float(moved[i][0]),
+            jerk=float(moved[i][1]),
             task=tasks[i],
         )
         for i, id_ in enumerate(ids)
@@ -159,7 +161,7 @@ def _play(
 
 
 def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Path length (N,) in m and root mean square jerk (N,) in m/s^3 of positions (T, N, 3) in m, `fps` a second.
+    """Path length in m and root mean square jerk in m/s^3, (...), of positions (T, ..., 3) in m, `fps` a second.
 
     Jerk is the third finite difference; without four positions it is 0.
     """

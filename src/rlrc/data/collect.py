@@ -178,7 +178,7 @@ def _play(config: CollectConfig, episode_id: int) -> Attempt:
 
 
 def _demonstrate(config: CollectConfig, episode_id: int) -> Attempt:
-    """One episode, until it has succeeded and the expert rests, or time is up."""
+    """One episode, until it has succeeded and the expert rests, the world ends it, or time is up."""
     world = _world(config.world, config.image_size)
     low, high = np.array(world.world_spec.action_low), np.array(world.world_spec.action_high)
     generator = np.random.default_rng([config.seed, episode_id])
@@ -199,5 +199,7 @@ def _demonstrate(config: CollectConfig, episode_id: int) -> Attempt:
                 frames[key].append(values[0])
         gripper = action[0, 6]
         noisy = action + strength * generator.standard_normal(action.shape)
-        observation, _, _, _, info = world.step(np.clip(noisy, low, high))
+        observation, _, terminated, _, info = world.step(np.clip(noisy, low, high))
+        if terminated[0]:
+            break
     return Attempt(instruction, bool(info["success"][0]), {key: np.stack(values) for key, values in frames.items()})

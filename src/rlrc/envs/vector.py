@@ -1,7 +1,7 @@
 """Many copies of a world as one gymnasium `VectorEnv`, spread over worker processes.
 
 A world is made by a picklable factory inside the process that runs it, so no simulation starts in the parent. Pictures
-come back through shared memory, the rest through pipes. Episodes have a fixed length and there is no autoreset: who
+come back through shared memory, the rest through pipes. There is no autoreset: who
 evaluates episode by episode wants to choose each one. Who trains may start some of them anew while the others go on.
 """
 
@@ -26,8 +26,9 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     default to "ind" and "main", the ids to 0..N-1; with "reset_mask", N bools, only those marked start anew, as in
     gymnasium. Observation: image uint8 (N,S,S,3), instruction tuple of N str,
     state float32 (N,D). Action: float32 (N,7). Info: success, grasped, consecutive_grasp bool (N,) and
-    environment_state float32 (N,E). `truncated` is True after `max_episode_steps`, `terminated` never. With
-    `image_size` None nothing is drawn, and observations have no image.
+    environment_state float32 (N,E). `truncated` is True after `max_episode_steps`. `terminated` is True from the first
+    success on in worlds that end by it, whose further steps change nothing, and never in others. With `image_size` None
+    nothing is drawn, and observations have no image.
 
     Raises:
         UserError: an unknown split or variant, episode ids or actions of the wrong shape, a non-finite action.
@@ -107,7 +108,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             raise UserError("actions hold NaN or infinity")
         if None in self._readings:
             raise UserError("reset all environments before stepping them")
-        self._ask("step", {n: (action,) for n, action in enumerate(actions)})
+        self._ask("step", {int(n): (actions[n],) for n in np.flatnonzero(~self._terminated())})
 
     def step_wait(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """What `step` returns, of the step that `step_async` began."""
@@ -118,7 +119,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         reward, self._level = level - self._level, level
         self._steps += 1
         truncated = self._steps >= self.max_episode_steps
-        return observation, reward, np.zeros(self.num_envs, bool), truncated, info
+        return observation, reward, self._terminated(), truncated, info
 
     def render(self) -> tuple[np.ndarray, ...]:
         """The last pictures, N of uint8 (S,S,3).
@@ -146,6 +147,10 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         if None in self._readings and not mask.all():
             raise UserError("reset_mask: start all episodes before starting some of them anew")
         return options.get("split", "ind"), options.get("variant", "main"), ids, mask
+
+    def _terminated(self) -> np.ndarray:
+        ends = self.world_spec.ends_on_success
+        return np.array([ends and reading is not None and reading.success for reading in self._readings])
 
     def _ask(self, method: str, calls: dict[int, tuple[Any, ...]]) -> None:
         """Have `method` of the numbered worlds called with their arguments."""

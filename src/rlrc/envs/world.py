@@ -59,6 +59,8 @@ class WorldSpec:
     """Those of main and of single tasks; every other variant is out of distribution."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
+    ends_on_success: bool = False
+    """Whether an episode is over once it succeeds, as in LIBERO, or goes on and may lose what it had."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
 

@@ -36,6 +36,7 @@ def spec(name: str) -> WorldSpec:
         control_hz=CONTROL_HZ,
         variants={"main": "main"} | {f"task-{number}": "task" for number in range(SUITES[suite].tasks)},
         splits=("ind",),
+        ends_on_success=True,
         expert=partial(Expert, suite) if suite in WITH_EXPERT else None,
     )
 
