@@ -69,7 +69,7 @@ _BOX = Grasp((0.0, 0.0, 0.002))
 _CAN = Grasp((0.0, 0.0, 0.012), turns=False)
 
 GRASPS = {
-    "akita_black_bowl": Grasp((0.0, 0.048, 0.042), turns=False),  # by the rim, as mugs are, or by the handle
+    "akita_black_bowl": Grasp((0.0, 0.048, 0.032), turns=False),  # by the rim, as mugs are, or by the handle
     "alphabet_soup": _CAN,
     "tomato_sauce": _CAN,
     "cream_cheese": _BOX,
@@ -81,7 +81,7 @@ GRASPS = {
     "black_book": Grasp((0.0, -0.012, 0.12), fingers=0.0),
     "flat_stove": Grasp((-0.005, 0.0, 0.035), fingers=0.0),  # the knob's bar
 }
-_BOWL_BESIDE_WALLS = Grasp((-0.048, 0.0, 0.042), fingers=0.0, turns=False)
+_BOWL_BESIDE_WALLS = Grasp((-0.048, 0.0, 0.032), fingers=0.0, turns=False)
 """Of a bowl in or on a cabinet, or on its way into one: its fingers open along the cabinet's front."""
 _HIGH = 0.1
 """m above its target at which a bowl stands in or on a cabinet."""

@@ -168,12 +168,27 @@ def _build(task: Task, simplify_meshes: bool) -> Any:
     from libero.libero.envs.bddl_utils import get_problem_info
 
     domain = TASK_MAPPING[get_problem_info(str(task.bddl))["problem_name"]]
-    if simplify_meshes:
-        domain = type(domain.__name__, (_SimplifiedMeshes, domain), {})
+    mixins = (_SimplifiedMeshes, _FixturesPutBack) if simplify_meshes else (_FixturesPutBack,)
+    domain = type(domain.__name__, (*mixins, domain), {})
     controller = robosuite.load_controller_config(default_controller="OSC_POSE")
     env = domain(str(task.bddl), controller_configs=controller, **_SETUP)
     env._observables.clear()  # nobody reads robosuite's observations, and computing them takes a third of a step
     return env
+
+
+class _FixturesPutBack:
+    """Mixed into a LIBERO domain: each reset starts with the fixtures where the model has them.
+
+    Upstream builds the model anew each time, and finds the places on and in fixtures by where those are before it draws
+    where they shall be.
+    """
+
+    def _reset_internal(self) -> None:
+        model = self.sim.model._model  # type: ignore[attr-defined]
+        if not hasattr(self, "_as_built"):
+            self._as_built = model.body_pos.copy(), model.body_quat.copy()
+        model.body_pos[:], model.body_quat[:] = self._as_built
+        super()._reset_internal()  # type: ignore[misc]
 
 
 class _SimplifiedMeshes:

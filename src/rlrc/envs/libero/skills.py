@@ -15,6 +15,8 @@ from rlrc.envs.libero.world import ENVIRONMENT_STATE, GOAL, MAX_GOALS
 MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
 """m and rad that an action of 1 asks for."""
 OPEN, CLOSED = 1.0, 0.0
+_NEARER, _PATIENCE = 5e-4, 8
+"""A hand that in so many steps comes not so much (m) nearer than ever before has met a limit."""
 _GAIN = 2.0
 _SHORTEST_CLOSING, _LONGEST_CLOSING, _OPENING_STEPS = 4, 20, 5
 _STANDING = 5e-4
@@ -102,13 +104,18 @@ def move(
 ) -> Skill:
     """Bring the hand to a pose, which may depend on what is seen, within `tolerance` m and ten times as many rad.
 
-    After `limit` steps the hand has come as near as it will.
+    After `limit` steps, or when it comes no nearer, the hand is as near as it will be.
     """
+    nearest, since = np.inf, 0
     for _ in range(limit):
         target = where(view)
         turn = _shorter_turn(view.hand.rotation, target.rotation)
         step = target.position - view.hand.position
         if np.linalg.norm(step) < tolerance and np.linalg.norm(turn) < 10 * tolerance:
+            break
+        left = float(np.linalg.norm(step) + 0.1 * np.linalg.norm(turn))
+        nearest, since = (left, 0) if left < nearest - _NEARER else (nearest, since + 1)
+        if since == _PATIENCE:
             break
         step = _GAIN * step / MAX_TRANSLATION
         step /= max(1.0, float(np.linalg.norm(step)))
