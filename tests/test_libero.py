@@ -1,5 +1,7 @@
 """LIBERO's worlds against LIBERO's own wrapper: states, actions, pictures, success; and the expert in them."""
 
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -13,6 +15,7 @@ from rlrc.envs.libero import SUITES, check_assets
 from rlrc.envs.libero.tasks import Goal, tasks
 from rlrc.envs.libero.world import ENVIRONMENT_STATE, FIRST_DRAWN_EPISODE, STATE, Libero
 from rlrc.envs.vector import Reading
+from rlrc.episodes import read_episodes
 from rlrc.errors import UserError
 
 needs_libero = pytest.mark.skipif(bool(check_assets()), reason=f"LIBERO is not installed: {check_assets()[:1]}")
@@ -245,6 +248,20 @@ def test_the_expert_puts_the_bowl_on_the_plate(world: Libero) -> None:
 
 
 @needs_libero
+@pytest.mark.timeout(900)
+def test_a_random_policy_is_evaluated_as_openvla_is(tmp_path: Path) -> None:
+    """Published layout, official pictures, centre crop: one whole episode by the command."""
+    command = [sys.executable, "-m", "rlrc"]
+    subprocess.run([*command, "make-random", "--preset", "openvla-tiny", tmp_path / "policy"], check=True)
+    where = ["--world", "libero_spatial", "--episodes", "1", "--num-envs", "1", "--num-workers", "0", "--center-crop"]
+    asked = ["--policy", tmp_path / "policy", *where, "--temperature", "0.6", "--videos", "0"]
+    subprocess.run([*command, "evaluate", *asked, "--out", tmp_path / "out"], check=True)
+    (episode,) = read_episodes(tmp_path / "out" / "episodes.parquet")
+    assert (episode.world, episode.task) == ("libero_spatial", tasks("libero_spatial")[0].instruction)
+    assert episode.path_length > 0 and not episode.success_once
+
+
+@needs_libero
 def test_the_vector_environment_runs_it_in_a_worker() -> None:
     env = envs.make("libero_spatial:fast", num_envs=1, num_workers=1, image_size=64)
     observation, info = env.reset(options={"split": "ind", "variant": "task-2", "episode_ids": np.array([0])})
@@ -276,9 +293,6 @@ def _absent(missing: str, name: str) -> str:
 
 def test_the_library_stays_light(tmp_path: Path) -> None:
     """A world's spec needs neither robosuite nor LIBERO."""
-    import subprocess
-    import sys
-
     code = (
         "import sys\nfrom rlrc import envs\nenvs.spec('libero_10')\n"
         "heavy = {'robosuite', 'libero', 'numba', 'h5py', 'torch'} & set(sys.modules)\nassert not heavy, heavy"

@@ -42,6 +42,14 @@ def test_every_recorded_number_names_the_same_episode(resets: dict[str, np.ndarr
             np.testing.assert_allclose(episode.other_pose, resets["drop_extra_pose"][row], atol=1e-6, err_msg=where)
 
 
+def test_every_split_that_a_variant_is_said_to_have_can_be_played() -> None:
+    world = envs.spec("putonplate")
+    for variant in CATALOGUE:
+        for split in world.splits_of(variant):
+            assert find_episode(split, variant, 0).wording
+    assert world.splits_of("main") == ("ind", "ood") and world.splits_of("single") == ("ood",)
+
+
 def test_the_tables_of_positions_and_starts_are_the_recorded_ones(shared: Path) -> None:
     recorded = np.load(shared / "fixtures" / "maniskill" / "poses.npz", allow_pickle=False)
     layouts = {"main": "pairs", "position": "pairs-and-ring", "multicarrot": "two-objects", "multiplate": "two-plates"}

@@ -66,7 +66,7 @@ class WorldSpec:
 
     def splits_of(self, variant: str) -> tuple[str, ...]:
         """The splits in which a variant can be played."""
-        return self.splits if self.variants[variant] in ("main", "task") else ("ood",)
+        return self.splits if variant == "main" or self.variants[variant] == "task" else ("ood",)
 
 
 def by_name(environment_state: np.ndarray, names: tuple[str, ...], num_envs: int) -> dict[str, np.ndarray]:
