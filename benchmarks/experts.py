@@ -44,11 +44,14 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/experts.json"))
     options = parser.parse_args()
-    for world in options.worlds:
-        for row in measure(world, options, read_rows(options.out)):
-            rows = read_rows(options.out)  # anew: others may be measuring other worlds
-            kept = [old for old in rows if (old["world"], old["task"]) != (row["world"], row["task"])]
-            write_json(options.out, {"machine": machine(), "rows": [*kept, row]})
+    try:
+        for world in options.worlds:
+            for row in measure(world, options, read_rows(options.out)):
+                rows = read_rows(options.out)  # anew: others may be measuring other worlds
+                kept = [old for old in rows if (old["world"], old["task"]) != (row["world"], row["task"])]
+                write_json(options.out, {"machine": machine(), "rows": [*kept, row]})
+    except UserError as error:
+        parser.error(str(error))
     print(table([row for row in read_rows(options.out) if row["world"] in options.worlds]))
 
 

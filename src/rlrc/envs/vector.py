@@ -85,9 +85,9 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start N episodes, or those of `reset_mask`; an episode id fixes everything, so `seed` changes nothing."""
-        split, variant, episode_ids, mask = self._parse(options or {})
         if self._asked is not None:
             self._hear()  # of a step that nobody waits for any more
+        split, variant, episode_ids, mask = self._parse(options or {})
         self._steps[mask] = 0
         self._level[mask] = 0
         self._ask("reset", {int(n): (split, variant, int(episode_ids[n])) for n in np.flatnonzero(mask)})
@@ -203,4 +203,4 @@ def _release(workers: list[Worker], images: Images | None) -> None:
         images.close()
 
 
-_PRINTABLE = "".join(chr(c) for c in range(32, 127))
+_PRINTABLE = "".join(chr(c) for c in range(32, 127)) + "\N{RIGHT SINGLE QUOTATION MARK}"  # which RL4VLA's wordings use

@@ -8,6 +8,9 @@ import numpy as np
 
 from rlrc.errors import UserError
 
+CONSECUTIVE_STEPS = 5
+"""For so many an object must be held for `consecutive_grasp`."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -19,6 +22,20 @@ class Reading:
     success: bool
     grasped: bool
     consecutive_grasp: bool
+
+
+class GraspLatch:
+    """An episode's two flags of a grasp, as RL4VLA has them: once true they stay."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self.grasped = self.consecutive_grasp = False
+
+    def update(self, held: bool) -> None:
+        """Tell whether the object is held after one more step."""
+        self._steps = self._steps + 1 if held else 0
+        self.grasped |= held
+        self.consecutive_grasp |= self._steps >= CONSECUTIVE_STEPS
 
 
 class World(Protocol):

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.libero.render import Painter, as_openvla_sees
 from rlrc.envs.libero.simulation import Simulation
 from rlrc.envs.libero.tasks import TRIALS, Goal, Task, tasks
-from rlrc.envs.world import Reading
+from rlrc.envs.world import GraspLatch, Reading
 from rlrc.errors import UserError
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
@@ -36,7 +36,6 @@ where a task has fewer of them, zeros."""
 
 FIRST_DRAWN_EPISODE = 900_000
 """From here on episodes start from states of our own drawing; below they are the official ones."""
-_CONSECUTIVE = 5
 
 
 class Libero:
@@ -68,8 +67,7 @@ class Libero:
                 f"episode {episode_id} of {task.suite} {variant}: each task has {TRIALS} official initial states; ids "
                 f"from {FIRST_DRAWN_EPISODE:,} on draw others"
             )
-        self._grasp_steps = 0
-        self._grasped = self._consecutive = False
+        self._grasp = GraspLatch()
         return self._read(simulation)
 
     def step(self, action: np.ndarray) -> Reading:
@@ -108,10 +106,7 @@ class Libero:
 
     def _read(self, simulation: Simulation) -> Reading:
         position, quat, fingers = simulation.hand()
-        held = [simulation.holds(name) for name in simulation.things_of_interest()]
-        self._grasp_steps = self._grasp_steps + 1 if any(held) else 0
-        self._grasped |= self._grasp_steps > 0
-        self._consecutive |= self._grasp_steps >= _CONSECUTIVE
+        self._grasp.update(any(simulation.holds(name) for name in simulation.things_of_interest()))
         rotation = Rotation.from_quat(quat, scalar_first=True).as_rotvec()
         privileged = np.zeros(len(ENVIRONMENT_STATE))
         privileged[:9] = [*position, *quat, fingers[0] - fingers[1], simulation.task.number]
@@ -122,8 +117,8 @@ class Libero:
             state=np.concatenate([position, rotation, fingers]).astype(np.float32),
             environment_state=privileged.astype(np.float32),
             success=simulation.success(),
-            grasped=self._grasped,
-            consecutive_grasp=self._consecutive,
+            grasped=self._grasp.grasped,
+            consecutive_grasp=self._grasp.consecutive_grasp,
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.maniskill.simulator import full_precision, import_maniskill, start
-from rlrc.envs.world import Reading
+from rlrc.envs.world import GraspLatch, Reading
 from rlrc.errors import UserError
 
 CONTROL_MODE = "pd_ee_delta_pose"
@@ -77,7 +77,7 @@ class AnyTask:
             raise UserError(f"{self._instruction}: ManiSkill's tasks have split ind and variant main alone")
         with full_precision():
             self._observation, info = self._env.reset(seed=episode_id)
-        self._held_steps, self._grasped, self._consecutive = 0, False, False
+        self._grasp = GraspLatch()
         return self._read(info)
 
     def step(self, action: np.ndarray) -> Reading:
@@ -93,10 +93,7 @@ class AnyTask:
         return picture
 
     def _read(self, info: dict) -> Reading:
-        held = any(bool(value[0]) for key, value in info.items() if "grasped" in key)
-        self._held_steps = self._held_steps + 1 if held else 0
-        self._grasped |= held
-        self._consecutive |= self._held_steps >= 5
+        self._grasp.update(any(bool(value[0]) for key, value in info.items() if "grasped" in key))
         pose = self._env.agent.tcp.pose.raw_pose[0].cpu().numpy()
         turn = Rotation.from_quat(pose[3:], scalar_first=True).as_rotvec()
         opening = self._env.agent.robot.get_qpos()[0, -2:].sum().cpu().numpy()
@@ -106,6 +103,6 @@ class AnyTask:
             state=state,
             environment_state=state.copy(),
             success=bool(info["success"][0]) if "success" in info else False,
-            grasped=self._grasped,
-            consecutive_grasp=self._consecutive,
+            grasped=self._grasp.grasped,
+            consecutive_grasp=self._grasp.consecutive_grasp,
         )

@@ -23,6 +23,7 @@ from sapien.physx import PhysxMaterial
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.episodes import MOVE_STEP, Episode, numbered_episode
 from rlrc.envs.putonplate.pictures import Overlay
+from rlrc.envs.world import CONSECUTIVE_STEPS
 
 CAMERA = "3rd_view_camera"
 WIDTH, HEIGHT = 640, 480
@@ -38,7 +39,6 @@ _SETTLE_STEPS, _LONG_SETTLE_STEPS, _MOVE_STEPS = 50, 600, 50
 _STILL_LINEAR, _STILL_ANGULAR = 1e-3, 1e-2
 """m/s and rad/s below which things have settled."""
 _FRICTION = 1.0
-_CONSECUTIVE = 5
 _ASIDE_TOLERANCE, _HEIGHT_TOLERANCE, _CONTACT_FORCE = 0.01, 0.05, 0.03
 """m, m, N: the limits of success."""
 _CORNERS = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
@@ -235,7 +235,7 @@ class PutOnPlate(BaseEnv):
             held |= (self._object == index) & self.agent.is_grasping(self._objects[index])
         self._held_steps = torch.where(held, self._held_steps + 1, 0)
         self._grasped = self._grasped | held
-        self._consecutive = self._consecutive | (self._held_steps >= _CONSECUTIVE)
+        self._consecutive = self._consecutive | (self._held_steps >= CONSECUTIVE_STEPS)
         return {
             "success": self._on_plate(),
             "grasped": self._grasped,

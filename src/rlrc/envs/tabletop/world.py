@@ -13,7 +13,7 @@ from rlrc.envs.tabletop.render import painter
 from rlrc.envs.tabletop.scene import FINGERS, TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
 from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
-from rlrc.envs.world import Reading
+from rlrc.envs.world import GraspLatch, Reading
 
 SUBSTEPS = 25
 RAMP = 5
@@ -36,7 +36,6 @@ ENVIRONMENT_STATE = (
 
 _GRASP_FORCE, _PLATE_FORCE = 0.5, 0.03
 """N; ManiSkill's thresholds for this task."""
-_CONSECUTIVE = 5
 _SETTLE_STEPS = 12
 
 
@@ -65,8 +64,8 @@ class Tabletop:
         self.data.qpos[:8] = [*joints, FINGER_TRAVEL, FINGER_TRAVEL]
         self.data.ctrl[:] = [*joints, FINGER_TRAVEL]
         mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
-        self._steps = self._grasp_steps = 0
-        self._grasped = self._consecutive = False
+        self._steps = 0
+        self._grasp = GraspLatch()
         return self._read()
 
     def step(self, action: np.ndarray) -> Reading:
@@ -81,9 +80,7 @@ class Tabletop:
         if self.episode.moved_to is not None and self._steps == MOVE_STEP:
             self._put_object(0, self.episode.moved_to)
             mujoco.mj_forward(self.model, self.data)
-        self._grasp_steps = self._grasp_steps + 1 if self._held() else 0
-        self._grasped |= self._grasp_steps > 0
-        self._consecutive |= self._grasp_steps >= _CONSECUTIVE
+        self._grasp.update(self._held())
         return self._read()
 
     def draw(self) -> np.ndarray:
@@ -127,8 +124,8 @@ class Tabletop:
             state=state.astype(np.float32),
             environment_state=privileged.astype(np.float32),
             success=on_plate and not touched,
-            grasped=self._grasped,
-            consecutive_grasp=self._consecutive,
+            grasped=self._grasp.grasped,
+            consecutive_grasp=self._grasp.consecutive_grasp,
         )
 
     def _held(self) -> bool:
