@@ -54,6 +54,13 @@ class Counter:
         return np.full((self.image_size, self.image_size, 3), self.episode_id + self.steps, np.uint8)
 
 
+class Threads(Counter):
+    """Tells by its instruction how many threads its process is to use."""
+
+    def read(self) -> Reading:
+        return replace(super().read(), instruction=os.environ["OMP_NUM_THREADS"])
+
+
 SPEC = WorldSpec(
     "counter", Counter, ("id", "steps"), ("id", "steps"), (-9.0,) * 7, (9.0,) * 7, 3, 5.0, {"main": "main"}
 )
@@ -120,6 +127,14 @@ def test_some_episodes_start_anew_while_the_others_go_on(num_workers: int) -> No
     assert truncated.tolist() == [True, False, True]
     with pytest.raises(UserError, match="need 3 bools"):
         env.reset(options={"reset_mask": np.array([1, 0, 0])})
+    env.close()
+
+
+def test_worker_processes_compute_on_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    env = WorkerVectorEnv(replace(SPEC, factory=Threads), num_envs=2, num_workers=2, image_size=16)
+    observation, _ = env.reset()
+    assert observation["instruction"] == ("1", "1") and os.environ["OMP_NUM_THREADS"] == "2"
     env.close()
 
 

@@ -28,7 +28,7 @@ from rlrc import envs
 from rlrc.config import Config
 from rlrc.data import format as fmt
 from rlrc.data.lerobot import CameraDtype, write_dataset
-from rlrc.envs.workers import MAX_LOSSES
+from rlrc.envs.workers import MAX_LOSSES, one_thread
 from rlrc.errors import UserError
 from rlrc.progress import bar, say
 from rlrc.stats import wilson
@@ -134,7 +134,8 @@ def _attempts(config: CollectConfig) -> Generator[Attempt]:
     while True:
         pool = ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
         try:
-            pending = deque(pool.submit(_play, config, first + place) for place in range(ahead))
+            with one_thread():  # the first call starts all processes
+                pending = deque(pool.submit(_play, config, first + place) for place in range(ahead))
             while True:
                 attempt = pending.popleft().result()
                 pending.append(pool.submit(_play, config, first + ahead))

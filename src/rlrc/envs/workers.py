@@ -175,13 +175,13 @@ class ProcessWorker:
         pictures = None if self._images is None else (self._images.name, self._images.shape)
         arguments = (theirs, self._spec, self.part, pictures)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with _one_thread():
+        with one_thread():
             self._process.start()
         theirs.close()
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Processes started within compute on one thread each: they are many, and more threads would fight for cores."""
     before = os.environ.get(_THREADS)
     os.environ[_THREADS] = "1"
