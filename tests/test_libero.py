@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import rlrc
 
 from rlrc import envs
 from rlrc.envs.libero import SUITES, check_assets
@@ -251,11 +252,10 @@ def test_the_expert_puts_the_bowl_on_the_plate(world: Libero) -> None:
 @pytest.mark.timeout(900)
 def test_a_random_policy_is_evaluated_as_openvla_is(tmp_path: Path) -> None:
     """Published layout, official pictures, centre crop: one whole episode by the command."""
-    command = [sys.executable, "-m", "rlrc"]
-    subprocess.run([*command, "make-random", "--preset", "openvla-tiny", tmp_path / "policy"], check=True)
-    where = ["--world", "libero_spatial", "--episodes", "1", "--num-envs", "1", "--num-workers", "0", "--center-crop"]
-    asked = ["--policy", tmp_path / "policy", *where, "--temperature", "0.6", "--videos", "0"]
-    subprocess.run([*command, "evaluate", *asked, "--out", tmp_path / "out"], check=True)
+    rlrc("make-random", "--preset", "openvla-tiny", tmp_path / "policy")
+    where = "--world", "libero_spatial", "--episodes", 1, "--num-envs", 1, "--num-workers", 0, "--center-crop"
+    asked = "--policy", tmp_path / "policy", *where, "--temperature", 0.6, "--videos", 0
+    rlrc("evaluate", *asked, "--out", tmp_path / "out")
     (episode,) = read_episodes(tmp_path / "out" / "episodes.parquet")
     assert (episode.world, episode.task) == ("libero_spatial", tasks("libero_spatial")[0].instruction)
     assert episode.path_length > 0 and not episode.success_once

@@ -1,13 +1,12 @@
 """The paper's recipe on ManiSkill, whole but tiny: every stage runs, on the mini policy and a handful of steps."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from command import rlrc
 from simulators import need_putonplate
 
 from rlrc.data import Demonstrations
@@ -39,13 +38,6 @@ TINY = {
 }
 DROPPED = ("prune-eval", "sft-eval", "rl-eval", "bench")
 """Evaluations differ by nothing but the policy: two of five are run. `bench` runs no world (tests/test_bench.py)."""
-
-
-def rlrc(*arguments: object) -> None:
-    """The command, in a process of its own, as users run it."""
-    command = [sys.executable, "-m", "rlrc", *(str(argument) for argument in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.timeout(900)

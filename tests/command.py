@@ -1,0 +1,11 @@
+"""The command `rlrc` as users run it."""
+
+import subprocess
+import sys
+
+
+def rlrc(*arguments: object) -> None:
+    """Run it in a process of its own; it must succeed."""
+    command = [sys.executable, "-m", "rlrc", *(str(argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
