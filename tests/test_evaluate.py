@@ -271,12 +271,15 @@ def test_conditions_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> N
         EvaluateConfig.parse({"policy": "x", "variants": ["plate"], "splits": ["ind"]}, "here")
     with pytest.raises(UserError, match="unknown world 'moon'"):
         EvaluateConfig.parse({"policy": "x", "world": "moon"}, "here")
-    one_split = replace(bandit_world.SPEC, splits=("ind",), variants={"main": "main", "task-0": "task"})
+    one_split = replace(bandit_world.SPEC, splits=("ind",), variants={"main": "main"}, num_tasks=4)
     monkeypatch.setattr("rlrc.envs.spec", lambda world: one_split)
-    config = EvaluateConfig(policy=Path("x"), variants=("main", "task-0"))
-    assert config.conditions == [("ind", "main"), ("ind", "task-0")]
+    assert EvaluateConfig(policy=Path("x")).conditions == [("ind", "main")]
     with pytest.raises(UserError, match=r"unknown split 'ood': the world 'tabletop' has ind$"):
         EvaluateConfig.parse({"policy": "x", "splits": ["ood"]}, "here")
+    config = EvaluateConfig(policy=Path("x"), tasks=(3, 0), first_episode_id=5, episodes=4)
+    assert config.episode_ids == [7, 8, 11, 12]
+    with pytest.raises(UserError, match=r"tasks \[1, 4\]: those of the world '.*' are numbered 0 to 3"):
+        EvaluateConfig.parse({"policy": "x", "tasks": [1, 4]}, "here")
 
 
 def test_options_reach_the_policy(

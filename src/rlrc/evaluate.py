@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -47,11 +47,13 @@ class EvaluateConfig(Config):
     splits: tuple[str, ...] | None = None
     """In and out of the distribution that was demonstrated ("ind", "ood"); all that the world has unless named."""
     variants: tuple[str, ...] = ("main",)
-    """The world's named variants; main and single tasks have all splits, the others are out of distribution."""
+    """The world's named variants; main has all splits, the others are out of distribution."""
     episodes: int = Field(default=128, ge=1)
     """For each condition, that is, split and variant."""
     first_episode_id: int = Field(default=0, ge=0)
     """Episode ids count up from here; equal ids are equal episodes."""
+    tasks: tuple[int, ...] | None = None
+    """Of a suite, the tasks to act in, by their numbers; all unless named."""
     num_envs: int = Field(default=32, ge=1)
     """Episodes run at once."""
     num_workers: int = Field(default=2, ge=0)
@@ -78,6 +80,7 @@ class EvaluateConfig(Config):
                 raise ValueError(f"unknown {kind} '{unknown[0]}': the world '{self.world}' has {', '.join(known)}")
         if self.center_crop and self.vla_cache is not None:
             raise ValueError("center_crop and vla_cache do not go together: patches are compared in the whole picture")
+        world.check_tasks(self.tasks)
         if not self.conditions:
             raise ValueError("no condition is left: these variants have none of these splits")
         return self
@@ -88,6 +91,11 @@ class EvaluateConfig(Config):
         world = envs.spec(self.world)
         pairs = product(self.variants, world.splits if self.splits is None else self.splits)
         return [(split, variant) for variant, split in pairs if split in world.splits_of(variant)]
+
+    @property
+    def episode_ids(self) -> list[int]:
+        """Those of each condition."""
+        return list(islice(envs.spec(self.world).episode_ids(self.first_episode_id, self.tasks), self.episodes))
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
@@ -102,14 +110,14 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
         policy.processor.images = replace(policy.processor.images, center_crop=True)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
-    last_id = config.first_episode_id + config.episodes
+    filmed = config.episode_ids[: config.videos]
     total = config.episodes * len(config.conditions)
     with _actors(policy, config) as actors, bar("evaluate", total, start=len(episodes)) as progress:
         for split, variant in config.conditions:
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
-            for first_id in range(config.first_episode_id + finished, last_id, config.num_envs):
-                ids = range(first_id, min(first_id + config.num_envs, last_id))
-                camera = Camera([id_ for id_ in ids if id_ < config.first_episode_id + config.videos])
+            for first in range(finished, config.episodes, config.num_envs):
+                ids = config.episode_ids[first : first + config.num_envs]
+                camera = Camera([id_ for id_ in ids if id_ in filmed])
                 batch = rollout_in_turns(actors, ids, split, variant, config.temperature, config.seed, camera)
                 camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
                 episodes += [replace(episode, policy=str(config.policy), world=config.world) for episode in batch]

@@ -16,13 +16,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlrc import envs
 from rlrc.config import Config
@@ -53,6 +54,8 @@ class CollectConfig(Config):
     """Successful episodes to record."""
     first_episode_id: int = Field(default=envs.FIRST_TRAINING_EPISODE, ge=0)
     """Episodes are tried from this id on."""
+    tasks: tuple[int, ...] | None = None
+    """Of a suite, the tasks to show, by their numbers; all unless named."""
     noise: float = Field(default=0.2, ge=0)
     """Execution noise: its standard deviation, as a fraction of the largest action, is drawn up to this."""
     camera: CameraDtype = "image"
@@ -63,6 +66,11 @@ class CollectConfig(Config):
     """Processes that play episodes; the result does not depend on it."""
     seed: int = Field(default=0, ge=0)
     """Of the execution noise."""
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> Self:
+        envs.spec(self.world).check_tasks(self.tasks)
+        return self
 
 
 @dataclass(frozen=True)
@@ -129,21 +137,23 @@ def _attempts(config: CollectConfig) -> Generator[Attempt]:
     Raises:
         UserError: processes were lost again and again before one more episode was done.
     """
-    ahead = 4 * config.num_workers
-    first, losses = config.first_episode_id, 0
+    ids = envs.spec(config.world).episode_ids(config.first_episode_id, config.tasks)
+    ahead, losses = deque(islice(ids, 4 * config.num_workers)), 0
     while True:
         pool = ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
         try:
             with one_thread():  # the first call starts all processes
-                pending = deque(pool.submit(_play, config, first + place) for place in range(ahead))
+                pending = deque(pool.submit(_play, config, id_) for id_ in ahead)
             while True:
                 attempt = pending.popleft().result()
-                pending.append(pool.submit(_play, config, first + ahead))
-                first, losses = first + 1, 0
+                ahead.popleft()
+                ahead.append(next(ids))
+                pending.append(pool.submit(_play, config, ahead[-1]))
+                losses = 0
                 yield attempt
         except BrokenProcessPool as loss:
             losses += 1
-            lost = f"a process that plays episode {first} or one soon after it died or hung"
+            lost = f"a process that plays episode {ahead[0]} or one soon after it died or hung"
             if losses == MAX_LOSSES:
                 raise UserError(f"{lost}: {losses} times in a row, so it is given up") from loss
             say(f"{lost}; it was replaced, and the episodes are played again")

@@ -1,7 +1,8 @@
 """What a world is to those who run it: the contract between a simulator and everything that acts in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -70,10 +71,11 @@ class WorldSpec:
     max_episode_steps: int
     control_hz: float
     variants: dict[str, str]
-    """The names of its variants, main first, and what each challenges: vision, semantics or execution; main is the
-    whole distribution, and task one task of it."""
+    """The names of its variants, main first, and what each challenges: vision, semantics or execution."""
     splits: tuple[str, ...] = ("ind", "ood")
-    """Those of main and of single tasks; every other variant is out of distribution."""
+    """Those of main; every other variant is out of distribution."""
+    num_tasks: int = 1
+    """Of a suite: episode i is one of task i modulo this."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
     ends_on_success: bool = False
@@ -83,7 +85,18 @@ class WorldSpec:
 
     def splits_of(self, variant: str) -> tuple[str, ...]:
         """The splits in which a variant can be played."""
-        return self.splits if variant == "main" or self.variants[variant] == "task" else ("ood",)
+        return self.splits if variant == "main" else ("ood",)
+
+    def episode_ids(self, first: int, tasks: Sequence[int] | None = None) -> Iterator[int]:
+        """Ids from `first` on, without end, of all tasks or of those of these numbers."""
+        return (id_ for id_ in count(first) if tasks is None or id_ % self.num_tasks in tasks)
+
+    def check_tasks(self, tasks: Sequence[int] | None) -> None:
+        """Raises ValueError where these are no numbers of tasks."""
+        if tasks is not None and not set(tasks) <= set(range(self.num_tasks)):
+            raise ValueError(
+                f"tasks {list(tasks)}: those of the world '{self.name}' are numbered 0 to {self.num_tasks - 1}"
+            )
 
 
 def by_name(environment_state: np.ndarray, names: tuple[str, ...], num_envs: int) -> dict[str, np.ndarray]:

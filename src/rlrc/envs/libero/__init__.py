@@ -34,8 +34,9 @@ def spec(name: str) -> WorldSpec:
         action_high=(1.0,) * 7,
         max_episode_steps=SUITES[suite].max_episode_steps,
         control_hz=CONTROL_HZ,
-        variants={"main": "main"} | {f"task-{number}": "task" for number in range(SUITES[suite].tasks)},
+        variants={"main": "main"},
         splits=("ind",),
+        num_tasks=SUITES[suite].tasks,
         ends_on_success=True,
         expert=partial(Expert, suite) if suite in WITH_EXPERT else None,
     )

@@ -49,14 +49,15 @@ class Libero:
         self._painter: Painter | None = None
 
     def reset(self, split: str, variant: str, episode_id: int) -> Reading:
-        """Start an episode: of the task that a variant names, or, in main, of each task in turn.
+        """Start an episode, of each task in turn.
 
         Raises:
             UserError: there is no such split or variant, or the id is beyond the official initial states.
         """
-        if split != "ind":
-            raise UserError(f"LIBERO has no split '{split}', only ind")
-        task, trial = self._find(variant, episode_id)
+        if (split, variant) != ("ind", "main"):
+            raise UserError(f"LIBERO has no split '{split}' of a variant '{variant}', only ind of main")
+        trial, number = divmod(episode_id, len(self._tasks))
+        task = self._tasks[number]
         simulation = self._simulate(task)
         if episode_id >= FIRST_DRAWN_EPISODE:
             simulation.start_drawn(episode_id)
@@ -64,7 +65,7 @@ class Libero:
             simulation.start_official(trial)
         else:
             raise UserError(
-                f"episode {episode_id} of {task.suite} {variant}: each task has {TRIALS} official initial states; ids "
+                f"episode {episode_id} of {task.suite}: each task has {TRIALS} official initial states; ids "
                 f"from {FIRST_DRAWN_EPISODE:,} on draw others"
             )
         self._grasp = GraspLatch()
@@ -86,16 +87,6 @@ class Libero:
         if self._painter is None:
             self._painter = Painter(simulation.model, self._fast)
         return self._painter
-
-    def _find(self, variant: str, episode_id: int) -> tuple[Task, int]:
-        """An episode's task, and its trial of that task."""
-        if variant == "main":
-            trial, number = divmod(episode_id, len(self._tasks))
-            return self._tasks[number], trial
-        by_variant = {f"task-{task.number}": task for task in self._tasks}
-        if variant not in by_variant:
-            raise UserError(f"no variant '{variant}': main, or task-0 to task-{len(self._tasks) - 1}")
-        return by_variant[variant], episode_id
 
     def _simulate(self, task: Task) -> Simulation:
         if self._simulation is None or self._simulation.task != task:
