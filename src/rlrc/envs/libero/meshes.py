@@ -1,7 +1,7 @@
 """Meshes of few faces for the fast worlds: what is only seen is simplified once and kept in the user's cache folder.
 
-A face of the simplified mesh takes its texture coordinates and normals from the original's nearest vertices, from that
-side of a seam or an edge on which the face lies.
+A corner of the simplified mesh takes its texture coordinates and normal from an original corner that is near, on a face
+that looks the same way (a plate has two sides), and from that part of the texture in which the middle of its face lies.
 """
 
 import hashlib
@@ -17,6 +17,11 @@ from scipy.spatial import cKDTree
 from rlrc.files import atomic_path, cache_folder
 
 MAX_FACES = 3000
+_VERSION = 2
+"""Of `simplify`: files that another one wrote are left alone."""
+_NEAR = 0.05
+"""Of a mesh's diagonal, and of its texture: a corner so far away is as unlike as one that looks a radian aside."""
+_CANDIDATES = 24
 
 
 class Mesh(NamedTuple):
@@ -45,8 +50,7 @@ def _only_seen(geom: ElementTree.Element) -> bool:
 @cache
 def _simplified_file(source: Path) -> Path:
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:24]
-    folder = cache_folder() / "libero-meshes"
-    path = folder / f"{digest}-{MAX_FACES}.msh"
+    path = cache_folder() / "libero-meshes" / f"{digest}-{MAX_FACES}-{_VERSION}.msh"
     if not path.exists():
         with atomic_path(path) as aside:
             _write_msh(aside, simplify(load_mesh(source), MAX_FACES))
@@ -77,24 +81,30 @@ def simplify(mesh: Mesh, max_faces: int) -> Mesh:
     import fast_simplification
 
     points, corners = np.unique(mesh.positions.reshape(-1, 3).astype(np.float32), axis=0, return_inverse=True)
-    corners = corners.reshape(-1, 3)
-    new_points, new_faces = fast_simplification.simplify(points, corners.astype(np.int32), target_count=max_faces)
-    positions = new_points[new_faces].astype(np.float64)
-    sides = np.cross(positions[:, 1] - positions[:, 0], positions[:, 2] - positions[:, 0])
-    nearest_face = cKDTree(mesh.positions.mean(1)).query(positions.mean(1))[1]
-    nearest_point = cKDTree(points).query(new_points)[1][new_faces]
+    corners = corners.reshape(-1, 3).astype(np.int32)
+    points, faces = fast_simplification.simplify(points, corners, target_count=max_faces)
+    new = points[faces].astype(np.float64)
 
-    old_normals, old_texcoords = mesh.normals.reshape(-1, 3), mesh.texcoords.reshape(-1, 2)
-    order = np.argsort(corners.ravel(), kind="stable")
-    bounds = np.searchsorted(corners.ravel()[order], np.arange(len(points) + 1))
-    normals, texcoords = np.empty_like(positions), np.empty((len(positions), 3, 2))
-    for face, corner in np.ndindex(nearest_point.shape):
-        point = nearest_point[face, corner]
-        here = order[bounds[point] : bounds[point + 1]]
-        normals[face, corner] = old_normals[here[np.argmax(old_normals[here] @ sides[face])]]
-        away = np.linalg.norm(old_texcoords[here] - mesh.texcoords[nearest_face[face]].mean(0), axis=1)
-        texcoords[face, corner] = old_texcoords[here[np.argmin(away)]]
-    return Mesh(positions, normals, texcoords)
+    unit = _NEAR * np.linalg.norm(np.ptp(points, axis=0))
+    middles = cKDTree(np.hstack([mesh.positions.mean(axis=1) / unit, _sides(mesh.positions)]))
+    there = mesh.texcoords[middles.query(np.hstack([new.mean(axis=1) / unit, _sides(new)]))[1]].mean(axis=1)
+    away, candidates = cKDTree(_corners(mesh.positions, unit)).query(_corners(new, unit), k=_CANDIDATES)
+    away, candidates = away.reshape(-1, 3, _CANDIDATES), candidates.reshape(-1, 3, _CANDIDATES)
+    texcoords = mesh.texcoords.reshape(-1, 2)
+    seam = np.linalg.norm(texcoords[candidates] - there[:, None, None], axis=-1) / _NEAR
+    chosen = np.take_along_axis(candidates, (away + seam).argmin(axis=-1)[..., None], axis=-1)[..., 0]
+    return Mesh(new, mesh.normals.reshape(-1, 3)[chosen], texcoords[chosen])
+
+
+def _corners(faces: np.ndarray, unit: float) -> np.ndarray:
+    """Of faces (F,3,3), each corner's position in units and the side of its face, (3F,6)."""
+    return np.hstack([faces.reshape(-1, 3) / unit, np.repeat(_sides(faces), 3, axis=0)])
+
+
+def _sides(faces: np.ndarray) -> np.ndarray:
+    """Unit vectors (F,3) that faces (F,3,3) look along; zero for one without area."""
+    sides = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
+    return sides / np.maximum(np.linalg.norm(sides, axis=1, keepdims=True), 1e-30)
 
 
 def _write_msh(path: Path, mesh: Mesh) -> None:

@@ -5,6 +5,8 @@ operational-space controller moves at most (0.05 m, 0.5 rad), then the gripper: 
 policies give it. robosuite's own gripper closes at +1, so it gets the sign of 1 - 2 times ours.
 """
 
+import gc
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -90,7 +92,8 @@ class Libero:
 
     def _simulate(self, task: Task) -> Simulation:
         if self._simulation is None or self._simulation.task != task:
-            self._painter = self._simulation = None  # free the memory of one before taking that of another
+            self._painter = self._simulation = None
+            gc.collect()  # robosuite's objects hold each other: without this, five tasks lie in memory at once
             self._simulation = Simulation(task, self._fast)
             self._goals = task.goals
         return self._simulation
