@@ -242,8 +242,13 @@ def test_the_expert_puts_the_bowl_on_the_plate(world: Libero) -> None:
     reading = world.reset("ind", "main", 0)
     assert not (reading.success or reading.grasped)
     expert = envs.expert("libero_spatial:fast", 1)
+    assert world._simulation is not None
+    domain, things = world._simulation.env, ("akita_black_bowl_1", "akita_black_bowl_2", "plate_1", "flat_stove_1")
     for _ in range(envs.spec("libero_spatial").max_episode_steps):
         reading = world.step(expert.act(reading.environment_state[None])[0])
+        for thing in things:
+            upstream = domain._check_grasp(domain.robots[0].gripper, domain.get_object(thing))
+            assert world._simulation.holds(thing) == upstream
     assert reading.success
     assert reading.grasped
     assert reading.consecutive_grasp

@@ -69,7 +69,8 @@ class Simulation:
 
     def step(self, action: np.ndarray) -> None:
         """One control step with an action (7,) in robosuite's convention: gripper +1 closes."""
-        self.env.step(action)
+        with _computed_once(self.env.sim):
+            self.env.step(action)
 
     def success(self) -> bool:
         return bool(self.env._check_success())
@@ -80,9 +81,14 @@ class Simulation:
         return bool(self.env._eval_predicate(words))
 
     def holds(self, name: str) -> bool:
-        """Whether both fingers touch an object or fixture."""
-        gripper = self.env.robots[0].gripper
-        return bool(self.env._check_grasp(gripper, self.env.get_object(name)))
+        """Whether both fingers touch an object or fixture; what robosuite's `_check_grasp` says, in less time."""
+        fingers = self.env.robots[0].gripper.important_geoms
+        touching = self.data.contact.geom
+        touching = touching[np.isin(touching, self._geoms(self.env.get_object(name).contact_geoms)).any(axis=1)]
+        return all(np.isin(touching, self._geoms(fingers[f"{side}_fingerpad"])).any() for side in ("left", "right"))
+
+    def _geoms(self, names: list[str]) -> list[int]:
+        return [self.model.geom(name).id for name in names]
 
     def things_of_interest(self) -> list[str]:
         """The movable ones of BDDL's :obj_of_interest; where there is none, the fixtures, or those of its regions."""
@@ -158,6 +164,35 @@ def _random_stream(start: Any) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)  # noqa: NPY002
+
+
+@contextmanager
+def _computed_once(sim: Any) -> Iterator[None]:
+    """Let robosuite's loop compute each state once instead of three times, with the same bits.
+
+    Its environment and its controller each call `forward` before a step, which begins with the same again. What the
+    controller reads of it is the first half of a step; what it decides enters the second.
+    """
+    model, data = sim.model._model, sim.data._data
+    current = False
+
+    def forward() -> None:
+        nonlocal current
+        if not current:
+            mujoco.mj_step1(model, data)
+        current = True
+
+    def step() -> None:
+        nonlocal current
+        forward()
+        mujoco.mj_step2(model, data)
+        current = False
+
+    sim.forward, sim.step = forward, step
+    try:
+        yield
+    finally:
+        del sim.forward, sim.step
 
 
 def _build(task: Task, simplify_meshes: bool) -> Any:
