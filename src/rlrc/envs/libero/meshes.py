@@ -85,7 +85,7 @@ def simplify(mesh: Mesh, max_faces: int) -> Mesh:
     points, faces = fast_simplification.simplify(points, corners, target_count=max_faces)
     new = points[faces].astype(np.float64)
 
-    unit = _NEAR * np.linalg.norm(np.ptp(points, axis=0))
+    unit = _NEAR * float(np.linalg.norm(np.ptp(points, axis=0)))
     middles = cKDTree(np.hstack([mesh.positions.mean(axis=1) / unit, _sides(mesh.positions)]))
     there = mesh.texcoords[middles.query(np.hstack([new.mean(axis=1) / unit, _sides(new)]))[1]].mean(axis=1)
     away, candidates = cKDTree(_corners(mesh.positions, unit)).query(_corners(new, unit), k=_CANDIDATES)

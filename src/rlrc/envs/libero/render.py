@@ -5,16 +5,12 @@ serves the process, and a picture is drawn when it is asked for.
 """
 
 import io
-import os
-from functools import cache
-from importlib import import_module
-from typing import Any
 
 import mujoco
 import numpy as np
 from PIL import Image
 
-from rlrc.errors import UserError
+from rlrc.envs.opengl import Canvas
 
 SIZE = 256
 """px; what LIBERO's datasets and OpenVLA's evaluation render before they resize."""
@@ -29,13 +25,10 @@ class Painter:
     """
 
     def __init__(self, model: mujoco.MjModel, fast: bool) -> None:
-        context = _context()
-        context.make_current()
-        model.vis.global_.offwidth = model.vis.global_.offheight = SIZE
         if fast:
             model.vis.quality.offsamples = 0
         self._model = model
-        self._buffers = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._canvas = Canvas(model, SIZE)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
         self._camera = mujoco.MjvCamera()
@@ -46,15 +39,9 @@ class Painter:
 
     def draw(self, data: mujoco.MjData) -> np.ndarray:
         """The picture as OpenGL keeps it, bottom row first: uint8 (256,256,3)."""
-        _context().make_current()
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
-        rect = mujoco.MjrRect(0, 0, SIZE, SIZE)
-        pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
-        mujoco.mjr_render(rect, self._scene, self._buffers)
-        mujoco.mjr_readPixels(pixels, None, rect, self._buffers)
-        return pixels
+        return self._canvas.draw(self._scene)
 
 
 def as_openvla_sees(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -66,18 +53,3 @@ def as_openvla_sees(pixels: np.ndarray, size: int) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(pixels[::-1, ::-1]).save(file, "JPEG", quality=95, subsampling="4:2:0")
     return np.asarray(Image.open(file).resize((size, size), Image.Resampling.LANCZOS))
-
-
-@cache
-def _context() -> Any:
-    """This process's OpenGL context."""
-    platform = os.environ.get("MUJOCO_GL") or "egl"
-    try:
-        context = import_module(f"mujoco.{platform}").GLContext(SIZE, SIZE)
-        context.make_current()
-    except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-        raise UserError(
-            f"cannot draw with OpenGL through {platform}: install the Debian packages libegl1 libgl1-mesa-dri "
-            f"libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw ({' '.join(str(error).split())})"
-        ) from error
-    return context

@@ -6,7 +6,7 @@ See docs/putonplate.md.
 from dataclasses import replace
 from functools import partial
 
-from rlrc.envs.putonplate.episodes import CATALOGUE
+from rlrc.envs.putonplate.episodes import CATALOGUE, CONTROL_HZ
 from rlrc.envs.putonplate.expert import LIMITS, Expert
 from rlrc.envs.putonplate.world import ENVIRONMENT_STATE, STATE, PutOnPlate
 from rlrc.envs.world import WorldSpec
@@ -20,7 +20,7 @@ SPEC = WorldSpec(
     action_low=(*-LIMITS, 0.0),
     action_high=(*LIMITS, 1.0),
     max_episode_steps=80,
-    control_hz=5,
+    control_hz=CONTROL_HZ,
     variants={name: variant.challenge for name, variant in CATALOGUE.items()},
     expert=Expert,
 )

@@ -20,6 +20,9 @@ from rlrc.errors import UserError
 Challenge = Literal["main", "vision", "semantics", "execution"]
 ObjectSet = Literal["train", "test", "all"]
 
+CONTROL_HZ = 5
+BASE = np.array([0.147, 0.028, 0.870])
+"""Where the robot stands (m, world frame)."""
 MOVE_STEP = 5
 """The control step at which position-change-to moves the object."""
 _CENTER, _HALF_EDGE = np.array([-0.16, 0.0]), 0.075

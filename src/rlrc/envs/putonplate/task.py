@@ -21,7 +21,7 @@ from mani_skill.utils.structs.types import SimConfig
 from sapien.physx import PhysxMaterial
 
 from rlrc.envs.putonplate import files
-from rlrc.envs.putonplate.episodes import MOVE_STEP, Episode, numbered_episode
+from rlrc.envs.putonplate.episodes import BASE, CONTROL_HZ, MOVE_STEP, Episode, numbered_episode
 from rlrc.envs.putonplate.pictures import Overlay
 from rlrc.envs.world import CONSECUTIVE_STEPS
 
@@ -29,10 +29,10 @@ CAMERA = "3rd_view_camera"
 WIDTH, HEIGHT = 640, 480
 """px of the published camera, the one of the Bridge dataset."""
 INTRINSIC = np.array([[623.588, 0.0, 319.501], [0.0, 623.588, 239.545], [0.0, 0.0, 1.0]])
-CONTROL_HZ, SIMULATION_HZ = 5, 500
+SIMULATION_HZ = 500
 
-_BASE, _AWAY = [0.147, 0.028, 0.870], [0.147, 0.028, 1.870]
-"""Where the robot stands (m), and where it is kept while things settle."""
+_AWAY = BASE + np.array([0.0, 0.0, 1.0])
+"""Where the robot is kept while things settle (m)."""
 _TURNED = [0.0, 0.0, 0.0, 1.0]
 _READY = np.array([-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398, 0.037, 0.037])
 _SETTLE_STEPS, _LONG_SETTLE_STEPS, _MOVE_STEPS = 50, 600, 50
@@ -144,7 +144,7 @@ class PutOnPlate(BaseEnv):
         self._simulate(_SETTLE_STEPS)
         if self._moving():
             self._simulate(_LONG_SETTLE_STEPS)
-        self.agent.robot.set_pose(sapien.Pose(_BASE, _TURNED))
+        self.agent.robot.set_pose(sapien.Pose(BASE, _TURNED))
         starts = np.stack([_READY if e.start is None else _READY + e.start for e in episodes])
         self.agent.reset(init_qpos=torch.tensor(starts, dtype=torch.float32, device=self.device))
         self._object_size = self._size_in_world(files.objects(), self._object, self.object_pose)

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from rlrc.envs.maniskill.simulator import full_precision, start
 from rlrc.envs.putonplate import files
-from rlrc.envs.putonplate.episodes import find_episode
+from rlrc.envs.putonplate.episodes import BASE, find_episode
 from rlrc.envs.world import Reading
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
@@ -31,7 +31,6 @@ the named plate's middle and top (m); whether both fingers hold the object, whet
 DOWN = Rotation.from_euler("y", 90, degrees=True)
 """The gripper's orientation when it points down with its fingers opening along y."""
 _BASE_FROM_WORLD = Rotation.from_euler("z", 180, degrees=True)
-_BASE = np.array([0.147, 0.028, 0.870])
 _SQUARE = 1.15
 """A rectangle with sides of nearly equal length can be grasped across either."""
 
@@ -140,7 +139,7 @@ def _pose_vector(pose: np.ndarray) -> np.ndarray:
 def _in_base(vertices: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Points (V,3) of a thing, in the robot's base frame, by its pose in the world."""
     turn = Rotation.from_quat(pose[3:], scalar_first=True)
-    return _BASE_FROM_WORLD.apply(turn.apply(vertices) + pose[:3] - _BASE)
+    return _BASE_FROM_WORLD.apply(turn.apply(vertices) + pose[:3] - BASE)
 
 
 def _narrow_side(points: np.ndarray, near: float) -> tuple[np.ndarray, float]:

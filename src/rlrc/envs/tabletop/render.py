@@ -4,17 +4,13 @@ Cheap on purpose (no shadow map, reflection or multisampling, coarse round shape
 dark ellipse lies under the hand: it shows where over the table the hand is and how far its fingers are open.
 """
 
-import os
 from functools import cache
-from importlib import import_module
 
 import mujoco
 import numpy as np
 
+from rlrc.envs.opengl import Canvas
 from rlrc.envs.tabletop.scene import FINGERS, compile_scene
-from rlrc.errors import UserError
-
-os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost more than they bring for small pictures.
 
 _MAX_GEOMS = 128
 _SHADOW_RGBA = np.array([0.0, 0.0, 0.0, 0.45], np.float32)
@@ -30,18 +26,7 @@ class Painter:
 
     def __init__(self, size: int) -> None:
         model = compile_scene()
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        platform = os.environ.get("MUJOCO_GL") or ("glfw" if "DISPLAY" in os.environ else "egl")
-        try:
-            self._context = import_module(f"mujoco.{platform}").GLContext(size, size)
-            self._context.make_current()
-            self._buffers = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise UserError(
-                f"cannot draw with OpenGL through {platform}: install the Debian packages libegl1 libgl1-mesa-dri "
-                f"libosmesa6, or set MUJOCO_GL to egl, osmesa or glfw ({' '.join(str(error).split())})"
-            ) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers)
+        self._canvas = Canvas(model, size)
         self._scene = mujoco.MjvScene(model, _MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -50,8 +35,6 @@ class Painter:
         self._camera.fixedcamid = model.camera("front").id
         self._tcp = model.site("tcp").id
         self._options = mujoco.MjvOption()
-        self._rect = mujoco.MjrRect(0, 0, size, size)
-        self._pixels = np.zeros((size, size, 3), np.uint8)
 
     def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The front camera's picture, uint8 (size, size, 3)."""
@@ -73,10 +56,7 @@ class Painter:
         mujoco.mjv_updateScene(model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
 
     def _read(self) -> np.ndarray:
-        self._context.make_current()
-        mujoco.mjr_render(self._rect, self._scene, self._buffers)
-        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._buffers)
-        return self._pixels[::-1].copy()
+        return self._canvas.draw(self._scene)[::-1].copy()
 
     def _add_shadow(self, data: mujoco.MjData) -> None:
         position, opening_axis = data.site_xpos[self._tcp], data.site_xmat[self._tcp].reshape(3, 3)[:, 1]
