@@ -1,6 +1,7 @@
 """A study: claims that hold as the episodes say, files that agree with the episodes, cells that may be missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,20 @@ def test_the_page_shows_every_part_and_pictures_exist(folder: Path, tmp_path: Pa
         assert Image.open(out / name).size[0] > 300
     assert Image.open(out / "strip.gif").n_frames > 20
     assert (out / "training" / "rl.jsonl").read_text() == (folder / "rl" / "metrics.jsonl").read_text()
+
+
+def test_a_suite_is_told_task_by_task(folder: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe |= {"world": "libero_10:fast", "study": {"policies": {"dense": "base", "pruned": "prune"}}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name, wins in (("base", 12), ("prune", 1)):
+        episodes = [replace(episode("ind", i, i < wins), task=("open it", "close it")[i % 2]) for i in range(20)]
+        write_episodes(folder / f"{name}-eval" / "episodes.parquet", episodes)
+    write_evidence(gather(folder), tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| task | n | dense | pruned |" in text
+    assert "| close it | 10 | 60.0 % [31, 83] | 0.0 % [0, 28] |" in text
+    assert "| open it | 10 | 60.0 % [31, 83] | 10.0 % [2, 40] |" in text
 
 
 def test_what_has_not_been_measured_is_named(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlrc.episodes import Comparison, by_condition, success_rate
+from rlrc import envs
+from rlrc.episodes import Comparison, by_condition, by_task, success_rate
 from rlrc.study.claims import Claim
 from rlrc.study.evidence import Evidence, motion
 from rlrc.tables import human_bytes, human_count, markdown_table
@@ -30,6 +31,7 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
             "Claims",
             markdown_table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
         ),
+        *_section("Tasks", markdown_table(*_task_table(evidence))),
         *_section("Learning curves", _picture("Learning curves", pictures), markdown_table(*_seed_table(evidence))),
         *_section(
             "Challenges",
@@ -69,6 +71,19 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
         speed = f"{row.cost['speedup']:.2f}x" if row.cost else ""
         body.append([*cells, human_count(sizes["parameters"]["total"]), human_bytes(sizes["bytes"]["total"]), speed])
     return head, body
+
+
+def _task_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    """Success in each task of a suite; other worlds have no such table."""
+    if envs.spec(evidence.recipe.world).num_tasks == 1:
+        return [], []
+    groups = {label: by_task(row.episodes) for label, row in evidence.policies.items()}
+    cells = {
+        task: [success_rate(tasks[task]) for tasks in groups.values() if task in tasks]
+        for task in groups[evidence.reference]
+    }
+    body = [[task, str(rates[0].n), *map(str, rates)] for task, rates in cells.items() if len(rates) == len(groups)]
+    return ["task", "n", *groups], body
 
 
 def _seed_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
