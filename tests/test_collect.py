@@ -6,6 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +126,36 @@ def test_a_lost_process_costs_nothing_but_time(
     assert Demonstrations.load(tmp_path / "dataset").sha256 == recorded[1].sha256
     assert result["attempts"] == recorded[0]["attempts"]
     assert capsys.readouterr().err.count("died or hung; it was replaced") == 1
+
+
+class BreaksOnce:
+    """A pool that plays at once; the first one is found broken when it is given its tenth episode."""
+
+    made = 0
+
+    def __init__(self, *_: object, **__: object) -> None:
+        BreaksOnce.made += 1
+        self.left = 9 if BreaksOnce.made == 1 else 1000
+
+    def submit(self, play: Callable, config: CollectConfig, episode_id: int) -> Future:
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenProcessPool
+        future: Future = Future()
+        future.set_result(episode_id)
+        return future
+
+    def shutdown(self, **_: object) -> None:
+        """Nothing to end."""
+
+
+def test_a_pool_that_breaks_between_two_episodes_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = replace(envs.spec("tabletop"), num_tasks=4)
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: suite)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", BreaksOnce)
+    played = module._attempts(CONFIG.model_copy(update={"tasks": (1, 2)}))
+    assert list(islice(played, 20)) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
+    assert BreaksOnce.made == 2
 
 
 def always_die(config: CollectConfig, episode_id: int) -> None:

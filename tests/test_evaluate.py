@@ -15,6 +15,7 @@ import torch
 from mortal_world import mortal
 from toy_world import FPS, STEPS, ToyWorld
 
+from rlrc import envs
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
@@ -225,6 +226,18 @@ def test_tasks_are_told_one_by_one(
     assert "ind, task by task" in capsys.readouterr().err
 
 
+def test_only_the_tasks_that_are_named_are_played(
+    tiny_checkpoint: Path, tmp_path: Path, worlds: list[ToyWorld], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = replace(envs.spec("tabletop"), num_tasks=4)
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: suite)
+    config = EvaluateConfig(policy=tiny_checkpoint, splits=("ind",), tasks=(3, 0), episodes=2, num_envs=2, videos=2)
+    evaluate(config, tmp_path)
+    evaluate(config.model_copy(update={"episodes": 5}), tmp_path)  # goes on after the first two
+    assert [episode.episode_id for episode in read_episodes(tmp_path / "episodes.parquet")] == [0, 3, 4, 7, 8]
+    assert sorted(film.name for film in (tmp_path / "videos").iterdir()) == ["ind-00000.mp4", "ind-00003.mp4"]
+
+
 def test_tasks_make_a_table_where_there_are_some_with_several_episodes() -> None:
     def of_tasks(*tasks: str) -> list[Episode]:
         return [replace(episode, task=task) for task, episode in zip(tasks, some_episodes([True] * 300), strict=False)]
@@ -280,6 +293,8 @@ def test_conditions_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> N
     assert config.episode_ids == [7, 8, 11, 12]
     with pytest.raises(UserError, match=r"tasks \[1, 4\]: those of the world '.*' are numbered 0 to 3"):
         EvaluateConfig.parse({"policy": "x", "tasks": [1, 4]}, "here")
+    with pytest.raises(UserError, match=r"tasks \[\]: those of"):
+        EvaluateConfig.parse({"policy": "x", "tasks": []}, "here")
 
 
 def test_options_reach_the_policy(

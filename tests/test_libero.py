@@ -205,8 +205,8 @@ def test_only_one_task_is_kept_in_memory(world: Libero) -> None:
 @pytest.mark.parametrize(
     ("split", "variant", "episode_id", "message"),
     [
-        ("ood", "main", 0, "no split 'ood'"),
-        ("ind", "vision", 0, "of a variant 'vision'"),
+        ("ood", "main", 0, "not 'ood' of 'main'"),
+        ("ind", "vision", 0, "not 'ind' of 'vision'"),
         ("ind", "main", 500, "50 official initial states"),
     ],
 )

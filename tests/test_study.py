@@ -169,9 +169,9 @@ def test_a_suite_is_told_task_by_task(folder: Path, tmp_path: Path) -> None:
         write_episodes(folder / f"{name}-eval" / "episodes.parquet", episodes)
     write_evidence(gather(folder), tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "| task | n | dense | pruned |" in text
-    assert "| close it | 10 | 60.0 % [31, 83] | 0.0 % [0, 28] |" in text
-    assert "| open it | 10 | 60.0 % [31, 83] | 10.0 % [2, 40] |" in text
+    assert "| task | dense | pruned |" in text
+    assert "| close it | 60.0 % [31, 83], n = 10 | 0.0 % [0, 28], n = 10 |" in text
+    assert "| open it | 60.0 % [31, 83], n = 10 | 10.0 % [2, 40], n = 10 |" in text
 
 
 def test_what_has_not_been_measured_is_named(folder: Path, tmp_path: Path) -> None:

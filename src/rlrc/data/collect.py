@@ -147,10 +147,10 @@ def _attempts(config: CollectConfig) -> Generator[Attempt]:
             while True:
                 attempt = pending.popleft().result()
                 ahead.popleft()
+                losses = 0
+                yield attempt  # before the pool, which may have broken since, is asked for more
                 ahead.append(next(ids))
                 pending.append(pool.submit(_play, config, ahead[-1]))
-                losses = 0
-                yield attempt
         except BrokenProcessPool as loss:
             losses += 1
             lost = f"a process that plays episode {ahead[0]} or one soon after it died or hung"

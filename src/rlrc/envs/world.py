@@ -93,7 +93,7 @@ class WorldSpec:
 
     def check_tasks(self, tasks: Sequence[int] | None) -> None:
         """Raises ValueError where these are no numbers of tasks."""
-        if tasks is not None and not set(tasks) <= set(range(self.num_tasks)):
+        if tasks is not None and not (tasks and set(tasks) <= set(range(self.num_tasks))):
             raise ValueError(
                 f"tasks {list(tasks)}: those of the world '{self.name}' are numbered 0 to {self.num_tasks - 1}"
             )

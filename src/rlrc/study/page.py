@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rlrc import envs
-from rlrc.episodes import Comparison, by_condition, by_task, success_rate
+from rlrc.episodes import Comparison, Episode, by_condition, by_task, success_rate
 from rlrc.study.claims import Claim
 from rlrc.study.evidence import Evidence, motion
 from rlrc.tables import human_bytes, human_count, markdown_table
@@ -78,12 +78,13 @@ def _task_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     if envs.spec(evidence.recipe.world).num_tasks == 1:
         return [], []
     groups = {label: by_task(row.episodes) for label, row in evidence.policies.items()}
-    cells = {
-        task: [success_rate(tasks[task]) for tasks in groups.values() if task in tasks]
-        for task in groups[evidence.reference]
-    }
-    body = [[task, str(rates[0].n), *map(str, rates)] for task, rates in cells.items() if len(rates) == len(groups)]
-    return ["task", "n", *groups], body
+    names = list(dict.fromkeys(name for tasks in groups.values() for name in tasks))
+    body = [[name, *(_counted(tasks.get(name)) for tasks in groups.values())] for name in names]
+    return ["task", *groups], body
+
+
+def _counted(episodes: Sequence[Episode] | None) -> str:
+    return "" if episodes is None else f"{success_rate(episodes)}, n = {len(episodes)}"
 
 
 def _seed_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
