@@ -19,6 +19,12 @@ def texture(x: np.ndarray, y: np.ndarray, upper: np.ndarray) -> np.ndarray:
     return np.stack([x, y], axis=-1) * 0.4 + np.where(upper, 0.0, 0.6)[..., None]
 
 
+def area(corners: np.ndarray) -> float:
+    """Of the texture that faces (F,3,2) show."""
+    one, other = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    return float(np.abs(one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]).sum()) / 2
+
+
 def sheet(cells: int) -> Mesh:
     """A wavy thin sheet with two sides, that share the points of its rim and no place in the texture."""
     step = 1 / cells
@@ -48,6 +54,7 @@ def test_a_thin_thing_keeps_the_texture_and_the_normals_of_each_side() -> None:
     away = np.linalg.norm(fewer.texcoords[seen] - texture(x, y, upper), axis=-1)
     assert seen.mean() > 0.9
     assert away.max() < 0.05, "of a texture of side 1"
+    assert area(fewer.texcoords) == pytest.approx(area(mesh.texcoords), rel=0.05)
     assert (np.sign(fewer.normals[seen, :, 2]) == np.where(upper, 1, -1)).all()
 
 

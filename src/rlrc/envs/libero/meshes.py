@@ -20,8 +20,13 @@ MAX_FACES = 3000
 _VERSION = 2
 """Of `simplify`: files that another one wrote are left alone."""
 _NEAR = 0.05
-"""Of a mesh's diagonal, and of its texture: a corner so far away is as unlike as one that looks a radian aside."""
+"""Of a mesh's diagonal: a corner so far away is as unlike as one whose face looks a radian aside."""
+_FACE = 0.15
+"""Of a texture's diagonal: farther from its middle no face reaches."""
+_SEAM = 10.0
+"""A corner beyond that is as unlike as one so many units away."""
 _CANDIDATES = 24
+"""Original corners, the nearest ones, of which one is chosen."""
 
 
 class Mesh(NamedTuple):
@@ -85,15 +90,21 @@ def simplify(mesh: Mesh, max_faces: int) -> Mesh:
     points, faces = fast_simplification.simplify(points, corners, target_count=max_faces)
     new = points[faces].astype(np.float64)
 
-    unit = _NEAR * float(np.linalg.norm(np.ptp(points, axis=0)))
+    unit = _NEAR * _diagonal(points)
     middles = cKDTree(np.hstack([mesh.positions.mean(axis=1) / unit, _sides(mesh.positions)]))
     there = mesh.texcoords[middles.query(np.hstack([new.mean(axis=1) / unit, _sides(new)]))[1]].mean(axis=1)
     away, candidates = cKDTree(_corners(mesh.positions, unit)).query(_corners(new, unit), k=_CANDIDATES)
     away, candidates = away.reshape(-1, 3, _CANDIDATES), candidates.reshape(-1, 3, _CANDIDATES)
     texcoords = mesh.texcoords.reshape(-1, 2)
-    seam = np.linalg.norm(texcoords[candidates] - there[:, None, None], axis=-1) / _NEAR
-    chosen = np.take_along_axis(candidates, (away + seam).argmin(axis=-1)[..., None], axis=-1)[..., 0]
+    across_seam = np.linalg.norm(texcoords[candidates] - there[:, None, None], axis=-1) > _FACE * _diagonal(texcoords)
+    best = (away + _SEAM * across_seam).argmin(axis=-1)
+    chosen = np.take_along_axis(candidates, best[..., None], axis=-1)[..., 0]
     return Mesh(new, mesh.normals.reshape(-1, 3)[chosen], texcoords[chosen])
+
+
+def _diagonal(points: np.ndarray) -> float:
+    """Of the smallest box around points (N,D)."""
+    return float(np.linalg.norm(np.ptp(points, axis=0)))
 
 
 def _corners(faces: np.ndarray, unit: float) -> np.ndarray:

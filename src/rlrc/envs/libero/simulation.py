@@ -88,7 +88,8 @@ class Simulation:
         return all(np.isin(touching, self._geoms(fingers[f"{side}_fingerpad"])).any() for side in ("left", "right"))
 
     def _geoms(self, names: list[str]) -> list[int]:
-        return [self.model.geom(name).id for name in names]
+        """Their numbers; -1, which touches nothing, for what the model lacks."""
+        return [mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, name) for name in names]
 
     def things_of_interest(self) -> list[str]:
         """The movable ones of BDDL's :obj_of_interest; where there is none, the fixtures, or those of its regions."""
