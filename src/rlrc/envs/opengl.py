@@ -10,8 +10,6 @@ import numpy as np
 
 from rlrc.errors import UserError
 
-os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost more than they bring for small pictures.
-
 
 class Canvas:
     """Square pictures of a model's scenes, of `size` px; all of one size share this process's OpenGL context.
@@ -47,4 +45,5 @@ class Canvas:
 
 @cache
 def _context(platform: str, size: int) -> Any:
+    """One for a process and size: making them costs time, and MuJoCo's resources of a model can share it."""
     return import_module(f"mujoco.{platform}").GLContext(size, size)

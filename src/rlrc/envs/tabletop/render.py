@@ -4,6 +4,7 @@ Cheap on purpose (no shadow map, reflection or multisampling, coarse round shape
 dark ellipse lies under the hand: it shows where over the table the hand is and how far its fingers are open.
 """
 
+import os
 from functools import cache
 
 import mujoco
@@ -11,6 +12,8 @@ import numpy as np
 
 from rlrc.envs.opengl import Canvas
 from rlrc.envs.tabletop.scene import FINGERS, compile_scene
+
+os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's own threads cost more than they bring for small pictures.
 
 _MAX_GEOMS = 128
 _SHADOW_RGBA = np.array([0.0, 0.0, 0.0, 0.45], np.float32)
