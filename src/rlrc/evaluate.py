@@ -110,13 +110,14 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
         policy.processor.images = replace(policy.processor.images, center_crop=True)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
-    filmed = config.episode_ids[: config.videos]
+    episode_ids = config.episode_ids
+    filmed = episode_ids[: config.videos]
     total = config.episodes * len(config.conditions)
     with _actors(policy, config) as actors, bar("evaluate", total, start=len(episodes)) as progress:
         for split, variant in config.conditions:
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
             for first in range(finished, config.episodes, config.num_envs):
-                ids = config.episode_ids[first : first + config.num_envs]
+                ids = episode_ids[first : first + config.num_envs]
                 camera = Camera([id_ for id_ in ids if id_ in filmed])
                 batch = rollout_in_turns(actors, ids, split, variant, config.temperature, config.seed, camera)
                 camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
