@@ -1,6 +1,6 @@
 # make         compress the shipped policy, evaluate every step, and write the page (about 25 minutes on 2 cores)
 # make test    all tests             make check   linter, formatter and type checker
-# make base    train the shipped base policy again from scratch
+# make base    train the shipped base policy of the tabletop again from scratch; WORLD=putonplate: that of PutOnPlate
 # make libero  adds the LIBERO worlds (550 MB of packages); see docs/libero.md
 # make study   the evidence of results/tabletop: every cell of recipes/tabletop.yaml (about 6 hours on 2 cores)
 #
@@ -20,13 +20,14 @@ study: setup
 	rm -rf checkpoints/tabletop-rlrc
 	cp -r runs/tabletop/rl/checkpoint checkpoints/tabletop-rlrc
 
+WORLD := tabletop
 base: setup
-	$(RLRC) run recipes/base.yaml
-	rm -rf checkpoints/tabletop-base
-	cp -r runs/base/sft/checkpoint checkpoints/tabletop-base
+	$(RLRC) run recipes/$(WORLD)-base.yaml
+	rm -rf checkpoints/$(WORLD)-base
+	cp -r runs/$(WORLD)-base/sft/checkpoint checkpoints/$(WORLD)-base
 	for stage in train sft; do \
-		mkdir -p checkpoints/tabletop-base/training/$$stage; \
-		cp runs/base/$$stage/config.yaml runs/base/$$stage/metrics.jsonl checkpoints/tabletop-base/training/$$stage; \
+		mkdir -p checkpoints/$(WORLD)-base/training/$$stage; \
+		cp runs/$(WORLD)-base/$$stage/config.yaml runs/$(WORLD)-base/$$stage/metrics.jsonl checkpoints/$(WORLD)-base/training/$$stage; \
 	done
 
 libero: setup

@@ -1,6 +1,6 @@
 """Train a base policy from scratch on demonstrations: what `rlrc` then prunes, recovers and quantizes.
 
-    rlrc train --dataset runs/base/collect/dataset --out runs/base/train
+    rlrc train --dataset runs/collect/dataset --out runs/train        (recipes/tabletop-base.yaml)
 
 The loop is `sft.fit`'s. What a policy from scratch needs beside the actions is sight: an auxiliary loss asks the
 projected patches where the gripper, the object and the plate are, which teaches the vision towers long before the
