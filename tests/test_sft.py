@@ -66,8 +66,12 @@ def test_zeros_of_unstructured_pruning_stay_if_asked(tiny_checkpoint: Path, tmp_
 
 @pytest.mark.parametrize(
     "values",
-    [{"precision": "bf16", "augment": Augmentation()}, {"lora": Lora(rank=4), "gradient_accumulation": 2}],
-    ids=["full-bf16", "lora"],
+    [
+        {"precision": "bf16", "augment": Augmentation()},
+        {"lora": Lora(rank=4), "gradient_accumulation": 2},
+        {"optimizer": "muon"},
+    ],
+    ids=["full-bf16", "lora", "muon"],
 )
 def test_a_killed_run_ends_with_the_same_bits(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
@@ -98,6 +102,24 @@ def test_a_killed_run_ends_with_the_same_bits(
     ]
     assert rows[0] == rows[1]
     assert not (tmp_path / "killed" / STATE_FILE).exists()
+
+
+def test_muon_moves_every_direction_of_a_matrix_alike(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A step of (n, m) is orthogonal times 0.2 sqrt(max(n, m)); what is no matrix of a layer takes AdamW's step."""
+    rate = 1e-3
+    values = {"steps": 1, "warmup_steps": 0, "weight_decay": 0.0, "learning_rate": rate, "batch_size": 64}
+    train(tiny_checkpoint, tmp_path / "muon", optimizer="muon", **values)
+    train(tiny_checkpoint, tmp_path / "adamw", **values)
+    before, muon, adamw = (
+        weights(f) for f in (tiny_checkpoint, *(tmp_path / k / "checkpoint" for k in ("muon", "adamw")))
+    )
+    name = "language_model.model.layers.0.self_attn.o_proj.weight"
+    moved, spread = (torch.linalg.svdvals((after[name] - before[name]).double()) for after in (muon, adamw))
+    largest = rate * 0.2 * max(before[name].shape) ** 0.5
+    assert 0.7 * largest < moved[0] < 1.25 * largest, "five Newton-Schulz iterations end near 1, not at it"
+    assert (moved > 0.5 * moved[0]).sum() > 2 * (spread > 0.5 * spread[0]).sum()
+    for same in ("language_model.lm_head.weight", "language_model.model.norm.weight"):
+        torch.testing.assert_close(muon[same], adamw[same])
 
 
 def test_a_state_of_another_run_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""What supervised and reinforcement learning share: precision, trainable parameters, AdamW, processes, exact resume.
+"""What supervised and reinforcement learning share: precision, trainable parameters, processes, exact resume.
 
 A run that is killed and started again ends with the same bits as one that was not. So nothing random has a history:
 every draw comes from a generator seeded by (seed, what it is for, step), and the learning rate is a function of the
-step. What is left to store is the trainable parameters, Adam's moments and the step, in one safetensors file.
+step. What is left to store is the trainable parameters, the optimizer's moments and the step, in one safetensors file.
 """
 
 import atexit
@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from rlrc.files import atomic_path
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.progress import MetricsLog, bar
+from rlrc.recover.optimizer import optimizers
 
 STATE_FILE = "state.safetensors"
 DECODER_LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -56,8 +57,10 @@ class LearnerConfig(Config):
     """Train adapters in place of the decoder's weights (everything else stays as it is)."""
     keep_zeros: bool = False
     """Weights of the decoder that are zero stay zero, as after pruning by wanda or magnitude."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """"muon": Muon for the weight matrices of the layers, AdamW for the rest. From scratch it learns faster."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of the optimizer."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled; for weight matrices and kernels only, not for norms, biases and embeddings."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -124,7 +127,14 @@ class Learner:
         if config.precision == "fp32":
             policy.model.float()
         self._zeros = _zeros(self.parameters) if config.keep_zeros else {}
-        self.optimizer = _adamw(self.parameters, modules.values(), config, learning_rates or {})
+        self._optimizers = optimizers(
+            self.parameters,
+            modules.values(),
+            config.optimizer,
+            config.learning_rate,
+            config.weight_decay,
+            learning_rates or {},
+        )
         self.out = out
         self._state_path = out / STATE_FILE
         self._saved_at = time.monotonic()
@@ -164,7 +174,7 @@ class Learner:
         return gather(tensor)
 
     def step(self, learning_rate_factor: float = 1.0) -> torch.Tensor:
-        """One step of AdamW on the gradients that are there; parameters without any stay untouched.
+        """One step of the optimizer on the gradients that are there; parameters without any stay untouched.
 
         Returns:
             The norm of the gradient before it was scaled down.
@@ -177,14 +187,20 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         if not norm.isfinite():
             raise UserError("training diverged: the gradient is not finite; lower the learning rate")
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * learning_rate_factor
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * learning_rate_factor
+            optimizer.step()
+        self.zero_grad()
         with torch.no_grad():
             for name, zeros in self._zeros.items():
                 self.parameters[name].masked_fill_(zeros, 0)
         return norm
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that are there."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
 
     def _average(self, gradients: Sequence[torch.Tensor]) -> None:
         """Make every gradient its mean over processes."""
@@ -211,11 +227,10 @@ class Learner:
             )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(stored[f"parameter/{name}"])
-                if f"exp_avg/{name}" in stored:  # a parameter that never had a gradient has no moments
-                    self.optimizer.state[parameter] = {
-                        key: stored[f"{key}/{name}"].to(self.device) for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
+                parameter.copy_(stored.pop(f"parameter/{name}"))
+        for key, value in stored.items():  # a parameter that never had a gradient has no moments
+            moment, _, name = key.partition("/")
+            self._moments(self.parameters[name])[moment] = value.to(self.device)
         return step
 
     def save(self, step: int) -> None:
@@ -225,10 +240,17 @@ class Learner:
             return
         tensors = {f"parameter/{name}": parameter.data for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{key}/{name}": value for key, value in moments.items()}
+            tensors |= {f"{key}/{name}": value for key, value in self._moments(parameter).items()}
         with atomic_path(self._state_path) as aside:
             save_file(tensors, aside, metadata={"step": str(step)})
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        """What the optimizer remembers of a parameter, by name."""
+        return next(
+            optimizer.state[parameter]
+            for optimizer in self._optimizers
+            if any(parameter is member for group in optimizer.param_groups for member in group["params"])
+        )
 
     def save_if_due(self, step: int) -> None:
         """Write the training state if the last one is older than `save_every` seconds."""
@@ -341,26 +363,3 @@ def _zeros(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Where the decoder's matrices are zero, by name; those without zeros are left out."""
     matrices = {name: parameter for name, parameter in parameters.items() if re.search(DECODER_LINEARS, name)}
     return {name: zeros for name, matrix in matrices.items() if (zeros := matrix.detach() == 0).any()}
-
-
-def _adamw(
-    parameters: dict[str, nn.Parameter],
-    modules: Iterable[nn.Module],
-    config: LearnerConfig,
-    learning_rates: dict[str, float],
-) -> torch.optim.AdamW:
-    decayed = {
-        id(layer.weight) for module in modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)
-    }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        rate = next((rate for prefix, rate in learning_rates.items() if name.startswith(prefix)), config.learning_rate)
-        decay = config.weight_decay if id(parameter) in decayed else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "peak_lr": rate, "lr": rate, "weight_decay": decay}
-            for (rate, decay), members in groups.items()
-        ],
-        fused=True,
-    )

@@ -310,7 +310,7 @@ def improve(
                 (config.bc_coefficient * cloning / config.gradient_accumulation).backward()
                 means.add(bc_loss=cloning)
         if config.target_kl is not None and learner.mean(kl) > config.target_kl:
-            learner.optimizer.zero_grad()
+            learner.zero_grad()
             break
         means.add(grad_norm=learner.step(rate_factor))
         updates += 1
