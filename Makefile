@@ -24,10 +24,12 @@ WORLD := tabletop
 base: setup
 	$(RLRC) run recipes/$(WORLD)-base.yaml
 	rm -rf checkpoints/$(WORLD)-base
-	cp -r runs/$(WORLD)-base/sft/checkpoint checkpoints/$(WORLD)-base
 	for stage in train sft; do \
-		mkdir -p checkpoints/$(WORLD)-base/training/$$stage; \
-		cp runs/$(WORLD)-base/$$stage/config.yaml runs/$(WORLD)-base/$$stage/metrics.jsonl checkpoints/$(WORLD)-base/training/$$stage; \
+		run=runs/$(WORLD)-base/$$stage; to=checkpoints/$(WORLD)-base; \
+		if [ -d $$run ]; then \
+			mkdir -p $$to/training/$$stage && cp -r $$run/checkpoint/. $$to && \
+			cp $$run/config.yaml $$run/metrics.jsonl $$to/training/$$stage || exit 1; \
+		fi; \
 	done
 
 libero: setup
