@@ -58,7 +58,7 @@ class LearnerConfig(Config):
     keep_zeros: bool = False
     """Weights of the decoder that are zero stay zero, as after pruning by wanda or magnitude."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """"muon": Muon for the weight matrices of the layers, AdamW for the rest. From scratch it learns faster."""
+    """"muon": Muon for the weight matrices of the layers, AdamW for the rest; gains from scratch."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the optimizer."""
     weight_decay: float = Field(default=0.01, ge=0)
