@@ -85,7 +85,7 @@ class RlConfig(LearnerConfig):
     batch_size: int = Field(default=160, ge=1)
     """Steps in a minibatch, for each process."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """AdamW's, of the policy."""
+    """The optimizer's, of the policy."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rates over the iterations: constant, or falling to zero."""
     value_learning_rate: float = Field(default=3e-3, gt=0)
