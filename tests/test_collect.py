@@ -96,19 +96,19 @@ def test_an_expert_that_fails_ends_the_recording(tmp_path: Path, monkeypatch: py
 LOST_ONCE = "RLRC_TEST_LOST_ONCE"  # names a file that exists once a process has been lost
 
 
-def play_or_die(config: CollectConfig, episode_id: int) -> module.Attempt:
+def play_or_die(config: CollectConfig, played: Path, episode_id: int) -> module.Attempt:
     if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
         Path(os.environ[LOST_ONCE]).touch()
         os.kill(os.getpid(), signal.SIGSEGV)
-    return module._play(config, episode_id)
+    return module._play(config, played, episode_id)
 
 
-def play_or_hang(config: CollectConfig, episode_id: int) -> module.Attempt:
+def play_or_hang(config: CollectConfig, played: Path, episode_id: int) -> module.Attempt:
     if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
         Path(os.environ[LOST_ONCE]).touch()
         module.HUNG_EPISODE_S = 2.0
         module._demonstrate = lambda *_: time.sleep(1000)
-    return module._play(config, episode_id)
+    return module._play(config, played, episode_id)
 
 
 @pytest.mark.parametrize("play", [play_or_die, play_or_hang])
@@ -137,7 +137,7 @@ class BreaksOnce:
         BreaksOnce.made += 1
         self.left = 9 if BreaksOnce.made == 1 else 1000
 
-    def submit(self, play: Callable, config: CollectConfig, episode_id: int) -> Future:
+    def submit(self, play: Callable, config: CollectConfig, played: Path, episode_id: int) -> Future:
         self.left -= 1
         if self.left < 0:
             raise BrokenProcessPool
@@ -149,16 +149,16 @@ class BreaksOnce:
         """Nothing to end."""
 
 
-def test_a_pool_that_breaks_between_two_episodes_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_breaks_between_two_episodes_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = replace(envs.spec("tabletop"), num_tasks=4)
     monkeypatch.setattr("rlrc.envs.spec", lambda world: suite)
     monkeypatch.setattr(module, "ProcessPoolExecutor", BreaksOnce)
-    played = module._attempts(CONFIG.model_copy(update={"tasks": (1, 2)}))
-    assert list(islice(played, 20)) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
+    done = module._attempts(CONFIG.model_copy(update={"tasks": (1, 2)}), tmp_path)
+    assert list(islice(done, 20)) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
     assert BreaksOnce.made == 2
 
 
-def always_die(config: CollectConfig, episode_id: int) -> None:
+def always_die(config: CollectConfig, played: Path, episode_id: int) -> None:
     os._exit(1)
 
 
@@ -174,23 +174,33 @@ def test_an_unknown_world_is_told(tmp_path: Path) -> None:
         collect(CONFIG.model_copy(update={"world": "moon"}), tmp_path)
 
 
-def test_a_killed_run_leaves_no_process_and_no_dataset(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(
+    recorded: tuple[dict[str, Any], Demonstrations], tmp_path: Path
+) -> None:
+    config, out = CONFIG.model_copy(update={"episodes": 12}), tmp_path / "out"
     script = (
         "from pathlib import Path\n"
         "from rlrc.data.collect import CollectConfig, collect\n"
-        f"if __name__ == '__main__': collect(CollectConfig(num_workers=1), Path({str(tmp_path)!r}))\n"
+        f"if __name__ == '__main__': collect(CollectConfig(**{config.model_dump()!r}), Path({str(out)!r}))\n"
     )
     (tmp_path / "run.py").write_text(script)
     run = subprocess.Popen([sys.executable, tmp_path / "run.py"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".dataset.*.tmp/data/*/*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while len(list(out.glob("played/*.npz"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
     workers = psutil.Process(run.pid).children(recursive=True)
     assert workers
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
-    assert not (tmp_path / "dataset").exists()
-    collect(CONFIG.model_copy(update={"episodes": 1}), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"run.py", "dataset"}
+    assert not (out / "dataset").exists()
+
+    first = out / "played" / "500.npz"
+    replace(module.Attempt.load(first), instruction="put what was kept on plate").save(first)
+    collect(config, out)
+    resumed, before = Demonstrations.load(out / "dataset"), recorded[1]
+    assert resumed.instruction(0) == "put what was kept on plate", "it is read, not played again"
+    np.testing.assert_array_equal(resumed.images[: len(before)], before.images)
+    np.testing.assert_array_equal(resumed.actions[: len(before)], before.actions)
+    assert [path.name for path in out.iterdir()] == ["dataset"]

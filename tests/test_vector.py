@@ -39,6 +39,8 @@ class Counter:
             os._exit(3)
         if action[0] == 6:
             time.sleep(1000)
+        if action[0] == 4:
+            time.sleep(1.1)
         if action[0] == 8:
             raise ValueError("eight")
         if action[0] == 5:
@@ -166,6 +168,14 @@ def test_a_worker_that_hangs_is_replaced() -> None:
     assert not hung.is_alive()
     env.reset()
     assert env.step(actions(2))[0]["state"][:, 1].tolist() == [1, 1]
+    env.close()
+
+
+def test_a_worker_with_many_slow_worlds_does_not_hang() -> None:
+    env = WorkerVectorEnv(replace(SPEC, answer_limit_s=2.5), num_envs=4, num_workers=1)
+    env.reset(options={"episode_ids": np.arange(4)})
+    observation, *_ = env.step(actions(4, first=4))
+    np.testing.assert_array_equal(observation["state"], [[0, 1], [1, 1], [2, 1], [3, 1]])
     env.close()
 
 

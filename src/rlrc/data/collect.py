@@ -2,12 +2,15 @@
 
 The expert's actions are executed with noise, of a strength drawn for each episode, while its clean actions are
 recorded: so the demonstrations also visit states beside the expert's path and show the way back (DART, Laskey et al.,
-2017, arXiv:1703.09327). Only successes are kept, and steps at which nothing is commanded are dropped, since a policy
-that sees one picture would learn to stand still from them.
+2017, arXiv:1703.09327). Only successes are recorded, and steps at which nothing is commanded are dropped, since a
+policy that sees one picture would learn to stand still from them.
+
+Each episode is kept in a file of its own until all are played, so a run that was cut off goes on where it was.
 """
 
 import faulthandler
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Generator
@@ -31,6 +34,7 @@ from rlrc.data import format as fmt
 from rlrc.data.lerobot import CameraDtype, write_dataset
 from rlrc.envs.workers import MAX_LOSSES, one_thread
 from rlrc.errors import UserError
+from rlrc.files import atomic_path
 from rlrc.progress import bar, say
 from rlrc.stats import wilson
 
@@ -82,9 +86,20 @@ class Attempt:
     frames: dict[str, np.ndarray]
     """By feature key, arrays over steps."""
 
+    def save(self, path: Path) -> None:
+        arrays: dict[str, Any] = {"instruction": self.instruction, "success": self.success, **self.frames}
+        with atomic_path(path) as aside, aside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        with np.load(path) as arrays:
+            frames = {key: arrays[key] for key in FEATURES}
+            return cls(str(arrays["instruction"]), bool(arrays["success"]), frames)
+
 
 def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
-    """Write `out/dataset`, whole or not at all: a run that was cut off starts again.
+    """Write `out/dataset`, whole or not at all; until then `out/played` keeps the episodes that were played.
 
     Returns:
         How many episodes and frames were recorded, and how often the expert succeeds, with Wilson's interval.
@@ -96,6 +111,7 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     attempts = 0
     spec = envs.spec(config.world)
+    played = out / "played"
     names = {
         fmt.ACTION: ACTION_NAMES,
         fmt.STATE: spec.state_names,
@@ -105,9 +121,9 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     with (
         write_dataset(out / "dataset", fps, config.world, config.camera, names) as dataset,
         bar(f"expert in {config.world}", config.episodes) as progress,
-        closing(_attempts(config)) as played,
+        closing(_attempts(config, played)) as done,
     ):
-        for attempt in played:
+        for attempt in done:
             attempts += 1
             if attempt.success:
                 dataset.append(attempt.instruction, attempt.frames)
@@ -119,6 +135,7 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
                     f"the expert solved {dataset.num_episodes} of {attempts} episodes in {config.world}, too few to "
                     f"record; try less noise than {config.noise}"
                 )
+    shutil.rmtree(played)
     low, high = wilson(config.episodes, attempts)
     return {
         "episodes": config.episodes,
@@ -129,8 +146,8 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def _attempts(config: CollectConfig) -> Generator[Attempt]:
-    """Episodes in the order of their ids, without end, a few of them played ahead.
+def _attempts(config: CollectConfig, played: Path) -> Generator[Attempt]:
+    """Episodes in the order of their ids, without end, a few of them played ahead; all are kept in `played`.
 
     Where a process is lost all of the pool are replaced, and what was played ahead is played again.
 
@@ -143,14 +160,14 @@ def _attempts(config: CollectConfig) -> Generator[Attempt]:
         pool = ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
         try:
             with one_thread():  # the first call starts all processes
-                pending = deque(pool.submit(_play, config, id_) for id_ in ahead)
+                pending = deque(pool.submit(_play, config, played, id_) for id_ in ahead)
             while True:
                 attempt = pending.popleft().result()
                 ahead.popleft()
                 losses = 0
                 yield attempt  # before the pool, which may have broken since, is asked for more
                 ahead.append(next(ids))
-                pending.append(pool.submit(_play, config, ahead[-1]))
+                pending.append(pool.submit(_play, config, played, ahead[-1]))
         except BrokenProcessPool as loss:
             losses += 1
             lost = f"a process that plays episode {ahead[0]} or one soon after it died or hung"
@@ -179,13 +196,18 @@ def _world(name: str, image_size: int) -> envs.WorkerVectorEnv:
     return envs.make(name, num_envs=1, image_size=image_size)
 
 
-def _play(config: CollectConfig, episode_id: int) -> Attempt:
-    """One episode, in a process that ends itself, saying where it was, if it takes far too long."""
+def _play(config: CollectConfig, played: Path, episode_id: int) -> Attempt:
+    """One episode, or what was kept of it, in a process that ends itself, saying where, if it takes far too long."""
+    path = played / f"{episode_id}.npz"
+    if path.exists():
+        return Attempt.load(path)
     faulthandler.dump_traceback_later(HUNG_EPISODE_S, exit=True)
     try:
-        return _demonstrate(config, episode_id)
+        attempt = _demonstrate(config, episode_id)
     finally:
         faulthandler.cancel_dump_traceback_later()
+    attempt.save(path)
+    return attempt
 
 
 def _demonstrate(config: CollectConfig, episode_id: int) -> Attempt:

@@ -10,6 +10,7 @@ is repeated.
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,9 @@ MAX_LOSSES = 3
 
 SMALLEST_PICTURE = 16
 """Side in px; also what a world is made for of which no pictures are wanted."""
+
+SIGN_OF_LIFE_S = 1.0
+"""How long a worker gathers answers before it sends them; a message for each world costs as much as a fast world."""
 
 _THREADS = "OMP_NUM_THREADS"
 """What PyTorch reads when it is imported."""
@@ -148,7 +152,7 @@ class ProcessWorker:
 
     def receive(self) -> list[Reading] | Exception:
         try:
-            return _all_or_failure(self._answer() for _ in range(self._awaited))
+            return _all_or_failure(self._answers())
         except TimeoutError:
             what = f"gave no answer for {self._spec.answer_limit_s:g} s"
         except (EOFError, OSError):
@@ -158,11 +162,13 @@ class ProcessWorker:
         self._start()
         return WorkerLost(range(self.part.start, self.part.stop), what)
 
-    def _answer(self) -> Reading | Exception:
-        if not self._pipe.poll(self._spec.answer_limit_s):
-            raise TimeoutError
-        answer: Reading | Exception = self._pipe.recv()
-        return answer
+    def _answers(self) -> Iterator[Reading | Exception]:
+        while self._awaited:
+            if not self._pipe.poll(self._spec.answer_limit_s):
+                raise TimeoutError
+            answers: list[Reading | Exception] = self._pipe.recv()
+            self._awaited -= len(answers)
+            yield from answers
 
     def close(self) -> None:
         self._pipe.close()
@@ -206,13 +212,25 @@ def _serve(pipe: Connection, spec: WorldSpec, part: slice, pictures: tuple[str, 
     try:
         worker = LocalWorker(spec, part, images)
         while True:
-            for answer in worker.run(*pipe.recv()):
-                pipe.send(answer)
+            for answers in _gathered(worker.run(*pipe.recv())):
+                pipe.send(answers)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
     finally:
         if images:
             images.close()
+
+
+def _gathered(answers: Iterable[Reading | Exception]) -> Iterator[list[Reading | Exception]]:
+    """All answers in one list where they come fast, in several where they are slow: each list is a sign of life."""
+    gathered, since = [], time.monotonic()
+    for answer in answers:
+        gathered.append(answer)
+        if time.monotonic() - since >= SIGN_OF_LIFE_S:
+            yield gathered
+            gathered, since = [], time.monotonic()
+    if gathered:
+        yield gathered
 
 
 def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | Exception:
