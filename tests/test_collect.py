@@ -154,8 +154,25 @@ def test_a_pool_that_breaks_between_two_episodes_loses_none(tmp_path: Path, monk
     monkeypatch.setattr("rlrc.envs.spec", lambda world: suite)
     monkeypatch.setattr(module, "ProcessPoolExecutor", BreaksOnce)
     done = module._attempts(CONFIG.model_copy(update={"tasks": (1, 2)}), tmp_path)
-    assert list(islice(done, 20)) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
+    assert sorted(islice(done, 20)) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
     assert BreaksOnce.made == 2
+
+
+@pytest.mark.parametrize(
+    ("episodes", "tasks", "order"),
+    [
+        (2, (1, 2), [501, 502, 505, 506]),
+        (40, (1, 2), [*range(501, 541, 4), *range(502, 542, 4), *range(541, 581, 4), *range(542, 582, 4)]),
+        (24, (2, 3), [*range(502, 526, 4), *range(503, 527, 4), *range(526, 550, 4), *range(527, 551, 4)]),
+        (12, None, [500, 504, 508, 501, 505, 509, 502, 506, 510, 503, 507, 511]),
+    ],
+)
+def test_a_suites_tasks_are_shown_evenly_with_few_changes(
+    episodes: int, tasks: tuple[int, ...] | None, order: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: replace(SPEC, num_tasks=4))
+    ids = module._episode_ids(CONFIG.model_copy(update={"episodes": episodes, "tasks": tasks}))
+    assert list(islice(ids, len(order))) == order
 
 
 def always_die(config: CollectConfig, played: Path, episode_id: int) -> None:

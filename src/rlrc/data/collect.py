@@ -13,13 +13,14 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from math import ceil
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -147,14 +148,14 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
 
 
 def _attempts(config: CollectConfig, played: Path) -> Generator[Attempt]:
-    """Episodes in the order of their ids, without end, a few of them played ahead; all are kept in `played`.
+    """Episodes in the order of `_episode_ids`, a few of them played ahead; all are kept in `played`.
 
     Where a process is lost all of the pool are replaced, and what was played ahead is played again.
 
     Raises:
         UserError: processes were lost again and again before one more episode was done.
     """
-    ids = envs.spec(config.world).episode_ids(config.first_episode_id, config.tasks)
+    ids = _episode_ids(config)
     ahead, losses = deque(islice(ids, 4 * config.num_workers)), 0
     while True:
         pool = ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
@@ -176,6 +177,18 @@ def _attempts(config: CollectConfig, played: Path) -> Generator[Attempt]:
             say(f"{lost}; it was replaced, and the episodes are played again")
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _episode_ids(config: CollectConfig) -> Iterator[int]:
+    """Without end; of a suite up to ten trials of a task and then of the next one, since to build another task's
+    simulation takes as long as an episode."""
+    spec = envs.spec(config.world)
+    ids = spec.episode_ids(config.first_episode_id, config.tasks)
+    num_tasks = len(config.tasks) if config.tasks else spec.num_tasks
+    trials = config.episodes / num_tasks
+    in_a_row = ceil(trials / ceil(trials / 10))
+    while True:
+        yield from sorted(islice(ids, num_tasks * in_a_row), key=lambda id_: id_ % spec.num_tasks)
 
 
 def _die_with_parent() -> None:
