@@ -153,8 +153,10 @@ def test_a_pool_that_breaks_between_two_episodes_loses_none(tmp_path: Path, monk
     suite = replace(envs.spec("tabletop"), num_tasks=4)
     monkeypatch.setattr("rlrc.envs.spec", lambda world: suite)
     monkeypatch.setattr(module, "ProcessPoolExecutor", BreaksOnce)
-    done = module._attempts(CONFIG.model_copy(update={"tasks": (1, 2)}), tmp_path)
-    assert sorted(islice(done, 20)) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
+    config = CONFIG.model_copy(update={"tasks": (1, 2)})
+    done = list(islice(module._attempts(config, tmp_path), 20))
+    assert done == list(islice(module._episode_ids(config), 20))
+    assert sorted(done) == [id_ for id_ in range(500, 540) if id_ % 4 in (1, 2)]
     assert BreaksOnce.made == 2
 
 

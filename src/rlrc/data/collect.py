@@ -150,7 +150,7 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
 def _attempts(config: CollectConfig, played: Path) -> Generator[Attempt]:
     """Episodes in the order of `_episode_ids`, a few of them played ahead; all are kept in `played`.
 
-    Where a process is lost all of the pool are replaced, and what was played ahead is played again.
+    Where a process is lost all of the pool are replaced, and what was not kept yet is played again.
 
     Raises:
         UserError: processes were lost again and again before one more episode was done.
