@@ -156,6 +156,16 @@ def test_a_full_file_is_followed_by_another(
     np.testing.assert_allclose(read.images.astype(int).mean((1, 2)), toy_column(fmt.FRONT_IMAGE).mean((1, 2)), atol=3)
 
 
+def test_episodes_shorter_than_the_video_encoder_looks_ahead(tmp_path: Path) -> None:
+    pictures = smooth_pictures(3, 0)
+    with write_dataset(tmp_path / "d", 5, "toy", "video") as writer:
+        for frame in range(3):
+            numbers = {fmt.STATE: np.zeros((1, 5), np.float32), fmt.ACTION: np.zeros((1, 7), np.float32)}
+            writer.append("wait", {fmt.FRONT_IMAGE: pictures[frame : frame + 1], **numbers})
+    read = Demonstrations.load(tmp_path / "d").images
+    np.testing.assert_allclose(read.astype(int).mean((1, 2)), pictures.mean((1, 2)), atol=3)
+
+
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), write_dataset(tmp_path / "d", 5, "toy") as writer:
         writer.append("task", toy_episode(0))

@@ -253,9 +253,9 @@ def test_hidden_words_are_unknown_tokens_at_the_chosen_rate(tiny_policy: Policy,
     unknown = tiny_policy.processor.tokenizer.unk_token_id
 
     def ids(number: int, word_dropout: float) -> torch.Tensor:
-        frames = Frames(tiny_policy, demonstrations, 256, learner)
+        frames = Frames(tiny_policy, demonstrations, 256, learner, word_dropout=word_dropout)
         frames.seek(number)
-        return frames.next(word_dropout=word_dropout)[0].input_ids
+        return frames.next()[0].input_ids
 
     whole, hidden = ids(3, 0.0), ids(3, 0.3)
     words = (whole != unknown) & (whole != tiny_policy.model.config.pad_token_id)

@@ -32,7 +32,10 @@ class _Series:
         return self._root / self._pattern.format(**self.place())
 
     def full(self) -> bool:
-        return self._number < 0 or self.path().stat().st_size >= self._limit
+        if self._number < 0:
+            return True
+        # A video encoder looks ahead: after few frames there may be nothing of the file yet.
+        return self.path().exists() and self.path().stat().st_size >= self._limit
 
     def next(self) -> Path:
         self._number += 1

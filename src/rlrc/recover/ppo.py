@@ -144,7 +144,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     frames = None
     if config.dataset is not None:
         demonstrations = Demonstrations.load(config.dataset)
-        frames = Frames(policy, demonstrations, config.batch_size, learner)
+        frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
     env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
@@ -304,7 +304,7 @@ def improve(
             means.add(**vitals)
             kl += vitals["approx_kl"] / config.gradient_accumulation
             if frames is not None:
-                inputs, actions, _ = frames.next(config.augment, config.word_dropout)
+                inputs, actions, _ = frames.next()
                 with learner.autocast():
                     cloning = action_losses(policy, inputs, actions, config.label_spread)["loss"]
                 (config.bc_coefficient * cloning / config.gradient_accumulation).backward()

@@ -7,6 +7,7 @@
 """
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,14 +83,14 @@ def fit(
     """
     keep_freed_memory()
     learner = Learner(policy, config, out, {} if auxiliary is None else {"auxiliary": auxiliary})
-    frames = Frames(policy, demonstrations, config.batch_size, learner)
+    frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
     frames.seek(done * config.gradient_accumulation)
     means, started = Means(), time.monotonic()
     with learner.logbook(verb, config.steps, done) as record:
         for step in range(done, config.steps):
             for _ in range(config.gradient_accumulation):
-                inputs, actions, numbers = frames.next(config.augment, config.word_dropout)
+                inputs, actions, numbers = frames.next()
                 with learner.autocast():
                     inputs = project(policy, inputs)
                     losses = action_losses(policy, inputs, actions, config.label_spread)
@@ -138,41 +139,64 @@ def _spread(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
 
 
 class Frames:
-    """Endless batches of demonstrated frames, each epoch in its own order, shared out among processes."""
+    """Endless batches of demonstrated frames, each epoch in its own order, shared out among processes.
 
-    def __init__(self, policy: Policy, demonstrations: Demonstrations, batch_size: int, learner: Learner) -> None:
+    A thread prepares the next batch while this one is learnt from, so that a GPU does not wait for pictures.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        demonstrations: Demonstrations,
+        batch_size: int,
+        learner: Learner,
+        augment: Augmentation | None = None,
+        word_dropout: float = 0.0,
+    ) -> None:
         self._policy = policy
         self._demonstrations = demonstrations
         self._learner = learner
         self._batch_size = batch_size
+        self._augment, self._word_dropout = augment, word_dropout
         seed = learner.config.seed
         self._order = ShuffledBatches(len(demonstrations), batch_size, seed, learner.rank, learner.world_size)
         self._number = 0
         self._actions = normalise(demonstrations.actions, action_statistics(policy.norm_stats, policy.unnorm_key))
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: Future[Batch] | None = None
 
     def seek(self, number: int) -> None:
         """Let the next batch be the one of this number."""
+        if self._ahead is not None:
+            wait([self._ahead])
+        self._ahead = None
         epoch, position = divmod(number * self._batch_size * self._learner.world_size, len(self._demonstrations))
         self._order.load_state_dict({"seed": self._learner.config.seed, "epoch": epoch, "position": position})
         self._number = number
 
-    def next(
-        self, augment: Augmentation | None = None, word_dropout: float = 0.0
-    ) -> tuple[PolicyInputs, torch.Tensor, torch.Tensor]:
+    def next(self) -> "Batch":
         """Model inputs, normalised actions (B, 7) and numbers (B,) of the frames of the next batch."""
+        batch = (self._ahead or self._thread.submit(self._prepare)).result()
+        self._ahead = self._thread.submit(self._prepare)
+        return batch
+
+    def _prepare(self) -> "Batch":
         rows = next(self._order)
         images = self._demonstrations.images[rows]
-        if augment is not None:
+        if self._augment is not None:
             generator = self._learner.generator("augment", self._number, device="cpu")
-            images = augment(torch.from_numpy(images), generator).numpy()
+            images = self._augment(torch.from_numpy(images), generator).numpy()
         instructions = [self._demonstrations.instruction(row) for row in rows]
-        if word_dropout:
+        if self._word_dropout:
             words = rng(self._learner.config.seed, "words", self._number, self._learner.rank)
-            instructions = [hide_words(self._policy, text, word_dropout, words) for text in instructions]
+            instructions = [hide_words(self._policy, text, self._word_dropout, words) for text in instructions]
         self._number += 1
         inputs = self._policy.prepare(images, instructions)
         actions, numbers = (torch.from_numpy(array).to(self._learner.device) for array in (self._actions[rows], rows))
         return inputs, actions, numbers
+
+
+Batch = tuple[PolicyInputs, torch.Tensor, torch.Tensor]
 
 
 def hide_words(policy: Policy, instruction: str, probability: float, words: np.random.Generator) -> str:
