@@ -1,10 +1,12 @@
 """Whether two environments that take turns with a policy are faster than one of twice the size (rlrc.rollouts).
 
     python benchmarks/turns.py            about 5 minutes on 2 cores; writes results/turns.json
+    python benchmarks/turns.py --world putonplate --num-workers 16 --out results/turns-gpu.json         (with a GPU)
 
-Each way plays the same episodes of the tabletop, round by round, with two worker processes for every environment. The
-policies of the repository think on the processor, where they compete with the workers for its cores. `elsewhere` stands
-in for a policy on a device of its own: it takes a millisecond a picture, in which it leaves the processor alone.
+Each way plays the same episodes, round by round, every environment with as many worker processes. The policies of the
+repository think on the GPU where there is one, and otherwise on the processor, where they compete with the workers for
+its cores. `elsewhere` stands in for a policy on a device of its own: it takes a millisecond a picture, in which it
+leaves the processor alone.
 `speedup` is the median over rounds of the time in one environment to that in turns within a round.
 """
 
@@ -29,8 +31,11 @@ from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
 from rlrc.rollouts import rollout_in_turns  # noqa: E402
 
-POLICIES = ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere")
-NUM_ENVS, NUM_WORKERS, EPISODES, ROUNDS = 32, 2, 128, 3
+POLICIES = {
+    "tabletop": ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere"),
+    "putonplate": ("checkpoints/putonplate-base",),
+}
+NUM_ENVS, EPISODES = 32, 128
 
 
 class Elsewhere:
@@ -48,33 +53,40 @@ class Elsewhere:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=list(POLICIES), default="tabletop")
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/turns.json"))
     options = parser.parse_args()
     keep_freed_memory()
-    write_json(options.out, {"machine": machine(), "rounds": ROUNDS, "rows": [measure(name) for name in POLICIES]})
+    rows = [measure(options.world, name, options.num_workers, options.rounds) for name in POLICIES[options.world]]
+    write_json(options.out, {"machine": machine(), "rounds": options.rounds, "rows": rows})
 
 
-def measure(name: str) -> dict[str, Any]:
-    policy: Any = Elsewhere() if name == "elsewhere" else rlrc.load(name)
+def measure(world: str, name: str, num_workers: int, rounds: int) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy: Any = Elsewhere() if name == "elsewhere" else rlrc.load(name, device=device)
     size = 96 if name == "elsewhere" else policy.image_size
     seconds: dict[int, list[float]] = {1: [], 2: []}
     outcomes: dict[int, list[bool]] = {}
     with ExitStack() as stack:
         actors: dict[int, list[tuple[Any, envs.WorkerVectorEnv]]] = {}
         for count in seconds:
-            made = [envs.make("tabletop", NUM_ENVS // count, NUM_WORKERS, size) for _ in range(count)]
+            made = [envs.make(world, NUM_ENVS // count, num_workers, size) for _ in range(count)]
             for env in made:
                 stack.callback(env.close)
             actors[count] = [(policy, env) for env in made]
             rollout_in_turns(actors[count], range(NUM_ENVS), "ind")  # starts the workers
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for count, mine in actors.items():
                 started = time.perf_counter()
                 episodes = rollout_in_turns(mine, range(EPISODES), "ind")
                 seconds[count].append(time.perf_counter() - started)
                 outcomes[count] = [episode.success_at_end for episode in episodes]
     row = {
+        "world": world,
         "policy": name,
+        "num_workers": num_workers,
         "episodes": EPISODES,
         "seconds": round(median(seconds[1]), 2),
         "seconds_in_turns": round(median(seconds[2]), 2),
