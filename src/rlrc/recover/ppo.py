@@ -314,7 +314,7 @@ def improve(
             break
         means.add(grad_norm=learner.step(rate_factor))
         updates += 1
-    means.add(updates=torch.tensor(updates))
+    means.add(updates=torch.tensor(updates, device=policy.device))
 
 
 def ppo_loss(
