@@ -8,10 +8,13 @@ if TYPE_CHECKING:
     from rlrc.models.policy import Policy
 
 
-def model_card(policy: "Policy", lineage: dict[str, Any]) -> str:
-    """Markdown with Hugging Face front matter: what the policy is, how it was made, how to load it."""
+def model_card(policy: "Policy", lineage: dict[str, Any], size: int) -> str:
+    """Markdown with Hugging Face front matter: what the policy is, how it was made, how to load it.
+
+    Args:
+        size: bytes of its weights as they are stored.
+    """
     parameters = count_parameters(policy.model)
-    size = sum(tensor.nbytes for tensor in policy.model.state_dict().values())
     lines = [
         "---",
         "library_name: rlrc",

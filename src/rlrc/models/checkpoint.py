@@ -150,16 +150,18 @@ def save_policy(
     require_space(path, sum(tensor.nbytes for tensor in policy.model.state_dict().values()))
     with atomic_path(path) as aside:
         aside.mkdir()
-        writer = ShardWriter(aside)
+        writer, size = ShardWriter(aside), 0
         for name, tensor in tensors or policy.model.state_dict().items():
             assert shapes.pop(name) == tensor.shape, f"{name}: config.json gives it another shape"
-            writer.add(name, _stored(tensor, dtype))
+            stored = _stored(tensor, dtype)
+            writer.add(name, stored)
+            size += stored.nbytes
         assert not shapes, f"{next(iter(shapes))} was not written"
         writer.close()
         _write_config(policy.model.config, aside, dtype or policy.model.dtype)
         policy.processor.save(aside)
         write_json(aside / LINEAGE_FILE, lineage)
-        write_text(aside / "README.md", model_card(policy, lineage))
+        write_text(aside / "README.md", model_card(policy, lineage, size))
 
 
 def _matched(model: OpenVLAForActionPrediction, files: TensorFiles) -> Iterator[tuple[str, slice]]:
