@@ -95,6 +95,8 @@ def test_bf16_keeps_dtype_and_size(tiny_policy: Policy, tmp_path: Path) -> None:
     assert loaded.act(IMAGES, INSTRUCTIONS).dtype == np.float32
     for name, tensor in tiny_policy.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor.to(torch.bfloat16)), name
+    stored = sum(tensor.nbytes for tensor in load_file(tmp_path / "bf16" / "model.safetensors").values())
+    assert f"{stored:,} bytes of weights" in (tmp_path / "bf16" / "README.md").read_text()
 
 
 def test_value_head_travels(tiny_policy: Policy, tmp_path: Path) -> None:
