@@ -4,15 +4,19 @@ import os
 
 os.environ.setdefault("LP_NUM_THREADS", "0")  # Read when Mesa starts, which other tests of this process may do first.
 
+from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from simulators import need_putonplate
 
 from rlrc import envs
+from rlrc.envs.maniskill.simulator import start_physx_on_gpu
 from rlrc.envs.putonplate.episodes import CATALOGUE, Episode, numbered_episode
 from rlrc.errors import UserError
 
@@ -202,10 +206,67 @@ def test_the_official_picture_is_the_large_one_resized(world: Any, recorded: Pat
         one.reset("ood", "plate", 5)
     picture, fast = official.draw(), world.draw()
     assert picture.shape == fast.shape == (96, 96, 3) and picture.dtype == np.uint8
-    large = official._observation["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
+    large = official._simulation._observation["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
     assert large.shape == (480, 640, 3)
     assert np.array_equal(picture, np.asarray(Image.fromarray(large).resize((96, 96), Image.Resampling.BICUBIC)))
     assert np.abs(picture.astype(float) - fast).mean() < 8, "the same view, drawn small"
+
+
+def test_several_in_one_simulation_read_as_each_does_alone(world: Any) -> None:
+    """What a GPU simulates at once is a batch; here one is put together of single worlds, which a CPU can simulate."""
+    simulation, asked = world._simulation, [("ind", "main", 0), ("ind", "main", 4), ("ind", "main", 9)]
+    alone, pictures, told = [], [], []
+    for split, variant, id_ in asked:
+        alone += simulation.reset(split, variant, [id_])
+        pictures.append(simulation._observation["sensor_data"]["3rd_view_camera"]["rgb"])
+        told.append((simulation._instructions, simulation._vertices, _poses(simulation._task), _flags(id_)))
+
+    together = copy(simulation)
+    together._instructions = [text for texts, *_ in told for text in texts]
+    together._vertices = [pair for _, pairs, *_ in told for pair in pairs]
+    together._task = SimpleNamespace(agent=SimpleNamespace(robot=SimpleNamespace()))
+    for name in ("gripper_pose", "commanded_pose", "object_pose", "plate_pose"):
+        setattr(together._task, name, SimpleNamespace(raw_pose=torch.cat([poses[name] for *_, poses, _ in told])))
+    together._task.agent.robot.get_qpos = lambda: torch.cat([poses["qpos"] for *_, poses, _ in told])
+    together._observation = {"sensor_data": {"3rd_view_camera": {"rgb": torch.cat(pictures)}}}
+
+    flags = {name: torch.tensor([of[name] for *_, of in told]) for name in told[0][-1]}
+    readings = together._read(flags)
+    assert [r.instruction for r in readings] == [r.instruction for r in alone]
+    for reading, single, (*_, of) in zip(readings, alone, told, strict=True):
+        assert np.array_equal(reading.state, single.state)
+        assert np.array_equal(reading.environment_state[:-2], single.environment_state[:-2])
+        assert reading.environment_state[-2:].tolist() == [of["held"], of["success"]]
+        assert (reading.success, reading.grasped) == (of["success"], of["grasped"])
+    assert np.array_equal(together.draw(), np.concatenate([picture.numpy() for picture in pictures]))
+
+
+def _poses(task: Any) -> dict[str, torch.Tensor]:
+    names = ("gripper_pose", "commanded_pose", "object_pose", "plate_pose")
+    return {name: getattr(task, name).raw_pose.clone() for name in names} | {"qpos": task.agent.robot.get_qpos()}
+
+
+def _flags(id_: int) -> dict[str, bool]:
+    """Flags that differ from episode to episode."""
+    return {"success": id_ == 4, "grasped": id_ > 0, "consecutive_grasp": id_ == 9, "held": id_ == 4}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_its_simulation_does_not_start(recorded: Path) -> None:
+    with pytest.raises(UserError, match="PyTorch finds none"):
+        envs.make("putonplate:gpu", num_envs=4, num_workers=2).reset()
+
+
+def test_physx_that_cannot_be_fetched_is_told(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sapien.physx
+
+    def unreachable() -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sapien.physx, "enable_gpu", unreachable)
+    with pytest.raises(UserError, match=r"no route to host.*linux-so\.zip"):
+        start_physx_on_gpu()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -215,6 +276,14 @@ def test_without_files_it_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
         envs.make("putonplate", num_envs=1, num_workers=num_workers).reset()
 
 
-def test_another_name_is_refused() -> None:
+@pytest.mark.parametrize("mode", [":fast", ":gpu:official", ":officialgpu", ":"])
+def test_another_name_is_refused(mode: str) -> None:
     with pytest.raises(UserError, match="putonplate:official"):
-        envs.spec("putonplate:fast")
+        envs.spec(f"putonplate{mode}")
+
+
+def test_on_a_gpu_all_are_in_one_simulation() -> None:
+    names = [f"putonplate{picture}{device}" for picture in ("", ":official") for device in ("", ":gpu")]
+    specs = [envs.spec(name) for name in names]
+    assert [spec.name for spec in specs] == names
+    assert [spec.simulation is not None for spec in specs] == [False, True, False, True]

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
@@ -66,6 +67,22 @@ class Threads(Counter):
 SPEC = WorldSpec(
     "counter", Counter, ("id", "steps"), ("id", "steps"), (-9.0,) * 7, (9.0,) * 7, 3, 5.0, {"main": "main"}
 )
+
+
+class Counters:
+    """As many counters in one simulation."""
+
+    def __init__(self, image_size: int, num_envs: int) -> None:
+        self.worlds = [Counter(image_size) for _ in range(num_envs)]
+
+    def reset(self, split: str, variant: str, episode_ids: Sequence[int]) -> list[Reading]:
+        return [world.reset(split, variant, id_) for world, id_ in zip(self.worlds, episode_ids, strict=True)]
+
+    def step(self, actions: np.ndarray) -> list[Reading]:
+        return [world.step(action) for world, action in zip(self.worlds, actions, strict=True)]
+
+    def draw(self) -> np.ndarray:
+        return np.stack([world.draw() for world in self.worlds])
 
 
 def actions(n: int, first: float = 0.0) -> np.ndarray:
@@ -324,3 +341,33 @@ def test_tabletop_is_the_same_in_any_number_of_processes() -> None:
 
 def test_variants_by_world() -> None:
     assert rlrc.envs.spec("tabletop").variants["multi-plate"] == "semantics"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_worlds_of_one_simulation_are_what_single_ones_are(num_workers: int) -> None:
+    simulated = WorkerVectorEnv(replace(SPEC, simulation=Counters), num_envs=3, num_workers=num_workers, image_size=16)
+    single = WorkerVectorEnv(SPEC, num_envs=3, image_size=16)
+    chosen = {"episode_ids": np.array([4, 0, 9])}
+    moves = [actions(3), only_last(3, 5), actions(3)]
+    told = []
+    for env in (simulated, single):
+        seen = [env.reset(options=chosen)] + [env.step(move) for move in moves]
+        told.append(seen)
+        env.close()
+    for ours, theirs in zip(*told, strict=True):
+        assert np.array_equal(ours[0]["image"], theirs[0]["image"])
+        assert np.array_equal(ours[0]["state"], theirs[0]["state"])
+        assert all(np.array_equal(ours[-1][name], theirs[-1][name]) for name in ours[-1])
+        assert all(np.array_equal(a, b) for a, b in zip(ours[1:-1], theirs[1:-1], strict=True))
+
+
+def test_worlds_of_one_simulation_start_together_and_tell_what_fails() -> None:
+    env = WorkerVectorEnv(replace(SPEC, simulation=Counters), num_envs=2, image_size=16)
+    with pytest.raises(UserError, match="no variant other"):
+        env.reset(options={"variant": "other"})
+    env.reset()
+    with pytest.raises(UserError, match="start and move together, all 2"):
+        env.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(RuntimeError, match="eight"):
+        env.step(only_last(2, 8))
+    env.close()

@@ -135,7 +135,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
 @contextmanager
 def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Policy, envs.WorkerVectorEnv]]]:
     """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
-    turns = 2 if policy.device.type != "cpu" and config.num_workers and config.num_envs > 1 else 1
+    workers_wait = policy.device.type != "cpu" and config.num_workers and not envs.spec(config.world).simulation
+    turns = 2 if workers_wait and config.num_envs > 1 else 1
     with ExitStack() as stack:
         actors = []
         for turn in range(turns):

@@ -1,7 +1,8 @@
 """Many copies of a world as one gymnasium `VectorEnv`, spread over worker processes.
 
 A world is made by a picklable factory inside the process that runs it, so no simulation starts in the parent. Pictures
-come back through shared memory, the rest through pipes. There is no autoreset: who evaluates
+come back through shared memory, the rest through pipes. Worlds that a GPU simulates all at once are in this process,
+whatever the number of workers. There is no autoreset: who evaluates
 episode by episode wants to choose each one. Who trains may start some of them anew while the others go on.
 """
 
@@ -14,7 +15,16 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from rlrc.envs.reward import RewardTerms
-from rlrc.envs.workers import SMALLEST_PICTURE, Images, LocalWorker, ProcessWorker, Worker, WorkerLost, split
+from rlrc.envs.workers import (
+    SMALLEST_PICTURE,
+    Images,
+    LocalWorker,
+    ProcessWorker,
+    SimulationWorker,
+    Worker,
+    WorkerLost,
+    split,
+)
 from rlrc.envs.world import Reading, WorldSpec
 from rlrc.errors import UserError
 
@@ -77,8 +87,9 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self._level = np.zeros(num_envs, np.float32)
         self._readings: list[Reading | None] = [None] * num_envs
         self._asked: list[list[int]] | None = None
-        kind = ProcessWorker if num_workers else LocalWorker
-        self._workers: list[Worker] = [kind(spec, part, self._images) for part in split(num_envs, num_workers)]
+        kind = SimulationWorker if spec.simulation else ProcessWorker if num_workers else LocalWorker
+        parts = split(num_envs, 1 if spec.simulation else num_workers)
+        self._workers: list[Worker] = [kind(spec, part, self._images) for part in parts]
         self._release = weakref.finalize(self, _release, self._workers, self._images)
 
     def reset(

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from rlrc.envs.world import Reading, World, WorldSpec
+from rlrc.envs.world import Reading, Simulation, World, WorldSpec
 from rlrc.errors import UserError
 from rlrc.progress import say
 
@@ -135,6 +135,47 @@ class LocalWorker:
 
     def close(self) -> None:
         self._worlds = {}
+
+
+class SimulationWorker:
+    """A worker in this process whose environments are all in one simulation, and so start together."""
+
+    def __init__(self, spec: WorldSpec, part: slice, images: Images | None) -> None:
+        self.part = part
+        self._spec, self._images = spec, images
+        self._simulation: Simulation | None = None
+
+    def send(self, method: str, calls: Calls) -> None:
+        try:
+            self._answer: list[Reading] | Exception = self._run(method, calls)
+        except UserError as error:
+            self._answer = error
+        except Exception:
+            self._answer = RuntimeError(f"the environments failed:\n{traceback.format_exc()}")
+
+    def receive(self) -> list[Reading] | Exception:
+        return self._answer
+
+    def close(self) -> None:
+        self._simulation = None
+
+    def _run(self, method: str, calls: Calls) -> list[Reading]:
+        count = self.part.stop - self.part.start
+        if len(calls) < count:
+            raise UserError(f"the environments of '{self._spec.name}' start and move together, all {count} of them")
+        if self._simulation is None:
+            assert self._spec.simulation is not None
+            size = self._images.shape[1] if self._images else SMALLEST_PICTURE
+            self._simulation = self._spec.simulation(size, count)
+        arguments = [calls[n] for n in range(count)]
+        if method == "step":
+            readings = self._simulation.step(np.stack([action for (action,) in arguments]))
+        else:
+            (split, variant, _), *_ = arguments
+            readings = self._simulation.reset(split, variant, [id_ for _, _, id_ in arguments])
+        if self._images:
+            self._images.array[self.part] = self._simulation.draw()
+        return readings
 
 
 class ProcessWorker:

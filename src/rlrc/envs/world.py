@@ -49,6 +49,16 @@ class World(Protocol):
     def draw(self) -> np.ndarray: ...
 
 
+class Simulation(Protocol):
+    """Several episodes at a time, N, which start together."""
+
+    def reset(self, split: str, variant: str, episode_ids: Sequence[int]) -> list[Reading]: ...
+
+    def step(self, actions: np.ndarray) -> list[Reading]: ...
+
+    def draw(self) -> np.ndarray: ...
+
+
 class Expert(Protocol):
     """Solves a world's task from privileged state; made anew for each batch of episodes, which it may remember."""
 
@@ -80,6 +90,9 @@ class WorldSpec:
     """Makes the scripted expert of so many environments, where the world has one."""
     ends_on_success: bool = False
     """Whether an episode is over once it succeeds, as in LIBERO, or goes on and may lose what it had."""
+    simulation: Callable[[int, int], Simulation] | None = None
+    """In place of `factory`: makes all worlds of an environment as one simulation in the process that asks for it, from
+    the pictures' size in px and the number of worlds."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
 

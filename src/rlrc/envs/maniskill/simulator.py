@@ -2,8 +2,10 @@
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from zipfile import BadZipFile
 
 from rlrc.errors import UserError
 
@@ -34,11 +36,34 @@ def start() -> str:
     return "gpu" if device == "cuda" else "cpu"
 
 
-def full_precision() -> Any:
-    """A context in which the simulator's own tensors keep their 32 bits, while a policy beside it runs in 16."""
+def start_physx_on_gpu() -> None:
+    """Let PhysX simulate on a GPU.
+
+    Raises:
+        UserError: there is no GPU, or PhysX's library for it is not at hand.
+    """
+    import sapien.physx
     import torch
 
-    return torch.autocast("cpu", enabled=False)
+    if not torch.cuda.is_available():
+        raise UserError("this world simulates on a GPU, and PyTorch finds none; `putonplate` simulates on the CPU")
+    try:
+        sapien.physx.enable_gpu()
+    except (OSError, BadZipFile) as error:
+        folder = f"~/.sapien/physx/{sapien.physx.version()}"
+        raise UserError(
+            f"SAPIEN could not fetch PhysX's GPU library ({error}); unpack linux-so.zip of release "
+            f"{sapien.physx.version()} of https://github.com/sapien-sim/physx-precompiled in {folder}"
+        ) from error
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """The simulator's own tensors keep their 32 bits, while a policy beside it runs in 16."""
+    import torch
+
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def import_maniskill() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 from rlrc.envs.putonplate.episodes import CATALOGUE, CONTROL_HZ
 from rlrc.envs.putonplate.expert import LIMITS, Expert
-from rlrc.envs.putonplate.world import ENVIRONMENT_STATE, STATE, PutOnPlate
+from rlrc.envs.putonplate.world import ENVIRONMENT_STATE, STATE, PutOnPlate, Simulation
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
@@ -27,16 +27,17 @@ SPEC = WorldSpec(
 
 
 def spec(name: str) -> WorldSpec:
-    """`putonplate` renders at the size that is asked for, `putonplate:official` at 640 x 480 px and resizes.
+    """`putonplate` renders at the size that is asked for, `putonplate:official` at 640 x 480 px and resizes. With `:gpu`
+    after either, all environments are simulated at once, on a GPU.
 
     Raises:
         UserError: it was asked for in another form.
     """
-    if name == SPEC.name:
-        return SPEC
-    if name == f"{SPEC.name}:official":
-        return replace(SPEC, name=name, factory=partial(PutOnPlate, official=True))
-    raise UserError(f"the world '{name}' is called '{SPEC.name}' or '{SPEC.name}:official'")
-
-
-__all__ = ["SPEC", "Expert", "PutOnPlate", "spec"]
+    official, on_gpu = ":official" in name, name.endswith(":gpu")
+    if name != SPEC.name + ":official" * official + ":gpu" * on_gpu:
+        raise UserError(
+            f"the world '{name}' is called '{SPEC.name}' or '{SPEC.name}:official', with ':gpu' after it or not"
+        )
+    if on_gpu:
+        return replace(SPEC, name=name, simulation=partial(Simulation, official=official, on_gpu=True))
+    return replace(SPEC, name=name, factory=partial(PutOnPlate, official=official))

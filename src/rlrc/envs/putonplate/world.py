@@ -1,18 +1,23 @@
-"""One episode of PutOnPlateInScene25 at a time, as `rlrc.envs.vector` wants it.
+"""Episodes of PutOnPlateInScene25, as `rlrc.envs.vector` wants them: one at a time, or many in one simulation.
 
 All poses are in the frame of the robot's base. It stands on the table, z up; x points from the robot over the table.
 """
 
+from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from rlrc.envs.maniskill.simulator import full_precision, start
+from rlrc.envs.maniskill.simulator import full_precision, start, start_physx_on_gpu
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.episodes import BASE, find_episode
 from rlrc.envs.world import Reading
+
+if TYPE_CHECKING:
+    import torch
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
 """The gripper: position (m), rotation vector from pointing down (rad), and the sum of the fingers' positions (m)."""
@@ -35,8 +40,8 @@ _SQUARE = 1.15
 """A rectangle with sides of nearly equal length can be grasped across either."""
 
 
-class PutOnPlate:
-    """The world of one environment.
+class Simulation:
+    """`num_envs` episodes of one split and variant, which start together.
 
     The action is dx, dy, dz (m) and Euler angles (rad, R = Rx Ry Rz), along the axes of the base and relative to the
     commanded pose, then the gripper: above 0.5 open, else closed.
@@ -45,82 +50,126 @@ class PutOnPlate:
         image_size: side of the pictures in px.
         official: render at 640 x 480 px as published, and resize as policies' processors do (PIL, bicubic); otherwise
             render the same view with `image_size` px right away, which is faster.
+        on_gpu: simulate on a GPU, where there can be more than one. The scene is built once there, so how an episode
+            goes may depend a little on those before it.
 
     Raises:
-        UserError: a file of the simulator is missing, ManiSkill is not installed, or nothing can draw.
+        UserError: a file of the simulator is missing, ManiSkill is not installed, or nothing can draw or simulate.
     """
 
-    def __init__(self, image_size: int, official: bool = False) -> None:
+    def __init__(self, image_size: int, num_envs: int, official: bool = False, on_gpu: bool = False) -> None:
         files.require()
         render_backend = start()
+        if on_gpu:
+            start_physx_on_gpu()
         from rlrc.envs.putonplate import task
 
         self._image_size = image_size
         self._camera = task.CAMERA
         width, height = (task.WIDTH, task.HEIGHT) if official else (image_size, image_size)
+        self._rebuild = not on_gpu
         self._task = task.PutOnPlate(
-            width, height, whole_scene=False, sim_backend="physx_cpu", render_backend=render_backend
+            width,
+            height,
+            whole_scene=on_gpu,
+            num_envs=num_envs,
+            sim_backend="physx_cuda" if on_gpu else "physx_cpu",
+            render_backend=render_backend,
         )
 
-    def reset(self, split: str, variant: str, episode_id: int) -> Reading:
-        """Start the episode that these three name."""
-        self.episode = find_episode(split, variant, episode_id)
-        models = files.objects()[self.episode.object], files.plates()[self.episode.plate]
-        self._instruction = self.episode.wording.format(object=models[0].name, plate=models[1].name)
-        self._vertices, self._plate_vertices = (_vertices(model) for model in models)
+    def reset(self, split: str, variant: str, episode_ids: Sequence[int]) -> list[Reading]:
+        """Start the episodes with these ids."""
+        episodes = [find_episode(split, variant, id_) for id_ in episode_ids]
+        objects = [files.objects()[episode.object] for episode in episodes]
+        plates = [files.plates()[episode.plate] for episode in episodes]
+        self._instructions = [
+            episode.wording.format(object=item.name, plate=plate.name)
+            for episode, item, plate in zip(episodes, objects, plates, strict=True)
+        ]
+        self._vertices = [(_vertices(item), _vertices(plate)) for item, plate in zip(objects, plates, strict=True)]
         with full_precision():
             self._observation, info = self._task.reset(
-                seed=0, options={"episodes": [self.episode], "reconfigure": True}
+                seed=0, options={"episodes": episodes, "reconfigure": self._rebuild}
             )
             return self._read(info)
 
-    def step(self, action: np.ndarray) -> Reading:
-        """One control step (0.2 s) with an action (7,)."""
-        gripper = 1.0 if action[6] > 0.5 else -1.0
+    def step(self, actions: np.ndarray) -> list[Reading]:
+        """One control step (0.2 s) with actions (N,7)."""
+        gripper = np.where(actions[:, 6:] > 0.5, 1.0, -1.0)
         with full_precision():
-            self._observation, _, _, _, info = self._task.step(np.append(action[:6], gripper))
+            self._observation, _, _, _, info = self._task.step(np.concatenate([actions[:, :6], gripper], axis=1))
             return self._read(info)
 
     def draw(self) -> np.ndarray:
-        """The camera's picture with its background, uint8 (S,S,3)."""
-        picture = self._observation["sensor_data"][self._camera]["rgb"][0].cpu().numpy()
+        """The cameras' pictures with their backgrounds, uint8 (N,S,S,3)."""
+        pictures = self._observation["sensor_data"][self._camera]["rgb"].cpu().numpy()
         size = (self._image_size, self._image_size)
-        if picture.shape[:2] == size:
-            return picture
-        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+        if pictures.shape[1:3] == size:
+            return pictures
+        return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in pictures])
 
-    def _read(self, info: dict) -> Reading:
-        gripper, command = (_pose_vector(pose.raw_pose[0].cpu().numpy()) for pose in self._poses())
-        opening = float(self._task.agent.robot.get_qpos()[0, -2:].sum())
-        item = _in_base(self._vertices, self._task.object_pose.raw_pose[0].cpu().numpy())
-        plate = _in_base(self._plate_vertices, self._task.plate_pose.raw_pose[0].cpu().numpy())
-        middle, yaw = _narrow_side(item[:, :2], near=command[5])
-        plate_middle = (plate[:, :2].min(axis=0) + plate[:, :2].max(axis=0)) / 2
-        success = bool(info["success"][0])
-        state = np.append(gripper, opening).astype(np.float32)
-        privileged = [
-            *command,
-            *middle,
-            item[:, 2].min(),
-            item[:, 2].max(),
-            np.sin(yaw),
-            np.cos(yaw),
-            *plate_middle,
-            plate[:, 2].max(),
-            float(info["held"][0]),
-            float(success),
-        ]
-        return Reading(
-            instruction=self._instruction,
-            state=state,
-            environment_state=np.concatenate([state, np.array(privileged, np.float32)]),
-            success=success,
-            grasped=bool(info["grasped"][0]),
-            consecutive_grasp=bool(info["consecutive_grasp"][0]),
-        )
+    def _read(self, info: dict[str, "torch.Tensor"]) -> list[Reading]:
+        told = {name: info[name].tolist() for name in ("success", "grasped", "consecutive_grasp", "held")}
+        task = self._task
+        poses = (task.gripper_pose, task.commanded_pose, task.object_pose, task.plate_pose)
+        gripper, command, item, plate = (pose.raw_pose.cpu().numpy() for pose in poses)
+        openings = task.agent.robot.get_qpos()[:, -2:].sum(dim=1).tolist()
+        readings = []
+        for n, (instruction, vertices) in enumerate(zip(self._instructions, self._vertices, strict=True)):
+            state = np.append(_pose_vector(gripper[n]), openings[n]).astype(np.float32)
+            things = _in_base(vertices[0], item[n]), _in_base(vertices[1], plate[n])
+            held, success = told["held"][n], told["success"][n]
+            privileged = _privileged(_pose_vector(command[n]), *things, held, success)
+            readings.append(
+                Reading(
+                    instruction=instruction,
+                    state=state,
+                    environment_state=np.concatenate([state, privileged]),
+                    success=success,
+                    grasped=told["grasped"][n],
+                    consecutive_grasp=told["consecutive_grasp"][n],
+                )
+            )
+        return readings
 
-    def _poses(self) -> tuple:
-        return self._task.gripper_pose, self._task.commanded_pose
+
+class PutOnPlate:
+    """The world of one environment, simulated on the CPU; see `Simulation`."""
+
+    def __init__(self, image_size: int, official: bool = False) -> None:
+        self._simulation = Simulation(image_size, 1, official)
+
+    def reset(self, split: str, variant: str, episode_id: int) -> Reading:
+        """Start the episode that these three name."""
+        return self._simulation.reset(split, variant, [episode_id])[0]
+
+    def step(self, action: np.ndarray) -> Reading:
+        """One control step with an action (7,)."""
+        return self._simulation.step(action[None])[0]
+
+    def draw(self) -> np.ndarray:
+        """The camera's picture, uint8 (S,S,3)."""
+        picture: np.ndarray = self._simulation.draw()[0]
+        return picture
+
+
+def _privileged(command: np.ndarray, item: np.ndarray, plate: np.ndarray, held: bool, success: bool) -> np.ndarray:
+    """`ENVIRONMENT_STATE` after `STATE`: of the commanded pose (6,) and the corners (V,3) of object and plate."""
+    middle, yaw = _narrow_side(item[:, :2], near=command[5])
+    plate_middle = (plate[:, :2].min(axis=0) + plate[:, :2].max(axis=0)) / 2
+    values = [
+        *command,
+        *middle,
+        item[:, 2].min(),
+        item[:, 2].max(),
+        np.sin(yaw),
+        np.cos(yaw),
+        *plate_middle,
+        plate[:, 2].max(),
+        float(held),
+        float(success),
+    ]
+    return np.array(values, np.float32)
 
 
 @cache
