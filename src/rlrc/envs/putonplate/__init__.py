@@ -27,8 +27,9 @@ SPEC = WorldSpec(
 
 
 def spec(name: str) -> WorldSpec:
-    """`putonplate` renders at the size that is asked for, `putonplate:official` at 640 x 480 px and resizes. With `:gpu`
-    after either, all environments are simulated at once, on a GPU.
+    """`putonplate` renders at the size that is asked for, `putonplate:official` at 640 x 480 px and resizes.
+
+    With `:gpu` after either, all environments are simulated at once, on a GPU.
 
     Raises:
         UserError: it was asked for in another form.
