@@ -1,6 +1,6 @@
 """Whether two environments that take turns with a policy are faster than one of twice the size (rlrc.rollouts).
 
-    python benchmarks/turns.py            about 5 minutes on 2 cores; writes results/turns.json
+    python benchmarks/turns.py --out results/turns.json                    (about 5 minutes on 2 cores)
     python benchmarks/turns.py --world putonplate --num-workers 16 --out results/turns-gpu.json         (with a GPU)
 
 Each way plays the same episodes, round by round, every environment with as many worker processes. The policies of the
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--world", choices=list(POLICIES), default="tabletop")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("results/turns.json"))
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     keep_freed_memory()
     rows = [measure(options.world, name, options.num_workers, options.rounds) for name in POLICIES[options.world]]

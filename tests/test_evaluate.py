@@ -137,6 +137,9 @@ def test_a_policy_on_a_device_of_its_own_acts_in_two_environments(
     made.clear()
     with _actors(tiny_policy, config.model_copy(update={"num_workers": 0})) as actors:
         assert made == [(5, 0)]
+    made.clear()
+    with _actors(tiny_policy, config.model_copy(update={"world": "putonplate:gpu"})) as actors:
+        assert made == [(5, 2)], "what is simulated at once has no workers that could wait"
 
 
 def test_an_evaluation_outlives_its_workers(

@@ -241,6 +241,13 @@ def test_behaviour_cloning_pulls_towards_the_demonstrations(tiny_checkpoint: Pat
     assert rows[-1]["bc_loss"] < 0.8 * rows[0]["bc_loss"]
 
 
+@pytest.mark.parametrize("ends", [{"end_after_success": 3}, {"end_on_loss": True}])
+def test_episodes_that_start_together_cannot_end_early(tiny_checkpoint: Path, ends: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="'putonplate:gpu' start together"):
+        RlConfig(policy=tiny_checkpoint, world="putonplate:gpu", **ends)
+    RlConfig(policy=tiny_checkpoint, world="putonplate", **ends)
+
+
 def test_bad_choices_are_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cut into batches of 48"):
         rl(config(tiny_checkpoint, batch_size=48), tmp_path)

@@ -4,6 +4,9 @@ import os
 
 os.environ.setdefault("LP_NUM_THREADS", "0")  # Read when Mesa starts, which other tests of this process may do first.
 
+import json
+import subprocess
+import sys
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +254,49 @@ def _flags(id_: int) -> dict[str, bool]:
     return {"success": id_ == 4, "grasped": id_ > 0, "consecutive_grasp": id_ == 9, "held": id_ == 4}
 
 
+def test_a_scene_that_is_kept_starts_the_next_episode_like_a_new_one(recorded: Path) -> None:
+    """As on a GPU, where scenes are built once. What lay there before leaves traces of less than a millimetre here."""
+    kept, new = make_task(96, 96, whole_scene=True), make_task(96, 96, whole_scene=True)
+    earlier, later = numbered_episode("main", "train", 0), numbered_episode("position-change-to", "all", 5)
+    start(kept, earlier)
+    for _ in range(6):
+        kept.step(np.array([0.01, 0.0, -0.02, 0.0, 0.0, 0.1, 1.0]))
+    kept.reset(seed=0, options={"episodes": [later], "reconfigure": False})
+    start(new, later)
+    for step in range(8):
+        for pose in ("object_pose", "plate_pose", "commanded_pose", "gripper_pose"):
+            np.testing.assert_allclose(getattr(kept, pose).p, getattr(new, pose).p, atol=1e-3, err_msg=f"{pose} {step}")
+        np.testing.assert_allclose(kept.agent.robot.get_qpos(), new.agent.robot.get_qpos(), atol=1e-3)
+        action = np.array([0.01, 0.01, 0.0, 0.0, 0.0, 0.1, 1.0])
+        infos = [task.step(action)[4] for task in (kept, new)]
+        assert all(infos[0][name] == infos[1][name] for name in (*KNOWN_FLAGS, "held"))
+
+
+ON_GPU = """
+import numpy as np
+from rlrc import envs
+for world in ("putonplate:gpu", "putonplate"):
+    env = envs.make(world, num_envs=4)
+    for first in (0, 10):
+        told = env.reset(options={"split": "ood", "variant": "position-change-to", "episode_ids": first + np.arange(4)})
+        for _ in range(7):
+            told = env.step(np.tile([0.01, 0.0, 0.01, 0.0, 0.0, 0.1, 1.0], (4, 1)))
+    print(np.round(told[-1]["environment_state"][:, [0, 1, 2, 13, 14, 19, 20]], 4).tolist(), told[0]["image"].std())
+    env.close()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_simulates_what_the_cpu_does(recorded: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ON_GPU], capture_output=True, text=True)
+    if "could not load PhysX's GPU library" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    on_gpu, on_cpu = (json.loads(line.rpartition(" ")[0]) for line in done.stdout.splitlines()[-2:])
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=0.01)
+    assert all(float(line.rpartition(" ")[2]) > 10 for line in done.stdout.splitlines()[-2:]), "pictures are drawn"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_its_simulation_does_not_start(recorded: Path) -> None:
     with pytest.raises(UserError, match="PyTorch finds none"):
@@ -265,7 +311,11 @@ def test_physx_that_cannot_be_fetched_is_told(recorded: Path, monkeypatch: pytes
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sapien.physx, "enable_gpu", unreachable)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(UserError, match=r"no route to host.*linux-so\.zip"):
+        start_physx_on_gpu()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.raises(UserError, match="first GPU alone"):
         start_physx_on_gpu()
 
 

@@ -84,6 +84,9 @@ class Counters:
     def draw(self) -> np.ndarray:
         return np.stack([world.draw() for world in self.worlds])
 
+    def close(self) -> None:
+        self.worlds = []
+
 
 def actions(n: int, first: float = 0.0) -> np.ndarray:
     return np.full((n, 7), first, np.float32)
@@ -371,3 +374,6 @@ def test_worlds_of_one_simulation_start_together_and_tell_what_fails() -> None:
     with pytest.raises(RuntimeError, match="eight"):
         env.step(only_last(2, 8))
     env.close()
+    blind = WorkerVectorEnv(replace(SPEC, simulation=Counters), num_envs=2, image_size=None)
+    assert "image" not in blind.reset()[0] and blind.step(actions(2))[0]["state"].tolist() == [[0, 1], [1, 1]]
+    blind.close()

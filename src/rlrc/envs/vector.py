@@ -1,7 +1,7 @@
 """Many copies of a world as one gymnasium `VectorEnv`, spread over worker processes.
 
 A world is made by a picklable factory inside the process that runs it, so no simulation starts in the parent. Pictures
-come back through shared memory, the rest through pipes. Worlds that a GPU simulates all at once are in this process,
+come back through shared memory, the rest through pipes. Only worlds that a GPU simulates all at once are in the parent,
 whatever the number of workers. There is no autoreset: who evaluates
 episode by episode wants to choose each one. Who trains may start some of them anew while the others go on.
 """

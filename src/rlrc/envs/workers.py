@@ -157,6 +157,8 @@ class SimulationWorker:
         return self._answer
 
     def close(self) -> None:
+        if self._simulation is not None:
+            self._simulation.close()
         self._simulation = None
 
     def _run(self, method: str, calls: Calls) -> list[Reading]:

@@ -58,6 +58,8 @@ class Simulation(Protocol):
 
     def draw(self) -> np.ndarray: ...
 
+    def close(self) -> None: ...
+
 
 class Expert(Protocol):
     """Solves a world's task from privileged state; made anew for each batch of episodes, which it may remember."""
@@ -92,7 +94,7 @@ class WorldSpec:
     """Whether an episode is over once it succeeds, as in LIBERO, or goes on and may lose what it had."""
     simulation: Callable[[int, int], Simulation] | None = None
     """In place of `factory`: makes all worlds of an environment as one simulation in the process that asks for it, from
-    the pictures' size in px and the number of worlds."""
+    the pictures' size in px and the number of worlds. Not with `ends_on_success`."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
 

@@ -130,6 +130,12 @@ class RlConfig(LearnerConfig):
             raise ValueError("give bc_coefficient > 0 and dataset together, or neither")
         return self
 
+    @model_validator(mode="after")
+    def _episodes_can_end_early(self) -> Self:
+        if (self.end_after_success or self.end_on_loss) and envs.spec(self.world).simulation:
+            raise ValueError(f"the episodes of '{self.world}' start together: no end_after_success, no end_on_loss")
+        return self
+
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the value head).

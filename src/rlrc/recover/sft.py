@@ -138,6 +138,10 @@ def _spread(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
     return (-0.5 * (distance / spread) ** 2).softmax(dim=-1)
 
 
+Batch = tuple[PolicyInputs, torch.Tensor, torch.Tensor]
+"""Model inputs, normalised actions (B, 7) and numbers (B,) of the frames."""
+
+
 class Frames:
     """Endless batches of demonstrated frames, each epoch in its own order, shared out among processes.
 
@@ -169,18 +173,20 @@ class Frames:
         """Let the next batch be the one of this number."""
         if self._ahead is not None:
             wait([self._ahead])
+            if self._number == number + 1:
+                return  # It is the one that was prepared.
         self._ahead = None
         epoch, position = divmod(number * self._batch_size * self._learner.world_size, len(self._demonstrations))
         self._order.load_state_dict({"seed": self._learner.config.seed, "epoch": epoch, "position": position})
         self._number = number
 
-    def next(self) -> "Batch":
-        """Model inputs, normalised actions (B, 7) and numbers (B,) of the frames of the next batch."""
+    def next(self) -> Batch:
+        """The next batch."""
         batch = (self._ahead or self._thread.submit(self._prepare)).result()
         self._ahead = self._thread.submit(self._prepare)
         return batch
 
-    def _prepare(self) -> "Batch":
+    def _prepare(self) -> Batch:
         rows = next(self._order)
         images = self._demonstrations.images[rows]
         if self._augment is not None:
@@ -194,9 +200,6 @@ class Frames:
         inputs = self._policy.prepare(images, instructions)
         actions, numbers = (torch.from_numpy(array).to(self._learner.device) for array in (self._actions[rows], rows))
         return inputs, actions, numbers
-
-
-Batch = tuple[PolicyInputs, torch.Tensor, torch.Tensor]
 
 
 def hide_words(policy: Policy, instruction: str, probability: float, words: np.random.Generator) -> str:

@@ -40,21 +40,26 @@ def start_physx_on_gpu() -> None:
     """Let PhysX simulate on a GPU.
 
     Raises:
-        UserError: there is no GPU, or PhysX's library for it is not at hand.
+        UserError: there is no GPU or it is not the first, PhysX's library for it cannot be loaded, or this process
+            simulates on the CPU.
     """
     import sapien.physx
     import torch
 
     if not torch.cuda.is_available():
         raise UserError("this world simulates on a GPU, and PyTorch finds none; `putonplate` simulates on the CPU")
+    if torch.cuda.current_device() != 0:
+        raise UserError("PhysX simulates on the first GPU alone: no accelerate launch with this world")
     try:
         sapien.physx.enable_gpu()
     except (OSError, BadZipFile) as error:
         folder = f"~/.sapien/physx/{sapien.physx.version()}"
         raise UserError(
-            f"SAPIEN could not fetch PhysX's GPU library ({error}); unpack linux-so.zip of release "
-            f"{sapien.physx.version()} of https://github.com/sapien-sim/physx-precompiled in {folder}"
+            f"SAPIEN could not load PhysX's GPU library from {folder} ({error}); where it is missing, unpack there "
+            f"linux-so.zip of release {sapien.physx.version()} of https://github.com/sapien-sim/physx-precompiled"
         ) from error
+    except RuntimeError as error:
+        raise UserError(f"PhysX cannot use the GPU in this process; start it in a fresh one ({error})") from error
 
 
 @contextmanager

@@ -39,6 +39,5 @@ def spec(name: str) -> WorldSpec:
         raise UserError(
             f"the world '{name}' is called '{SPEC.name}' or '{SPEC.name}:official', with ':gpu' after it or not"
         )
-    if on_gpu:
-        return replace(SPEC, name=name, simulation=partial(Simulation, official=official, on_gpu=True))
-    return replace(SPEC, name=name, factory=partial(PutOnPlate, official=official))
+    together = partial(Simulation, official=official, on_gpu=True) if on_gpu else None
+    return replace(SPEC, name=name, factory=partial(PutOnPlate, official=official), simulation=together)

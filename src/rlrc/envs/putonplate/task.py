@@ -191,6 +191,7 @@ class PutOnPlate(BaseEnv):
     def _simulate(self, steps: int) -> None:
         if self.gpu_sim_enabled:
             self.scene._gpu_apply_all()
+            self.scene.px.gpu_update_articulation_kinematics()  # Else its links would be where the robot was.
         for _ in range(steps):
             self.scene.step()
         if self.gpu_sim_enabled:

@@ -50,8 +50,8 @@ class Simulation:
         image_size: side of the pictures in px.
         official: render at 640 x 480 px as published, and resize as policies' processors do (PIL, bicubic); otherwise
             render the same view with `image_size` px right away, which is faster.
-        on_gpu: simulate on a GPU, where there can be more than one. The scene is built once there, so how an episode
-            goes may depend a little on those before it.
+        on_gpu: simulate on a GPU; on the CPU `num_envs` is 1. The scene is built once there and things settle together,
+            so how an episode goes may depend a little on those before and beside it.
 
     Raises:
         UserError: a file of the simulator is missing, ManiSkill is not installed, or nothing can draw or simulate.
@@ -107,6 +107,10 @@ class Simulation:
         if pictures.shape[1:3] == size:
             return pictures
         return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in pictures])
+
+    def close(self) -> None:
+        """Free what it holds, on a GPU too."""
+        self._task.close()
 
     def _read(self, info: dict[str, "torch.Tensor"]) -> list[Reading]:
         told = {name: info[name].tolist() for name in ("success", "grasped", "consecutive_grasp", "held")}
