@@ -122,16 +122,13 @@ class LocalWorker:
         try:
             for index, arguments in calls.items():
                 if index not in self._worlds:
-                    size = self._images.shape[1] if self._images else SMALLEST_PICTURE
-                    self._worlds[index] = self._spec.factory(size)
+                    self._worlds[index] = self._spec.factory(_picture_size(self._images))
                 reading = getattr(self._worlds[index], method)(*arguments)
                 if self._images:
                     self._images.array[self.part.start + index] = self._worlds[index].draw()
                 yield reading
-        except UserError as error:
-            yield error
-        except Exception:
-            yield RuntimeError(f"an environment failed:\n{traceback.format_exc()}")
+        except Exception as error:
+            yield _failure(error)
 
     def close(self) -> None:
         self._worlds = {}
@@ -148,10 +145,8 @@ class SimulationWorker:
     def send(self, method: str, calls: Calls) -> None:
         try:
             self._answer: list[Reading] | Exception = self._run(method, calls)
-        except UserError as error:
-            self._answer = error
-        except Exception:
-            self._answer = RuntimeError(f"the environments failed:\n{traceback.format_exc()}")
+        except Exception as error:
+            self._answer = _failure(error)
 
     def receive(self) -> list[Reading] | Exception:
         return self._answer
@@ -167,8 +162,7 @@ class SimulationWorker:
             raise UserError(f"the environments of '{self._spec.name}' start and move together, all {count} of them")
         if self._simulation is None:
             assert self._spec.simulation is not None
-            size = self._images.shape[1] if self._images else SMALLEST_PICTURE
-            self._simulation = self._spec.simulation(size, count)
+            self._simulation = self._spec.simulation(_picture_size(self._images), count)
         arguments = [calls[n] for n in range(count)]
         if method == "step":
             readings = self._simulation.step(np.stack([action for (action,) in arguments]))
@@ -284,6 +278,16 @@ def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | E
             return answer
         readings.append(answer)
     return readings
+
+
+def _picture_size(images: Images | None) -> int:
+    """What a world is made for, in px."""
+    return images.shape[1] if images else SMALLEST_PICTURE
+
+
+def _failure(error: Exception) -> Exception:
+    """What a worker answers where a world raised `error`: the user's mistake as it is, any other with its trace."""
+    return error if isinstance(error, UserError) else RuntimeError(f"an environment failed:\n{traceback.format_exc()}")
 
 
 def _ending(exit_code: int | None) -> str:
