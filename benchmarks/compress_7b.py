@@ -26,11 +26,12 @@ import numpy as np
 import rlrc
 from rlrc.bench import machine
 from rlrc.data.collect import CollectConfig, collect
-from rlrc.files import read_json, write_json, write_text
+from rlrc.files import write_json, write_text
 from rlrc.inspect import describe
 from rlrc.models.checkpoint import outline
 from rlrc.models.random import MakeRandomConfig, make_random
 from rlrc.models.shards import stored_bytes
+from rlrc.reading import read_json
 from rlrc.tables import human_bytes, markdown_table
 
 SAMPLES = 16

@@ -24,8 +24,9 @@ import numpy as np
 from rlrc import envs
 from rlrc.bench import machine
 from rlrc.errors import UserError
-from rlrc.files import read_json, write_json
+from rlrc.files import write_json
 from rlrc.progress import bar
+from rlrc.reading import read_json
 from rlrc.stats import wilson
 from rlrc.tables import markdown_table
 

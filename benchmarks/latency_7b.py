@@ -29,12 +29,13 @@ from matplotlib.figure import Figure
 
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.cache import VlaCachedPolicy
-from rlrc.files import atomic_path, read_json, write_json, write_text
+from rlrc.files import atomic_path, write_json, write_text
 from rlrc.kernels.choice import table
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory, prepare_for_torch
 from rlrc.progress import say
+from rlrc.reading import read_json
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, markdown_table

@@ -24,7 +24,8 @@ import numpy as np
 from rlrc import envs
 from rlrc.bench import machine
 from rlrc.errors import UserError
-from rlrc.files import read_json, write_json
+from rlrc.files import write_json
+from rlrc.reading import read_json
 
 TURNS = 7
 TURN_SECONDS = 2.0

@@ -18,6 +18,7 @@ FLOORS = [
         "files",
         "process",
         "progress",
+        "reading",
         "stats",
         "tables",
         "verbs",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlrc.errors import UserError
-from rlrc.files import atomic_path, read_json, require_space, write_json
+from rlrc.files import atomic_path, require_space, write_json
+from rlrc.reading import read_json
 
 KILLED = """
 import os, signal, sys

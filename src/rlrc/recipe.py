@@ -19,8 +19,9 @@ from typing import Any
 
 from pydantic import Field
 
-from rlrc.config import Config, read_yaml
+from rlrc.config import Config
 from rlrc.errors import UserError
+from rlrc.reading import read_yaml
 from rlrc.stage import Stage, content_hash, contents_of, path_fields
 from rlrc.verbs import VERBS, config_class
 

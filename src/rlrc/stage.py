@@ -20,9 +20,10 @@ import yaml
 
 import rlrc
 from rlrc import verbs
-from rlrc.config import Config, read_yaml
+from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.files import read_json, sha256_file, sha256_tree, write_json, write_text
+from rlrc.files import sha256_file, sha256_tree, write_json, write_text
+from rlrc.reading import read_json, read_yaml
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from rlrc.data import format as fmt
 from rlrc.errors import UserError
-from rlrc.files import read_json, sha256_tree
+from rlrc.files import sha256_tree
 from rlrc.progress import bar, track
+from rlrc.reading import read_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 import rlrc
 from rlrc.errors import UserError
-from rlrc.files import atomic_path, read_json, require_space, sha256_file, write_json, write_text
+from rlrc.files import atomic_path, require_space, sha256_file, write_json, write_text
 from rlrc.models.card import model_card
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.linear import replace_linears
@@ -29,6 +29,7 @@ from rlrc.models.policy import Policy
 from rlrc.models.processor import Processor
 from rlrc.models.shards import ShardWriter, TensorFiles, weight_files
 from rlrc.models.vision import is_dead
+from rlrc.reading import read_json
 
 LINEAGE_FILE = "compression.json"
 HEAD = "language_model.lm_head.weight"

@@ -16,9 +16,10 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlrc.errors import UserError
-from rlrc.files import read_json, write_json
+from rlrc.files import write_json
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.openvla import PolicyInputs
+from rlrc.reading import read_json
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 

@@ -20,7 +20,7 @@ import tyro
 import rlrc
 from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.files import atomic_path, read_json, require_space, write_json, write_text
+from rlrc.files import atomic_path, require_space, write_json, write_text
 from rlrc.models.checkpoint import LINEAGE_FILE
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.llama_tokenizer import llama_like_tokenizer
@@ -28,6 +28,7 @@ from rlrc.models.processor import ImageProcessor
 from rlrc.models.published import published_tensors
 from rlrc.models.shards import SHARD_BYTES, ShardWriter
 from rlrc.progress import bar, say
+from rlrc.reading import read_json
 from rlrc.tables import human_bytes
 
 Preset = Literal["openvla-7b", "openvla-tiny"]

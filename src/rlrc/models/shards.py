@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rlrc.errors import UserError
-from rlrc.files import read_json, write_json
+from rlrc.files import write_json
+from rlrc.reading import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

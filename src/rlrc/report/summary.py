@@ -8,7 +8,7 @@ from typing import Any
 
 from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, read_episodes, success_rate
 from rlrc.errors import UserError
-from rlrc.files import read_json
+from rlrc.reading import read_json
 from rlrc.recipe import Recipe, read_recipe, stage_name
 from rlrc.stage import Finished, read_finished
 from rlrc.tables import human_bytes, human_count, print_table
