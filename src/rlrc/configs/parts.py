@@ -20,8 +20,9 @@ class PolicyPart(Config):
 class DatasetPart(Config):
     """How a LeRobotDataset is read; the verb itself says which one."""
 
-    camera: str | None = Field(default=None, min_length=1, max_length=200)
-    """Camera to show to the policy, such as observation.images.front. It may be left out where there is only one."""
+    cameras: tuple[str, ...] = Field(default=(), max_length=16)
+    """Cameras to show to the policy, such as observation.images.front. OpenVLA sees one. They may be left out where the
+    dataset has no others."""
     action_key: str | None = Field(default=None, min_length=1, max_length=200)
     """Name of the column of actions. It may be left out where it is called action or actions."""
     state_key: str | None = Field(default=None, min_length=1, max_length=200)
