@@ -33,7 +33,8 @@ TINY_STATS = {
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random OpenVLA of 0.3 M parameters, saved as a checkpoint (float32): ten heads and 40 channels a layer."""
-    from rlrc.models.presets import Shape, TowerShape, new_policy
+    from rlrc.configs.train import Shape, TowerShape
+    from rlrc.models.presets import new_policy
 
     tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
     shape = Shape(

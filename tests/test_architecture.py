@@ -13,7 +13,9 @@ FLOORS = [
     {
         "autoclasses",
         "config",
+        "configs",
         "errors",
+        "episode_ids",
         "episodes",
         "files",
         "process",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from rlrc.data.batches import Augmentation, ShuffledBatches
+from rlrc.configs.augmentation import Augmentation
+from rlrc.data.batches import ShuffledBatches, vary
 from rlrc.errors import UserError
 
 
@@ -49,7 +50,7 @@ NOTHING = {"crop_area": 1.0, "shift": 0, "brightness": 0.0, "contrast": 0.0, "sa
 
 
 def augmented(seed: int = 0, pictures: torch.Tensor = PICTURES, **strengths: Any) -> np.ndarray:
-    result = Augmentation(**{**NOTHING, **strengths})(pictures, torch.Generator().manual_seed(seed))
+    result = vary(pictures, Augmentation(**{**NOTHING, **strengths}), torch.Generator().manual_seed(seed))
     assert (result.shape, result.dtype) == (pictures.shape, torch.uint8)
     return result.numpy().astype(float)
 

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import rlrc
+from rlrc.configs.prune import Depth
+from rlrc.configs.train import Shape, TowerShape
 from rlrc.errors import UserError
 from rlrc.models.linear import QuantizedLinear, quantization_config
 from rlrc.models.policy import Policy
-from rlrc.models.presets import Shape, TowerShape, new_policy
+from rlrc.models.presets import new_policy
 from rlrc.models.shards import ShardWriter
 from rlrc.prune import PruneConfig
-from rlrc.prune.depth import Depth
 from rlrc.stage import standalone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)

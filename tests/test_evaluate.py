@@ -5,6 +5,7 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import bandit_world
@@ -16,10 +17,11 @@ from mortal_world import mortal
 from toy_world import FPS, STEPS, ToyWorld
 
 from rlrc import envs
+from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.evaluate import EvaluateConfig, _actors, evaluate
+from rlrc.evaluate import _actors, check, conditions, episode_ids, evaluate
 from rlrc.models.policy import Policy
 from rlrc.models.processor import ImageProcessor
 from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
@@ -278,26 +280,33 @@ def test_a_cut_off_evaluation_continues(
 
 
 def test_conditions_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EvaluateConfig(policy=Path("x"), variants=("main", "vision-image"))
-    assert config.conditions == [("ind", "main"), ("ood", "main"), ("ood", "vision-image")]
-    assert EvaluateConfig(policy=Path("x"), splits=("ood",)).conditions == [("ood", "main")]
-    with pytest.raises(UserError, match=r"unknown variant 'fog': the world 'tabletop' has main, vision-image"):
-        EvaluateConfig.parse({"policy": "x", "variants": ["fog"]}, "here")
-    with pytest.raises(UserError, match="no condition is left: these variants have none of these splits"):
-        EvaluateConfig.parse({"policy": "x", "variants": ["plate"], "splits": ["ind"]}, "here")
-    with pytest.raises(UserError, match="unknown world 'moon'"):
-        EvaluateConfig.parse({"policy": "x", "world": "moon"}, "here")
+    def of(**options: Any) -> EvaluateConfig:
+        return EvaluateConfig(policy=Path("x"), **options)
+
+    assert conditions(of(variants=("main", "vision-image"))) == [
+        ("ind", "main"),
+        ("ood", "main"),
+        ("ood", "vision-image"),
+    ]
+    assert conditions(of(splits=("ood",))) == [("ood", "main")]
+    for options, message in (
+        ({"variants": ("fog",)}, r"unknown variant 'fog': the world 'tabletop' has main, vision-image"),
+        ({"variants": ("plate",), "splits": ("ind",)}, "no condition is left: these variants have none of these"),
+        ({"world": "moon"}, "unknown world 'moon'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(of(**options))
     one_split = replace(bandit_world.SPEC, splits=("ind",), variants={"main": "main"}, num_tasks=4)
     monkeypatch.setattr("rlrc.envs.spec", lambda world: one_split)
-    assert EvaluateConfig(policy=Path("x")).conditions == [("ind", "main")]
-    with pytest.raises(UserError, match=r"unknown split 'ood': the world 'tabletop' has ind$"):
-        EvaluateConfig.parse({"policy": "x", "splits": ["ood"]}, "here")
-    config = EvaluateConfig(policy=Path("x"), tasks=(3, 0), first_episode_id=5, episodes=4)
-    assert config.episode_ids == [7, 8, 11, 12]
-    with pytest.raises(UserError, match=r"tasks \[1, 4\]: those of the world '.*' are numbered 0 to 3"):
-        EvaluateConfig.parse({"policy": "x", "tasks": [1, 4]}, "here")
-    with pytest.raises(UserError, match=r"tasks \[\]: those of"):
-        EvaluateConfig.parse({"policy": "x", "tasks": []}, "here")
+    assert conditions(of()) == [("ind", "main")]
+    assert episode_ids(of(tasks=(3, 0), first_episode_id=5, episodes=4)) == [7, 8, 11, 12]
+    for options, message in (
+        ({"splits": ("ood",)}, r"unknown split 'ood': the world 'tabletop' has ind$"),
+        ({"tasks": (1, 4)}, r"tasks \[1, 4\]: those of the world '.*' are numbered 0 to 3"),
+        ({"tasks": ()}, r"tasks \[\]: those of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(of(**options))
 
 
 def test_options_reach_the_policy(

@@ -7,13 +7,14 @@ import pytest
 import torch
 from llama_source import LlamaFixture, apply, source_of
 
-from rlrc.prune.flap import Flap
+from rlrc.configs.prune import Flap
+from rlrc.prune.flap import FlapMethod
 from rlrc.prune.measured import Measured
 
 
 class Fixture(LlamaFixture):
     def measured(self, metric: str) -> Measured:
-        return Flap(metric=metric).measure(source_of(self.model(), self.ids))
+        return FlapMethod(Flap(metric=metric)).measure(source_of(self.model(), self.ids))
 
 
 KINDS = (("heads", "heads", "o_proj"), ("channels", "mlp", "down_proj"))
@@ -43,7 +44,7 @@ def test_kept_units_biases_and_logits(fixture: Fixture, metric: str) -> None:
     for match in found:
         case, model = match.group().removesuffix(".keep.heads"), fixture.model()
         source = source_of(model, ratio=float(match[2]))
-        method = Flap(metric=metric, structure=match[1])
+        method = FlapMethod(Flap(metric=metric, structure=match[1]))
         plan = method.plan(measured, source.groups, len(source.layers), source.target)
         for kind, theirs, _ in KINDS:
             for layer, row in enumerate(fixture.cases[f"{case}.keep.{theirs}"]):

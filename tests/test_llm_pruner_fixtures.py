@@ -7,8 +7,10 @@ import pytest
 import torch
 from llama_source import LlamaFixture, apply, source_of
 
-from rlrc.prune.criteria import REDUCTIONS, LlmPruner
+from rlrc.configs.prune import LlmPruner
+from rlrc.prune.criteria import REDUCTIONS
 from rlrc.prune.measured import Measured
+from rlrc.prune.methods import method_of
 
 IMPORTANCES = ["vectorize", "param_first", "param_second", "param_mix", "magnitude_l1", "magnitude_l2"]
 
@@ -20,7 +22,7 @@ class Fixture(LlamaFixture):
 
     def scores(self, importance: str, reduction: str) -> Measured:
         if (importance, reduction) not in self._scores:
-            method = LlmPruner(importance=importance, reduction=reduction)
+            method = method_of(LlmPruner(importance=importance, reduction=reduction))
             self._scores[importance, reduction] = method.measure(source_of(self.model(), self.ids))
         return self._scores[importance, reduction]
 
@@ -55,7 +57,7 @@ def test_kept_units_and_logits(fixture: Fixture, importance: str, scope: str) ->
         case, model = match.group().removesuffix(".keep.heads"), fixture.model()
         protected = frozenset({0, len(model.model.layers) - 1} if match[3] else ())
         source = source_of(model, ratio=float(match[2]), protected=protected)
-        method = LlmPruner(importance=importance, reduction=match[1], scope=scope)
+        method = method_of(LlmPruner(importance=importance, reduction=match[1], scope=scope))
         measured = fixture.scores(importance, match[1])
         plan = method.plan(measured, source.groups, len(source.layers), source.target)
         for ours, theirs in (("heads", "heads"), ("channels", "mlp")):

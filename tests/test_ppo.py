@@ -20,7 +20,7 @@ from toy_demonstrations import toy_demonstrations
 
 import rlrc
 from rlrc import envs
-from rlrc.data.batches import Augmentation
+from rlrc.configs.augmentation import Augmentation
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
 from rlrc.models.policy import Policy

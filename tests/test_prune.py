@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 import rlrc
+from rlrc.configs.prune import Depth, Flap, LlmPruner, Magnitude, StateSaliency, Wanda
 from rlrc.data import Demonstrations
 from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
@@ -24,16 +25,13 @@ from rlrc.models.shards import TensorFiles
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames
-from rlrc.prune.criteria import LlmPruner
-from rlrc.prune.depth import Depth
-from rlrc.prune.flap import Flap
 from rlrc.prune.groups import Group, Member, coupled_groups, describe
 from rlrc.prune.measured import SavedSums
 from rlrc.prune.method import Source, Target
-from rlrc.prune.saliency import StateSaliency, blur, state_saliency
+from rlrc.prune.methods import method_of
+from rlrc.prune.saliency import StateSaliencyMethod, blur, state_saliency
 from rlrc.prune.stream import StoredLayers, Stream
 from rlrc.prune.structured import plan_cut
-from rlrc.prune.unstructured import Magnitude, Wanda
 from rlrc.quantize import QuantizeConfig, quantize
 
 
@@ -116,7 +114,7 @@ def test_grouped_query_scores_match_the_formula_written_out(importance: str) -> 
         return model(rows, labels=rows, use_cache=False).loss
 
     source = source_of(model, ids)
-    found = LlmPruner(importance=importance).measure(source)
+    found = method_of(LlmPruner(importance=importance)).measure(source)
 
     weights = {name: p for name, p in model.named_parameters() if "_proj" in name}
     names = list(weights)
@@ -158,16 +156,16 @@ def test_reductions_of_a_coupled_group() -> None:
         "first": gate,
     }
     for reduction, scores in expected.items():
-        criterion = LlmPruner(importance="magnitude_l2", reduction=reduction)
+        criterion = method_of(LlmPruner(importance="magnitude_l2", reduction=reduction))
         torch.testing.assert_close(criterion.measure(source_of(model))["0.channels"], scores)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_scores_do_not_depend_on_how_samples_are_batched(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.randint(50, (5, 9))
-    expected = LlmPruner().measure(source_of(llama(), ids))
+    expected = method_of(LlmPruner()).measure(source_of(llama(), ids))
     monkeypatch.setattr(stream, "TOKENS_AT_ONCE", size * ids.shape[1])
-    found = LlmPruner().measure(source_of(llama(), ids))
+    found = method_of(LlmPruner()).measure(source_of(llama(), ids))
     for name, scores in expected.items():
         torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-8)
 
@@ -176,11 +174,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", [LlmPruner(importance="param_mix"), Flap(), Wanda(), Depth()])
-def test_a_measurement_that_was_cut_off_goes_on(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [LlmPruner(importance="param_mix"), Flap(), Wanda(), Depth()])
+def test_a_measurement_that_was_cut_off_goes_on(options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer's sums are kept; the run is killed after two of three layers, and then never reads them again."""
     monkeypatch.setattr(measured, "SAVE_EVERY", 0.0)
-    ids = torch.randint(50, (5, 9))
+    ids, method = torch.randint(50, (5, 9)), method_of(options)
     expected = method.measure(source_of(llama(), ids, ratio=0.5))
 
     class Dying(SavedSums):
@@ -365,7 +363,7 @@ def test_salient_states_and_dimensions_count_more() -> None:
     sis = torch.rand(10, 7) * 0.1
     sis[3] += 1.0
     sis[:, 2] += 0.5
-    weights = StateSaliency(top_share=0.1, weight=4.0).weights(sis)
+    weights = StateSaliencyMethod(StateSaliency(top_share=0.1, weight=4.0)).weights(sis)
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
     torch.testing.assert_close(weights[3] / weights[4], torch.full((7,), 4.0))
     assert weights[0].argmax() == 2

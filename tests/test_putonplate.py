@@ -21,6 +21,7 @@ from simulators import need_putonplate
 from rlrc import envs
 from rlrc.envs.maniskill.simulator import start_physx_on_gpu
 from rlrc.envs.putonplate.episodes import CATALOGUE, Episode, numbered_episode
+from rlrc.envs.reward import level as progress
 from rlrc.errors import UserError
 
 VARIANT_OF = {variant.task: name for name, variant in CATALOGUE.items()}
@@ -107,7 +108,7 @@ def test_actions_lead_where_they_led(recorded: Path, row: int) -> None:
         late = np.flatnonzero(np.array(flags[name]) != rows[recorded_name][row])
         assert len(late) <= 1, f"{kind}: {name} differs at steps {late}"
     terms = envs.RewardTerms(consecutive_grasp=0.1)
-    level = terms.level(*(np.array(flags[name]) for name in ("grasped", "consecutive_grasp", "success")))
+    level = progress(terms, *(np.array(flags[name]) for name in ("grasped", "consecutive_grasp", "success")))
     if all(flags[name] == rows[recorded_name][row].tolist() for name, recorded_name in KNOWN_FLAGS.items()):
         np.testing.assert_allclose(np.diff(level, prepend=0), rows["reward_rl4vla"][row], atol=1e-6)
 

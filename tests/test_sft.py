@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 from toy_demonstrations import toy_demonstrations
 
 import rlrc
-from rlrc.data.batches import Augmentation
+from rlrc.configs.augmentation import Augmentation
+from rlrc.configs.learner import LearnerConfig, Lora
+from rlrc.configs.prune import Magnitude
 from rlrc.errors import UserError
 from rlrc.models.policy import Policy
 from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
-from rlrc.prune.unstructured import Magnitude
 from rlrc.recover import sft as sft_module
-from rlrc.recover.loop import STATE_FILE, Learner, LearnerConfig, Lora, learning_rate_factor
+from rlrc.recover.loop import STATE_FILE, Learner, learning_rate_factor
 from rlrc.recover.sft import Frames, SftConfig, action_losses, fit
 
 

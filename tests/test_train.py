@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import rlrc
+from rlrc.configs.train import Shape, TowerShape
 from rlrc.data.lerobot import write_dataset
-from rlrc.models.presets import Shape, TowerShape
 from rlrc.recover.train import StateRegression, TrainConfig, train
 
 

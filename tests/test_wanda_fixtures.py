@@ -8,8 +8,9 @@ import pytest
 import torch
 from llama_source import LlamaFixture, source_of
 
+from rlrc.configs.prune import Magnitude, Wanda
 from rlrc.prune.method import PruningMethod
-from rlrc.prune.unstructured import Magnitude, Wanda, lowest_of_rows
+from rlrc.prune.unstructured import MagnitudeMethod, WandaMethod, lowest_of_rows
 
 PREFIX = r"(wanda|magnitude)\.(unstructured|variant|(\d+)of(\d+))(?:\.p([\d.]+))?\.expected\.logits"
 
@@ -27,8 +28,8 @@ def method_of(match: re.Match[str]) -> tuple[PruningMethod, dict[str, Any]]:
     options: dict[str, Any] = {"pattern": f"{match[3]}:{match[4]}"} if match[3] else {}
     target = {"ratio": float(match[5])} if match[5] and not match[3] else {}
     if match[1] == "magnitude":
-        return Magnitude(**options), target
-    return Wanda(mass=match[2] == "variant", **options), target
+        return MagnitudeMethod(Magnitude(**options)), target
+    return WandaMethod(Wanda(mass=match[2] == "variant", **options)), target
 
 
 def test_every_run_of_the_fixture(fixture: LlamaFixture) -> None:

@@ -102,7 +102,10 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     return {}
 
 
-VERBS = {verb: verbs.VERBS[verb]._replace(module="toy_verbs") for verb in ("collect", "sft", "evaluate", "bench")}
+VERBS = {
+    verb: verbs.VERBS[verb]._replace(module="toy_verbs", options="toy_verbs")
+    for verb in ("collect", "sft", "evaluate", "bench")
+}
 
 if __name__ == "__main__":
     from rlrc.cli import main

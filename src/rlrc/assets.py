@@ -14,11 +14,9 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import tyro
-
-from rlrc.config import Config
+from rlrc.configs.assets import AssetsConfig
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.publishers import Archive, PublishedFile, archives, published_files
 from rlrc.errors import UserError
@@ -29,13 +27,6 @@ CHUNK = 1 << 20
 _TRIES, _PAUSE, _TIMEOUT = 5, 1.0, 60.0
 """How often a connection may break before it brought anything new, and seconds between two tries and until a silent
 server is given up."""
-
-
-class AssetsConfig(Config):
-    """Fetch a simulator's files from their publishers."""
-
-    simulator: tyro.conf.Positional[Literal["maniskill", "libero"]]
-    """Whose files: those of the world putonplate, or of LIBERO."""
 
 
 def assets(config: AssetsConfig, out: Path) -> dict[str, Any]:

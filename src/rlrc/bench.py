@@ -23,11 +23,10 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from pydantic import Field
 
 import rlrc
 from rlrc import kernels
-from rlrc.config import Config
+from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.kernels import choice
@@ -44,19 +43,6 @@ STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
 token, the decoder over the other tokens, and what is left (embedding, choosing tokens, un-normalising)."""
 
 INSTRUCTION = "put carrot on plate"
-
-
-class BenchConfig(Config):
-    """Measure what policies cost; the first one is what the others are compared with."""
-
-    policies: list[Path] = Field(min_length=1)
-    """The checkpoints."""
-    batch_sizes: tuple[int, ...] = (1, 8, 32)
-    """At which throughput is measured."""
-    repeats: int = Field(default=30, ge=1)
-    """Rounds of each measurement."""
-    warmup: int = Field(default=3, ge=0)
-    """Rounds before those that count."""
 
 
 def bench(config: BenchConfig, out: Path) -> dict[str, Any]:

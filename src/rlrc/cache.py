@@ -13,30 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 
-from rlrc.config import Config
+from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.errors import UserError
 from rlrc.models.decoding import Decoding
 from rlrc.models.openvla import Generators
 from rlrc.models.policy import Policy
-
-
-class VlaCacheConfig(Config):
-    """Reuse keys and values of what does not move; the defaults are the authors', for 256 patches and 32 layers."""
-
-    similarity: float = Field(default=0.996, ge=-1, le=1)
-    """Cosine of a patch's raw pixels before and now, from which on it counts as static."""
-    static_patches: int = Field(default=130, ge=0)
-    """At most so many, the most similar."""
-    relevant_patches: int = Field(default=120, ge=0)
-    """So many that the instruction attends to most are never reused."""
-    attention_layer: int = Field(default=15, ge=0)
-    """Where it is read off what the instruction attends to."""
-    layers: tuple[int, ...] = (2, 6, 9, 11)
-    """Where patches leave the prompt."""
-    growth: float = Field(default=0.55, ge=0, le=1)
-    """How much of a rise in the reused share, from layer to layer, is followed."""
 
 
 def patch_similarity(before: np.ndarray, now: np.ndarray, grid: int) -> torch.Tensor:

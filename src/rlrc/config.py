@@ -1,11 +1,17 @@
 """Typed configs: one class serves Python, YAML recipes and the command line."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlrc.reading import validate
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+LayerNumber = Annotated[int, Field(ge=-1000, lt=1000)]
+"""The number of a decoder layer; negative ones count from the last."""
+TaskNumber = Annotated[int, Field(ge=0, lt=10_000)]
 
 
 class Config(BaseModel):

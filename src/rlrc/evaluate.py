@@ -9,16 +9,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 
 import rlrc
 from rlrc import envs
-from rlrc.cache import VlaCacheConfig, VlaCachedPolicy
-from rlrc.config import Config
+from rlrc.cache import VlaCachedPolicy
+from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.episodes import (
     Episode,
     Outcome,
@@ -29,6 +28,7 @@ from rlrc.episodes import (
     video_path,
     write_episodes,
 )
+from rlrc.errors import UserError
 from rlrc.files import write_json
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
@@ -37,65 +37,31 @@ from rlrc.rollouts import Camera, rollout_in_turns
 from rlrc.tables import print_table
 
 
-class EvaluateConfig(Config):
-    """Measure a policy's success rates in a world."""
+def check(config: EvaluateConfig) -> None:
+    """Hold a config against what its world has; nothing is started.
 
-    policy: Path
-    """The checkpoint."""
-    world: str = "tabletop"
-    """Where to act."""
-    splits: tuple[str, ...] | None = None
-    """In and out of the distribution that was demonstrated ("ind", "ood"); all that the world has unless named."""
-    variants: tuple[str, ...] = ("main",)
-    """The world's named variants; main has all splits, the others are out of distribution."""
-    episodes: int = Field(default=128, ge=1)
-    """For each condition, that is, split and variant."""
-    first_episode_id: int = Field(default=0, ge=0)
-    """Episode ids count up from here; equal ids are equal episodes."""
-    tasks: tuple[int, ...] | None = None
-    """Of a suite, the tasks to act in, by their numbers; all unless named."""
-    num_envs: int = Field(default=32, ge=1)
-    """Episodes run at once."""
-    num_workers: int = Field(default=2, ge=0)
-    """Processes that simulate them. With the policy on a GPU two halves take turns, and each of them has so many."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 takes the likeliest action; above it actions are sampled, with noise fixed for each episode."""
-    seed: int = 0
-    """Of the sampling noise."""
-    unnorm_key: str | None = None
-    """Which of the policy's action statistics to use, where it has several and no default."""
-    center_crop: bool = False
-    """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
-    crops."""
-    vla_cache: VlaCacheConfig | None = None
-    """Reuse keys and values of what does not move, from one action to the next."""
-    videos: int = Field(default=4, ge=0)
-    """How many episodes of each condition to film."""
+    Raises:
+        UserError: there is no such world, variant, split or task, or no condition is left.
+    """
+    world = envs.spec(config.world)
+    for kind, asked, known in (("variant", config.variants, world.variants), ("split", config.splits, world.splits)):
+        if unknown := [name for name in asked or () if name not in known]:
+            raise UserError(f"unknown {kind} '{unknown[0]}': the world '{config.world}' has {', '.join(known)}")
+    world.check_tasks(config.tasks)
+    if not conditions(config):
+        raise UserError("no condition is left: these variants have none of these splits")
 
-    @model_validator(mode="after")
-    def _known_conditions(self) -> Self:
-        world = envs.spec(self.world)
-        for kind, asked, known in (("variant", self.variants, world.variants), ("split", self.splits, world.splits)):
-            if unknown := [name for name in asked or () if name not in known]:
-                raise ValueError(f"unknown {kind} '{unknown[0]}': the world '{self.world}' has {', '.join(known)}")
-        if self.center_crop and self.vla_cache is not None:
-            raise ValueError("center_crop and vla_cache do not go together: patches are compared in the whole picture")
-        world.check_tasks(self.tasks)
-        if not self.conditions:
-            raise ValueError("no condition is left: these variants have none of these splits")
-        return self
 
-    @property
-    def conditions(self) -> list[tuple[str, str]]:
-        """Splits and variants to run."""
-        world = envs.spec(self.world)
-        pairs = product(self.variants, world.splits if self.splits is None else self.splits)
-        return [(split, variant) for variant, split in pairs if split in world.splits_of(variant)]
+def conditions(config: EvaluateConfig) -> list[tuple[str, str]]:
+    """The splits and variants to run."""
+    world = envs.spec(config.world)
+    pairs = product(config.variants, world.splits if config.splits is None else config.splits)
+    return [(split, variant) for variant, split in pairs if split in world.splits_of(variant)]
 
-    @property
-    def episode_ids(self) -> list[int]:
-        """Those of each condition."""
-        return list(islice(envs.spec(self.world).episode_ids(self.first_episode_id, self.tasks), self.episodes))
+
+def episode_ids(config: EvaluateConfig) -> list[int]:
+    """The episodes of each condition."""
+    return list(islice(envs.spec(config.world).episode_ids(config.first_episode_id, config.tasks), config.episodes))
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
@@ -104,20 +70,21 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     Writes `episodes.parquet` (after every batch), `eval.json`, LeRobot's `eval_info.json` and `videos/`.
     """
     started = time.monotonic()
+    check(config)
     keep_freed_memory()
     policy = rlrc.load(config.policy, config.unnorm_key, device="cuda" if torch.cuda.is_available() else "cpu")
     if config.center_crop:
         policy.processor.images = replace(policy.processor.images, center_crop=True)
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
-    episode_ids = config.episode_ids
-    filmed = episode_ids[: config.videos]
-    total = config.episodes * len(config.conditions)
+    ids_to_play = episode_ids(config)
+    filmed = ids_to_play[: config.videos]
+    total = config.episodes * len(conditions(config))
     with _actors(policy, config) as actors, bar("evaluate", total, start=len(episodes)) as progress:
-        for split, variant in config.conditions:
+        for split, variant in conditions(config):
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
             for first in range(finished, config.episodes, config.num_envs):
-                ids = episode_ids[first : first + config.num_envs]
+                ids = ids_to_play[first : first + config.num_envs]
                 camera = Camera([id_ for id_ in ids if id_ in filmed])
                 batch = rollout_in_turns(actors, ids, split, variant, config.temperature, config.seed, camera)
                 camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])

@@ -7,9 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from rlrc.config import Config
+from rlrc.configs.inspect import InspectConfig
 from rlrc.models.checkpoint import outline
 from rlrc.models.linear import QuantizedLinear
 from rlrc.models.policy import Policy
@@ -17,13 +15,6 @@ from rlrc.models.published import published_parameters
 from rlrc.progress import say
 from rlrc.quantize import part_of
 from rlrc.tables import human_bytes, human_count, print_table
-
-
-class InspectConfig(Config):
-    """Print what a policy is made of."""
-
-    policy: tyro.conf.Positional[Path]
-    """The checkpoint."""
 
 
 def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:

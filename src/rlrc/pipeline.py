@@ -17,10 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import tyro
-from pydantic import Field
-
-from rlrc.config import Config
+from rlrc.configs.run import RunConfig
 from rlrc.errors import UserError
 from rlrc.files import write_text
 from rlrc.process import end_with, prepare_for_torch
@@ -30,15 +27,6 @@ from rlrc.report.summary import as_json, print_summary, summarise_run
 from rlrc.stage import Stage
 from rlrc.tables import human_seconds
 from rlrc.verbs import VERBS
-
-
-class RunConfig(Config):
-    """Run a recipe, or continue it where it was cut off."""
-
-    recipe: tyro.conf.Positional[Path]
-    """The recipe file; its stages are written to runs/<its name>/<stage>/."""
-    jobs: int = Field(default=1, ge=1)
-    """Stages run at once; with more than one, each tells its progress in runs/<its name>/progress/<stage>.txt."""
 
 
 def run(config: RunConfig, out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rlrc.config import Config
 from rlrc.errors import UserError
 from rlrc.reading import read_yaml
 from rlrc.stage import Stage, content_hash, contents_of, path_fields
-from rlrc.verbs import VERBS, config_class
+from rlrc.verbs import VERBS, check, config_class
 
 STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect", "assets", "make-random")]
 
@@ -104,6 +104,10 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         cls = config_class(verb)
         given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
         config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
+        try:
+            check(verb, config)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
     for name in recipe.study.stages if recipe.study else []:
         if name != "base" and (name not in stages or VERBS[stages[name].verb].artifact != "checkpoint"):

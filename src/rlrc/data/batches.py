@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from rlrc.config import Config
+from rlrc.configs.augmentation import Augmentation
 from rlrc.errors import UserError
 
 
@@ -63,45 +62,31 @@ class ShuffledBatches:
         self._order = np.random.default_rng([seed, epoch]).permutation(self._length)
 
 
-class Augmentation(Config):
-    """How much training pictures are varied; every picture of a batch gets its own draw. The defaults are OpenVLA's.
+def vary(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Vary uint8 images (B, H, W, 3) on the CPU; the same generator state gives the same result.
 
-    All colour changes of a picture are one affine map of its colours, so saturation and hue are those of the YIQ space
-    (a stretch and a turn of its chroma plane) and not of HSV, and values are clipped once, at the end.
+    Every picture of a batch gets its own draw. All colour changes of a picture are one affine map of its colours, so
+    saturation and hue are those of the YIQ space (a stretch and a turn of its chroma plane) and not of HSV, and values
+    are clipped once, at the end.
     """
+    if how.shift or how.crop_area < 1:
+        images = _crop(images, how.crop_area, how.shift, generator)
+    if how.brightness or how.contrast or how.saturation or how.hue:
+        images = _vary_colours(images, how, generator)
+    return images
 
-    crop_area: float = Field(default=0.9, gt=0, le=1)
-    """Part of the area that a crop of the same proportions, at a random place, keeps before it is resized back."""
-    shift: int = Field(default=0, ge=0)
-    """Largest shift in pixels along each side, with repeated edges (DrQ, Kostrikov et al., 2021)."""
-    brightness: float = Field(default=0.2, ge=0)
-    """Largest amount added to all channels, as a fraction of the full range."""
-    contrast: float = Field(default=0.2, ge=0)
-    """Largest relative change of the distance to the picture's mean colour."""
-    saturation: float = Field(default=0.2, ge=0)
-    """Largest relative change of the distance to grey."""
-    hue: float = Field(default=0.05, ge=0)
-    """Largest turn of the colour circle, in turns."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Vary uint8 images (B, H, W, 3) on the CPU; the same generator state gives the same result."""
-        if self.shift or self.crop_area < 1:
-            images = _crop(images, self.crop_area, self.shift, generator)
-        if self.brightness or self.contrast or self.saturation or self.hue:
-            images = self._vary_colours(images, generator)
-        return images
-
-    def _vary_colours(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        pixels = images.float().view(len(images), -1, 3)
-        brightness, contrast, saturation, hue = torch.rand(4, len(images), 1, 1, generator=generator) * 2 - 1
-        contrast = 1 + self.contrast * contrast
-        chroma = (1 + self.saturation * saturation) * torch.exp(2j * torch.pi * self.hue * hue)
-        mix = _chroma_map(chroma.flatten())
-        # ((pixel + brightness - mean) * contrast + mean) @ mix, with the mean of the brightened picture.
-        mean = pixels.mean(1, keepdim=True)
-        offset = (255 * self.brightness * brightness + (1 - contrast) * mean) @ mix
-        varied = np.matmul(pixels.numpy(), (contrast * mix).numpy())  # torch's bmm is ten times slower on 3 columns
-        return torch.from_numpy(varied).add_(offset).round_().clamp_(0, 255).byte().view(images.shape)
+def _vary_colours(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    pixels = images.float().view(len(images), -1, 3)
+    brightness, contrast, saturation, hue = torch.rand(4, len(images), 1, 1, generator=generator) * 2 - 1
+    contrast = 1 + how.contrast * contrast
+    chroma = (1 + how.saturation * saturation) * torch.exp(2j * torch.pi * how.hue * hue)
+    mix = _chroma_map(chroma.flatten())
+    # ((pixel + brightness - mean) * contrast + mean) @ mix, with the mean of the brightened picture.
+    mean = pixels.mean(1, keepdim=True)
+    offset = (255 * how.brightness * brightness + (1 - contrast) * mean) @ mix
+    varied = np.matmul(pixels.numpy(), (contrast * mix).numpy())  # torch's bmm is ten times slower on 3 columns
+    return torch.from_numpy(varied).add_(offset).round_().clamp_(0, 255).byte().view(images.shape)
 
 
 def _crop(images: Tensor, area: float, shift: int, generator: torch.Generator) -> Tensor:

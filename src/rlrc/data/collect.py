@@ -27,12 +27,11 @@ from threading import Thread
 from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from rlrc import envs
-from rlrc.config import Config
+from rlrc.configs.collect import CollectConfig
 from rlrc.data import format as fmt
-from rlrc.data.lerobot import CameraDtype, write_dataset
+from rlrc.data.lerobot import write_dataset
 from rlrc.envs.workers import MAX_LOSSES, one_thread
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
@@ -48,34 +47,6 @@ does nothing."""
 
 HUNG_EPISODE_S = 1800.0
 """An episode that takes longer hangs."""
-
-
-class CollectConfig(Config):
-    """Record demonstrations of a scripted expert."""
-
-    world: str = "tabletop"
-    """The world to record in."""
-    episodes: int = Field(default=3000, ge=1)
-    """Successful episodes to record."""
-    first_episode_id: int = Field(default=envs.FIRST_TRAINING_EPISODE, ge=0)
-    """Episodes are tried from this id on."""
-    tasks: tuple[int, ...] | None = None
-    """Of a suite, the tasks to show, by their numbers; all unless named."""
-    noise: float = Field(default=0.2, ge=0)
-    """Execution noise: its standard deviation, as a fraction of the largest action, is drawn up to this."""
-    camera: CameraDtype = "image"
-    """Store pictures without loss, or as video, which is smaller."""
-    image_size: int = Field(default=96, ge=16)
-    """Side of the pictures in pixels."""
-    num_workers: int = Field(default=2, ge=1)
-    """Processes that play episodes; the result does not depend on it."""
-    seed: int = Field(default=0, ge=0)
-    """Of the execution noise."""
-
-    @model_validator(mode="after")
-    def _known_tasks(self) -> Self:
-        envs.spec(self.world).check_tasks(self.tasks)
-        return self
 
 
 @dataclass(frozen=True)
@@ -99,6 +70,18 @@ class Attempt:
             return cls(str(arrays["instruction"]), bool(arrays["success"]), frames)
 
 
+def check(config: CollectConfig) -> None:
+    """Hold a config against what its world has; nothing is started.
+
+    Raises:
+        UserError: there is no such world or task, or nobody has written an expert for it.
+    """
+    world = envs.spec(config.world)
+    world.check_tasks(config.tasks)
+    if world.expert is None:
+        raise UserError(f"the world '{config.world}' has no scripted expert")
+
+
 def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     """Write `out/dataset`, whole or not at all; until then `out/played` keeps the episodes that were played.
 
@@ -109,6 +92,7 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
         UserError: there is no such world, the expert fails more than three times out of four, or the processes that
             play keep dying.
     """
+    check(config)
     started = time.monotonic()
     attempts = 0
     spec = envs.spec(config.world)

@@ -7,20 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from rlrc.configs.collect import CameraDtype
 from rlrc.data import format as fmt
 from rlrc.data.series import ParquetSeries, VideoSeries
 from rlrc.data.summaries import ImageSummary, VectorSummary
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, write_json
-
-CameraDtype = Literal["image", "video"]
 
 
 @contextmanager

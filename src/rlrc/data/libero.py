@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
-from rlrc.config import Config
+from rlrc.configs.convert_libero import ConvertLiberoConfig
 from rlrc.data import format as fmt
 from rlrc.data.collect import ACTION_NAMES
 from rlrc.data.demonstrations import Demonstrations
-from rlrc.data.lerobot import CameraDtype, write_dataset
+from rlrc.data.lerobot import write_dataset
 from rlrc.envs.libero.render import as_openvla_sees
 from rlrc.envs.libero.simulation import CONTROL_HZ
 from rlrc.envs.libero.tasks import instruction
@@ -29,19 +28,6 @@ from rlrc.progress import bar
 
 NO_OP = 1e-4
 """Norm of the six motions below which an action that leaves the gripper as it is does nothing; OpenVLA's threshold."""
-
-
-class ConvertLiberoConfig(Config):
-    """Convert LIBERO's demonstrations."""
-
-    source: Path
-    """A folder of LIBERO's HDF5 files, one such file, or a LeRobotDataset v3 folder."""
-    image_key: str = "observation.images.image"
-    """The camera to take from a LeRobotDataset."""
-    image_size: int = Field(default=224, ge=16)
-    """Side of the pictures in pixels."""
-    camera: CameraDtype = "image"
-    """Store pictures without loss, or as video, which is smaller."""
 
 
 Episode = tuple[str, dict[str, np.ndarray]]

@@ -2,10 +2,11 @@
 
 from importlib import import_module
 
-from rlrc.envs.reward import RewardTerms
+from rlrc.configs.rl import RewardTerms
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.envs.workers import WorkerLost, repeat_if_lost
 from rlrc.envs.world import Expert, WorldSpec
+from rlrc.episode_ids import FIRST_TRAINING_EPISODE
 from rlrc.errors import UserError
 
 WORLDS: dict[str, str] = {
@@ -22,9 +23,6 @@ WORLDS: dict[str, str] = {
 
 What follows a colon in a name is for the module alone: "maniskill:PickCube-v1" is found by "maniskill".
 """
-
-FIRST_TRAINING_EPISODE = 1_000_000
-"""Demonstrations and reinforcement learning draw episode ids from here on; smaller ids are left to evaluation."""
 
 
 def make(

@@ -14,7 +14,8 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from rlrc.envs.reward import RewardTerms
+from rlrc.configs.rl import RewardTerms
+from rlrc.envs.reward import level
 from rlrc.envs.workers import (
     SMALLEST_PICTURE,
     Images,
@@ -126,8 +127,8 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         if self._asked is None:
             raise gymnasium.error.NoAsyncCallError("call step_async first", "step_wait")
         observation, info = self._tell()
-        level = self.reward_terms.level(info["grasped"], info["consecutive_grasp"], info["success"])
-        reward, self._level = level - self._level, level
+        reached = level(self.reward_terms, info["grasped"], info["consecutive_grasp"], info["success"])
+        reward, self._level = reached - self._level, reached
         self._steps += 1
         truncated = self._steps >= self.max_episode_steps
         return observation, reward, self._terminated(), truncated, info

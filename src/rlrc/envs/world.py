@@ -107,9 +107,12 @@ class WorldSpec:
         return (id_ for id_ in count(first) if tasks is None or id_ % self.num_tasks in tasks)
 
     def check_tasks(self, tasks: Sequence[int] | None) -> None:
-        """Raises ValueError where these are no numbers of tasks."""
+        """
+        Raises:
+            UserError: these are no numbers of tasks.
+        """
         if tasks is not None and not (tasks and set(tasks) <= set(range(self.num_tasks))):
-            raise ValueError(
+            raise UserError(
                 f"tasks {list(tasks)}: those of the world '{self.name}' are numbered 0 to {self.num_tasks - 1}"
             )
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlrc.config import Config
+from rlrc.configs.train import Shape
 from rlrc.models.config import DecoderConfig, OpenVLAConfig
 from rlrc.models.openvla import OpenVLAForActionPrediction
 from rlrc.models.policy import Policy
@@ -18,34 +18,6 @@ from rlrc.models.processor import ImageProcessor, Processor
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]
 PADDING_IDS = 64
-
-
-class TowerShape(Config):
-    """Shape of one vision tower; the last block counts although it is never run (see `VisionTowerConfig`)."""
-
-    hidden_size: int = 128
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 4
-    intermediate_size: int = 512
-    num_register_tokens: int = 0
-    class_token: bool = False
-    layer_scale: bool = False
-    stem_channels: tuple[int, ...] = (16, 32, 64)
-
-
-class Shape(Config):
-    """Shape of a mini OpenVLA. Ten heads, so that pruning 90 % of them leaves exactly one."""
-
-    image_size: int = 96
-    patch_size: int = 24
-    towers: tuple[TowerShape, TowerShape] = (
-        TowerShape(class_token=True, num_register_tokens=4, layer_scale=True),
-        TowerShape(),
-    )
-    hidden_size: int = 160
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 10
-    intermediate_size: int = 640
 
 
 def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, Any] | None, seed: int = 0) -> Policy:

@@ -12,13 +12,12 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
 import rlrc
-from rlrc.config import Config
+from rlrc.configs.make_random import MakeRandomConfig, Preset
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, require_space, write_json, write_text
 from rlrc.models.checkpoint import LINEAGE_FILE
@@ -31,22 +30,10 @@ from rlrc.progress import bar, say
 from rlrc.reading import read_json
 from rlrc.tables import human_bytes
 
-Preset = Literal["openvla-7b", "openvla-tiny"]
 VERB = "make-random"
 CHUNK = 2**20
 """Numbers drawn at a time: float32 of that many stay in the processor's cache on their way to bf16."""
 MILLION = 10**6
-
-
-class MakeRandomConfig(Config):
-    """Write a checkpoint of OpenVLA's published names, shapes and files whose weights are random."""
-
-    preset: Preset
-    """OpenVLA-7B (15 GB), or all of its parts in small (10 MB; pictures of 56 pixels)."""
-    out_folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="OUT")] = None
-    """Where to write the checkpoint; the same as --out."""
-    seed: int = 0
-    """Of the weights."""
 
 
 def make_random(config: MakeRandomConfig, out: Path) -> dict[str, Any]:

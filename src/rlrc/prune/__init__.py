@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field, model_validator
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from rlrc.config import Config
+from rlrc.configs.prune import PruneConfig
 from rlrc.data import Demonstrations
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
@@ -30,71 +29,12 @@ from rlrc.models.shards import TensorFiles
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
-from rlrc.prune.criteria import LlmPruner, Random
-from rlrc.prune.depth import Depth
-from rlrc.prune.flap import Flap
 from rlrc.prune.groups import Group, coupled_groups, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
-from rlrc.prune.method import Plan, Source, Target
-from rlrc.prune.saliency import StateSaliency
+from rlrc.prune.method import Plan, PruningMethod, Source, Target
+from rlrc.prune.methods import method_of
 from rlrc.prune.stream import DECODER, StoredLayers, check_finite
 from rlrc.prune.structured import layer_shape
-from rlrc.prune.unstructured import Magnitude, Wanda
-
-Method = Annotated[
-    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Random,
-    Field(discriminator="kind"),
-]
-
-
-class PruneConfig(Config):
-    """Make the decoder smaller or sparser."""
-
-    policy: Path
-    """The checkpoint."""
-    method: Method = LlmPruner()
-    """How it is decided what goes."""
-    ratio: float | None = Field(default=None, ge=0, le=1)
-    """Share of the heads and channels to remove: of each layer, or of all together where the method's scope is global;
-    of the weights (wanda, magnitude) or of the layers (depth)."""
-    overall: float | None = Field(default=None, ge=0, le=1)
-    """Instead of `ratio`: share of the parameters of the decoder's linear layers, protected layers included."""
-    protect: tuple[int, ...] = ()
-    """Decoder layers that stay whole; -1 is the last."""
-    round_to: int = Field(default=1, ge=1)
-    """Kept MLP channels become a multiple of this; 32 suits 4-bit groups, 128 most matrix kernels."""
-    round_direction: Literal["up", "down", "nearest"] = "up"
-    """Towards which multiple."""
-    dataset: Path | None = None
-    """Demonstrations to calibrate on."""
-    token_ids: Path | None = None
-    """Instead: a safetensors file with `input_ids` (samples, tokens), to calibrate as language models are."""
-    samples: int = Field(default=64, ge=1)
-    """Calibration frames, drawn at random from the demonstrations."""
-    measured: Path | None = None
-    """The `measured.safetensors` that an earlier run of the same method on the same data has left beside its
-    checkpoint, to try another ratio without measuring again."""
-    full_head: bool = False
-    """Keep all rows of the output head, so that the result still generates text; acting needs the action rows alone."""
-    seed: int = 0
-    """Of the draw of samples, and of random scores."""
-    dry_run: bool = False
-    """Print the coupled groups and what would be kept, and cut nothing."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.ratio is not None and self.overall is not None:
-            raise ValueError("give either ratio or overall, and not both")
-        given = self.ratio is not None or self.overall is not None
-        if given != self.method.needs_target:
-            raise ValueError(
-                "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
-            )
-        if self.dataset is not None and self.token_ids is not None:
-            raise ValueError("give either dataset or token_ids, and not both")
-        if self.dataset is None and self.token_ids is None and self.method.needs_calibration:
-            raise ValueError("the method needs a dataset of demonstrations (or token_ids) to calibrate on")
-        return self
 
 
 def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
@@ -110,10 +50,10 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
             policy is quantized, a weight or the loss is not finite, or the dataset holds too few frames.
     """
     task = Task.of(config, out)
-    config.method.check(task.groups, task.num_layers, task.target)
+    task.method.check(task.groups, task.num_layers, task.target)
     say(describe(task.groups))
     measured = task.measure()
-    plan = config.method.plan(measured, task.groups, task.num_layers, task.target)
+    plan = task.method.plan(measured, task.groups, task.num_layers, task.target)
     child = task.child(plan)
     result: dict[str, Any] = {"metrics": task.counts(child), "layers": _layer_sizes(child)}
     _tell(task.parent, child, plan, result["metrics"])
@@ -165,6 +105,10 @@ class Task:
         return cls(config, parent, files, groups, target, demonstrations, key, saved)
 
     @property
+    def method(self) -> PruningMethod[Any]:
+        return method_of(self.config.method)
+
+    @property
     def num_layers(self) -> int:
         return len(_layers(self.parent))
 
@@ -184,7 +128,7 @@ class Task:
         source = Source(self.layers, self.groups, self.target, self.config.seed, self.saved, rotary)
         if self.config.method.needs_calibration:
             source = self._with_calibration(source)
-        return self.config.method.measure(source)
+        return self.method.measure(source)
 
     def _with_calibration(self, source: Source) -> Source:
         assert self.parent.source is not None

@@ -15,11 +15,12 @@ reduced to sums over its channels before those of the next layer are computed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rlrc.configs.prune import LlmPruner, Random, ScoredUnitsConfig
 from rlrc.errors import UserError
 from rlrc.progress import bar, track
 from rlrc.prune.allocate import choose
@@ -37,11 +38,11 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class ScoredUnits(PruningMethod):
-    """Every head and channel gets a score, and the best stay: what most criteria have in common."""
+ScoredConfig = TypeVar("ScoredConfig", bound=ScoredUnitsConfig)
 
-    scope: Literal["local", "global"] = "local"
-    """Whether each layer keeps its own best, or all layers share one threshold."""
+
+class ScoredUnits(PruningMethod[ScoredConfig]):
+    """Every head and channel gets a score, and the best stay: what most criteria have in common."""
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         self._choose({_key(group): torch.zeros(group.units) for group in groups}, groups, target)
@@ -51,37 +52,24 @@ class ScoredUnits(PruningMethod):
 
     def _choose(self, measured: Measured, groups: Sequence[Group], target: Target) -> list[torch.Tensor]:
         scores = [measured[_key(group)] for group in groups]
-        return choose(groups, scores, target.protected, self.scope, target.ratio, target.overall, target.rounding)
+        return choose(
+            groups, scores, target.protected, self.config.scope, target.ratio, target.overall, target.rounding
+        )
 
 
-class Random(ScoredUnits):
+class RandomMethod(ScoredUnits[Random]):
     """Random scores: what any criterion has to beat."""
-
-    kind: Literal["random"] = "random"
-
-    @property
-    def needs_calibration(self) -> bool:
-        return False
 
     def measure(self, source: Source) -> Measured:
         generator = torch.Generator().manual_seed(source.seed)
         return {_key(group): torch.rand(group.units, generator=generator) for group in source.groups}
 
 
-class LlmPruner(ScoredUnits):
+PrunerConfig = TypeVar("PrunerConfig", bound=LlmPruner)
+
+
+class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
     """LLM-Pruner, block-wise."""
-
-    kind: Literal["llm-pruner"] = "llm-pruner"
-    importance: Literal["vectorize", "param_first", "param_second", "param_mix", "magnitude_l1", "magnitude_l2"] = (
-        "param_first"
-    )
-    """Saliency of a weight, and how it is summed over a channel; all but the magnitudes need gradients."""
-    reduction: Literal["sum", "mean", "max", "prod", "first"] = "sum"
-    """How the matrices of a coupled group are combined."""
-
-    @property
-    def needs_calibration(self) -> bool:
-        return not self.importance.startswith("magnitude")
 
     def measure(self, source: Source) -> Measured:
         """Importance of every unit: float32 (units,) for each group.
@@ -89,10 +77,10 @@ class LlmPruner(ScoredUnits):
         Raises:
             UserError: a score is NaN or infinite.
         """
-        return self._gradient_scores(source) if self.needs_calibration else self._magnitudes(source)
+        return self._gradient_scores(source) if self.config.needs_calibration else self._magnitudes(source)
 
     def _magnitudes(self, source: Source) -> Measured:
-        power = int(self.importance[-1])
+        power = int(self.config.importance[-1])
         measured: Measured = {}
         for index in track(range(len(source.layers)), "importance"):
             layer = source.layers[index]
@@ -118,7 +106,7 @@ class LlmPruner(ScoredUnits):
                 progress.advance(2 * done + 1)
             for index in reversed(range(count - done)):
                 groups = _of_layer(source, index)
-                sums = LayerSaliency(self.importance, source.layers[index], groups, len(stream))
+                sums = LayerSaliency(self.config.importance, source.layers[index], groups, len(stream))
                 size = None if sums.first_order else 1
                 upstream = stream.backward(sums.layer, inputs.pop(), upstream, sums.names, sums.add, size)
                 measured |= {_key(group): self._combine(group, sums.channel_scores(group)) for group in groups}
@@ -130,7 +118,7 @@ class LlmPruner(ScoredUnits):
         """Query heads that share a key-value head are first summed to its channels, then members are combined."""
         shape = (group.units, -1, group.channels)
         members = torch.stack([channel_scores[member].view(shape).sum(1) for member in group.members])
-        score = REDUCTIONS[self.reduction](members).sum(1)
+        score = REDUCTIONS[self.config.reduction](members).sum(1)
         if not score.isfinite().all():
             raise UserError(f"{group}: importance is NaN or infinite; the checkpoint or its calibration loss is broken")
         return score

@@ -6,44 +6,32 @@ OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755).
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rlrc.configs.prune import Depth
 from rlrc.errors import UserError
 from rlrc.prune.groups import Group
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
 
 
-class Depth(PruningMethod):
+class DepthMethod(PruningMethod[Depth]):
     """Depth removal: whole layers by their influence, or all but a list."""
 
-    kind: Literal["depth"] = "depth"
-    keep: tuple[int, ...] = ()
-    """Layers that stay, -1 being the last; without it `ratio` of the layers go, those of least influence."""
-
-    @property
-    def needs_calibration(self) -> bool:
-        return not self.keep
-
-    @property
-    def needs_target(self) -> bool:
-        return not self.keep
-
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
-        refuse_overall(target, self.kind)
-        for index in self.keep:
+        refuse_overall(target, self.config.kind)
+        for index in self.config.keep:
             if not -layers <= index < layers:
                 raise UserError(f"keep: there is no decoder layer {index}, they are numbered 0 to {layers - 1}")
-        if not self.keep:
+        if not self.config.keep:
             self._count(layers, target)
 
     def measure(self, source: Source) -> Measured:
         """By layer, its influence; nothing where a list says what stays."""
-        if self.keep:
+        if self.config.keep:
             return {}
         stream = source.stream
         mask = stream.calibration.mask
@@ -56,8 +44,8 @@ class Depth(PruningMethod):
         return source.forward("influence", visit)
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
-        if self.keep:
-            stay = {index % layers for index in self.keep}
+        if self.config.keep:
+            stay = {index % layers for index in self.config.keep}
         else:
             influence = torch.stack([measured[str(index)] for index in range(layers)])
             influence[list(target.protected)] = torch.inf

@@ -14,11 +14,11 @@ lost inputs added on average becomes a bias.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rlrc.configs.prune import Flap
 from rlrc.errors import UserError
 from rlrc.progress import say
 from rlrc.prune.allocate import share_of_free
@@ -29,16 +29,8 @@ from rlrc.prune.stream import inputs_of
 from rlrc.prune.structured import Means, plan_cut
 
 
-class Flap(PruningMethod):
+class FlapMethod(PruningMethod[Flap]):
     """FLAP: fluctuation-based, with bias compensation."""
-
-    kind: Literal["flap"] = "flap"
-    metric: Literal["IFV", "WIFV", "WIFN"] = "WIFV"
-    """How much an input of o_proj or down_proj matters."""
-    structure: Literal["AL-AM", "UL-UM"] = "AL-AM"
-    """Heads and channels of all layers in one ranking, or the same share of each layer."""
-    bias_compensation: bool = True
-    """Give o_proj and down_proj a bias, the mean of what left."""
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         _ratio([group for group in groups if group.layer not in target.protected], groups, target)
@@ -64,7 +56,7 @@ class Flap(PruningMethod):
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
         free = [group for group in groups if group.layer not in target.protected]
         ratio = _ratio(free, groups, target)
-        rank = _rank_everything if self.structure == "AL-AM" else _rank_each
+        rank = _rank_everything if self.config.structure == "AL-AM" else _rank_each
         chosen = dict(zip(free, rank(free, measured, ratio), strict=True))
         kept = []
         for group in groups:
@@ -78,14 +70,14 @@ class Flap(PruningMethod):
                 units = _unit_metric(group, measured).argsort(descending=True)[:wanted].sort().values
             kept.append(units)
         means: Means | None = None
-        if self.bias_compensation:
+        if self.config.bias_compensation:
             means = {(group.layer, group.kind): measured[f"{group.layer}.{group.kind}.mean"] for group in groups}
         return plan_cut(layers, groups, kept, means)
 
     def _metric(self, weight: torch.Tensor, sums: "RunningSums") -> torch.Tensor:
-        if self.metric == "WIFN":
+        if self.config.metric == "WIFN":
             return (weight.abs() * sums.square.sqrt()).mean(dim=0)
-        return sums.fluctuation * weight.square().sum(dim=0) if self.metric == "WIFV" else sums.fluctuation
+        return sums.fluctuation * weight.square().sum(dim=0) if self.config.metric == "WIFV" else sums.fluctuation
 
 
 class RunningSums:

@@ -7,13 +7,13 @@ becomes. Measuring takes minutes and the plan no time, so that other targets can
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from rlrc.config import Config
+from rlrc.configs.prune import MethodConfig
 from rlrc.errors import UserError
 from rlrc.progress import bar
 from rlrc.prune.allocate import Rounding
@@ -99,30 +99,14 @@ class Plan:
     """What stays, for the lineage; JSON-able."""
 
 
-class PruningMethod(Config, ABC):
-    """Base of the methods' configs."""
+MethodOptions = TypeVar("MethodOptions", bound=MethodConfig)
 
-    kind: str
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether `measure` reads calibration samples."""
-        return True
+class PruningMethod(ABC, Generic[MethodOptions]):
+    """Base of the methods; `config` holds the options of one."""
 
-    @property
-    def reads_pictures(self) -> bool:
-        """Whether `measure` looks at the calibration pictures again, so that the vision towers must stay."""
-        return False
-
-    @property
-    def needs_target(self) -> bool:
-        """Whether a ratio must be given, because the method itself does not say how much goes."""
-        return True
-
-    @property
-    def target_free(self) -> bool:
-        """Whether measurements hold for every target: nothing is changed while measuring."""
-        return True
+    def __init__(self, config: MethodOptions) -> None:
+        self.config = config
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         """Refuse a target that cannot be reached, before anything is measured.

@@ -7,36 +7,23 @@ each action dimension by its share of the saliency of all.
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from scipy.ndimage import gaussian_filter
 
+from rlrc.configs.prune import StateSaliency
 from rlrc.errors import UserError
 from rlrc.models.actions import ActionTokenizer
 from rlrc.progress import say, track
 from rlrc.prune.calibrate import Frames
-from rlrc.prune.criteria import LlmPruner
+from rlrc.prune.criteria import LlmPrunerMethod
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Source
 
 
-class StateSaliency(LlmPruner):
+class StateSaliencyMethod(LlmPrunerMethod[StateSaliency]):
     """Robot-aware: LLM-Pruner's Taylor importance, weighted by state saliency."""
-
-    kind: Literal["state-saliency"] = "state-saliency"  # type: ignore[assignment]
-    grid: int = Field(default=4, ge=1)
-    """The picture is blurred around each cell of a grid of this many rows and columns, in turn."""
-    top_share: float = Field(default=0.2, gt=0, le=1)
-    """Share of the states that count as salient."""
-    weight: float = Field(default=4.0, ge=1)
-    """How much more a salient state counts."""
-
-    @property
-    def reads_pictures(self) -> bool:
-        return True
 
     def measure(self, source: Source) -> Measured:
         """
@@ -45,9 +32,7 @@ class StateSaliency(LlmPruner):
         """
         if source.frames is None:
             raise UserError("state-saliency needs demonstrations: it blurs their pictures")
-        if not self.needs_calibration:
-            raise UserError(f"state-saliency weights gradients, and {self.importance} has none; choose a Taylor one")
-        sis = state_saliency(source, source.frames, self.grid)
+        sis = state_saliency(source, source.frames, self.config.grid)
         weights = self.weights(sis)
         say("saliency of the action dimensions: " + ", ".join(f"{share:.2f}" for share in weights.mean(0).tolist()))
         weighted = source.frames.weighted(weights)
@@ -56,9 +41,9 @@ class StateSaliency(LlmPruner):
     def weights(self, sis: torch.Tensor) -> torch.Tensor:
         """Saliency (N, D) to weights in the loss (N, D), 1 on average."""
         of_state, of_dimension = sis.sum(dim=1), sis.mean(dim=0)
-        salient = max(1, round(self.top_share * len(sis)))
+        salient = max(1, round(self.config.top_share * len(sis)))
         states = torch.ones(len(sis))
-        states[of_state.topk(salient).indices] = self.weight
+        states[of_state.topk(salient).indices] = self.config.weight
         dimensions = of_dimension / of_dimension.mean() if of_dimension.sum() > 0 else torch.ones(sis.shape[1])
         weights = states[:, None] * dimensions
         return weights / weights.mean()

@@ -8,49 +8,28 @@ neighbouring inputs ("2:4", which sparse matrix units can use).
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TypeVar
 
 import torch
-from pydantic import StringConstraints, model_validator
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rlrc.configs.prune import Magnitude, UnstructuredConfig, Wanda
 from rlrc.errors import UserError
 from rlrc.prune.groups import Group, matrix
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
 from rlrc.prune.stream import inputs_of
 
-Pattern = Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")]
+ZeroingConfig = TypeVar("ZeroingConfig", bound=UnstructuredConfig)
 
 
-class Unstructured(PruningMethod):
+class Unstructured(PruningMethod[ZeroingConfig]):
     """What Wanda and magnitude have in common."""
 
-    pattern: Pattern | None = None
-    """Zero n of every m neighbouring inputs, written "n:m", in place of the lowest `ratio` of all."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Unstructured":
-        if self.pattern is not None:
-            n, m = self._n_of_m
-            if not 0 < n < m:
-                raise ValueError(f"pattern {self.pattern}: zero fewer than all of every m inputs, as in 2:4")
-        return self
-
-    @property
-    def needs_target(self) -> bool:
-        return self.pattern is None
-
-    @property
-    def _n_of_m(self) -> tuple[int, int]:
-        assert self.pattern is not None
-        n, m = self.pattern.split(":")
-        return int(n), int(m)
-
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
-        refuse_overall(target, self.kind)
+        refuse_overall(target, self.config.kind)
         if target.ratio is not None and target.ratio >= 1:
-            raise UserError(f"{self.kind}: a ratio of {target.ratio:g} leaves no weight; ask for less than 1")
+            raise UserError(f"{self.config.kind}: a ratio of {target.ratio:g} leaves no weight; ask for less than 1")
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
         def edit(index: int, layer: LlamaDecoderLayer) -> None:
@@ -74,9 +53,9 @@ class Unstructured(PruningMethod):
         Args:
             square_norm: (in,), mean over samples of the squared norm of each input.
         """
-        if self.pattern is not None:
+        if self.config.pattern is not None:
             score = magnitude if square_norm is None else magnitude * square_norm.sqrt()
-            return lowest_of_each(score, *self._n_of_m)
+            return lowest_of_each(score, *self.config.n_of_m)
         assert ratio is not None
         return self.lowest(magnitude, square_norm, ratio)
 
@@ -85,14 +64,8 @@ class Unstructured(PruningMethod):
         """The method's own way to find the lowest `ratio` of a matrix; as `goes`."""
 
 
-class Magnitude(Unstructured):
+class MagnitudeMethod(Unstructured[Magnitude]):
     """Magnitude: the smallest weights of each matrix become zero."""
-
-    kind: Literal["magnitude"] = "magnitude"
-
-    @property
-    def needs_calibration(self) -> bool:
-        return False
 
     def measure(self, source: Source) -> Measured:
         return {}
@@ -103,16 +76,8 @@ class Magnitude(Unstructured):
         return magnitude <= magnitude.flatten().kthvalue(rank + 1).values if rank else magnitude < 0
 
 
-class Wanda(Unstructured):
+class WandaMethod(Unstructured[Wanda]):
     """Wanda: weights by their magnitude times the norm of their inputs."""
-
-    kind: Literal["wanda"] = "wanda"
-    mass: bool = False
-    """Wanda's variant: in each row goes what adds up to the same share of the row's scores, found by bisection."""
-
-    @property
-    def target_free(self) -> bool:
-        return False
 
     def measure(self, source: Source) -> Measured:
         """By layer and matrix, the mean over samples of the squared norm of each input (in,)."""
@@ -133,7 +98,7 @@ class Wanda(Unstructured):
     def lowest(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float) -> torch.Tensor:
         assert square_norm is not None
         score = magnitude * square_norm.sqrt()
-        if self.mass:
+        if self.config.mass:
             return _lowest_mass(score, ratio)
         return lowest_of_rows(score, int(score.shape[1] * ratio))
 

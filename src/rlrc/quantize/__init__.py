@@ -12,14 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
 import rlrc
-from rlrc.config import Config
+from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.errors import UserError
 from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
@@ -36,40 +35,6 @@ PARTS = {
     "embedding": "language_model.model.embed_tokens",
     "head": "language_model.lm_head",
 }
-
-
-Part = Literal["decoder", "vision", "projector", "embedding", "head"]
-
-
-class QuantizeConfig(Config):
-    """Store a policy's weights in 4 or 8 bits."""
-
-    policy: Path
-    """The checkpoint."""
-    bits: Literal[4, 8] = 4
-    """Of each weight."""
-    group_size: int = Field(default=32, ge=1)
-    """Weights along a layer's input that share a scale and a zero point."""
-    parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
-    """Whose linear layers, convolutions and embeddings are packed."""
-    rounding: Literal["nearest", "gptq"] = "nearest"
-    """Each weight to its nearest code, or so that errors make up for each other on the demonstrations."""
-    dataset: Path | None = None
-    """Demonstrations: gptq is calibrated on some, and on others it is counted how often the best action token
-    changes."""
-    samples: int = Field(default=64, ge=1)
-    """Frames drawn from them for either."""
-    seed: int = 0
-    """Of the draw."""
-    modules_to_not_convert: tuple[str, ...] = ()
-    """Layers whose name contains one of these stay as they are. A first convolution, say, has few weights and every
-    pixel passes through it."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.rounding == "gptq" and self.dataset is None:
-            raise ValueError("rounding gptq needs a dataset of demonstrations to calibrate on")
-        return self
 
 
 @dataclass(frozen=True)

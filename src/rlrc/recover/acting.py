@@ -1,21 +1,17 @@
 """Acting for reinforcement learning: the episodes of one iteration in parallel worlds, kept for PPO to learn from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from rlrc import envs
+from rlrc.configs.rl import RlConfig
+from rlrc.data.batches import vary
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.recover.loop import Learner, project, rng
 from rlrc.recover.sft import hide_words
-
-if TYPE_CHECKING:
-    from rlrc.recover.ppo import RlConfig
 
 
 @dataclass
@@ -72,7 +68,7 @@ def act(policy: Policy, env: envs.WorkerVectorEnv, iteration: int, config: RlCon
     def look() -> PolicyInputs:
         images = torch.from_numpy(episodes.images)
         if config.augment is not None:
-            images = config.augment(images, variation)
+            images = vary(images, config.augment, variation)
         inputs = policy.prepare(images.numpy(), episodes.instructions)
         if not learner.trains_vision:
             inputs = project(policy, inputs)

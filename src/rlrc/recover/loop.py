@@ -22,12 +22,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather, reduce
 from peft import LoraConfig, LoraModel
-from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from rlrc.config import Config
+from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
 from rlrc.models.openvla import PolicyInputs
@@ -37,42 +36,6 @@ from rlrc.recover.optimizer import optimizers
 
 STATE_FILE = "state.safetensors"
 DECODER_LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-
-
-class Lora(Config):
-    """Low-rank adapters (Hu et al., 2021) on every linear layer of the decoder, merged when training ends."""
-
-    rank: int = Field(default=32, ge=1)
-    """Rank of the update of each matrix."""
-    alpha: int = Field(default=16, ge=1)
-    """The update is scaled by alpha / rank."""
-
-
-class LearnerConfig(Config):
-    """What every kind of training lets one choose."""
-
-    train: Literal["all", "decoder"] = "all"
-    """Which parameters move. With "decoder" the vision towers and the projector stay as they are."""
-    lora: Lora | None = None
-    """Train adapters in place of the decoder's weights (everything else stays as it is)."""
-    keep_zeros: bool = False
-    """Weights of the decoder that are zero stay zero, as after pruning by wanda or magnitude."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """"muon": Muon for the weight matrices of the layers, AdamW for the rest; gains from scratch."""
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of the optimizer."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled; for weight matrices and kernels only, not for norms, biases and embeddings."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Batches whose gradients are averaged for one optimizer step."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: autocast, with float32 master weights and moments."""
-    save_every: float = Field(default=60.0, ge=0)
-    """Seconds between two training states on disk; a run that was cut off continues from the last."""
-    seed: int = Field(default=0, ge=0)
-    """Of everything random."""
 
 
 class Learner:

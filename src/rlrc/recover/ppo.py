@@ -19,18 +19,17 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 
 import rlrc
 from rlrc import envs
-from rlrc.data.batches import Augmentation
+from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
-from rlrc.envs.reward import RewardTerms
+from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
 from rlrc.models.openvla import PolicyInputs
@@ -38,103 +37,19 @@ from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.recover.acting import Buffer, act
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
-from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, rng
+from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
 from rlrc.recover.sft import Frames, action_losses
 from rlrc.rollouts import rollout
 
-FIRST_CURVE_EPISODE = 900_000
-"""The learning curve's own episodes: neither trained on nor in anyone's table."""
 
+def check(config: RlConfig) -> None:
+    """Hold a config against what its world has; nothing is started.
 
-class RlConfig(LearnerConfig):
-    """Improve a policy by acting (PPO)."""
-
-    policy: Path
-    """The checkpoint to start from."""
-    world: str = "tabletop"
-    """Where to act."""
-    num_envs: int = Field(default=32, ge=1)
-    """Episodes run at once, for each process."""
-    num_workers: int = Field(default=2, ge=0)
-    """Processes that simulate them."""
-    iterations: int = Field(default=100, ge=1)
-    """How often to act and update, critic warm-up included."""
-    reward: RewardTerms = RewardTerms()
-    """What each bit of progress is worth."""
-    end_after_success: int = Field(default=0, ge=0)
-    """Steps of success in a row after which an episode ends and another begins in its place, so that acting is not
-    spent on standing still; 0 lets every episode last its full time. What would be lost again later is then neither
-    trained nor counted: the metric success_at_end is above that of an evaluation."""
-    end_on_loss: bool = False
-    """An episode also ends when a success is lost again. Otherwise losing it costs next to nothing, since it can be won
-    back: the reward is the difference that a step makes."""
-    augment: Augmentation | None = None
-    """How the pictures acted upon are varied; without it they are not."""
-    word_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a word of an episode's instruction is shown as unknown."""
-    temperature: float = Field(default=1.0, gt=0)
-    """At which actions are sampled; PPO improves the policy it samples from."""
-    gamma: float = Field(default=0.99, ge=0, le=1)
-    """Discount of future rewards."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """From one-step (0) to Monte-Carlo (1) advantages."""
-    train: Literal["all", "decoder"] = "decoder"
-    """Which parameters move. With "decoder" the pictures pass the vision towers only once, while acting."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the buffer in each iteration."""
-    batch_size: int = Field(default=160, ge=1)
-    """Steps in a minibatch, for each process."""
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """The optimizer's, of the policy."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rates over the iterations: constant, or falling to zero."""
-    value_learning_rate: float = Field(default=3e-3, gt=0)
-    """AdamW's, of the value head."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled; for weight matrices and kernels only, not for norms, biases and embeddings."""
-    max_grad_norm: float = Field(default=10.0, gt=0)
-    """Gradients are scaled down to this norm."""
-    clip: float = Field(default=0.2, gt=0)
-    """How far the ratio of new to old probabilities may move the policy loss from 1."""
-    value_clip: float = Field(default=0.2, gt=0)
-    """How far a value may move from its old value before the clipped loss takes over."""
-    huber_delta: float = Field(default=10.0, gt=0)
-    """Errors of the value beyond this count linearly."""
-    value_coefficient: float = Field(default=1.0, ge=0)
-    """Weight of the value loss."""
-    entropy_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the entropy bonus."""
-    critic_warmup_iterations: int = Field(default=0, ge=0)
-    """First iterations in which the value head alone learns."""
-    critic_warmup_epochs: int = Field(default=10, ge=1)
-    """Passes over the buffer in each of them; they are cheap, since the transformer stands still."""
-    bc_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of behaviour cloning on `dataset` beside PPO."""
-    dataset: Path | None = None
-    """Demonstrations for behaviour cloning; varied by `augment` and `word_dropout` as well."""
-    label_spread: float = Field(default=0.0, ge=0)
-    """Standard deviation, in bins, of the demonstrated labels, as in supervised fine-tuning: cloning single bins in a
-    policy that was taught spread ones costs it its greedy success."""
-    target_kl: float | None = Field(default=None, gt=0)
-    """An iteration's updates stop once the policy has moved this far from the one that acted."""
-    eval_every: int = Field(default=0, ge=0)
-    """Iterations between two points of the learning curve, whose first comes after the first one; 0 draws none."""
-    eval_episodes: int = Field(default=64, ge=1)
-    """Episodes in and out of distribution, each, for such a point."""
-    eval_temperature: float = Field(default=0.0, ge=0)
-    """At which the policy acts in them; 0 is greedy."""
-
-    @model_validator(mode="after")
-    def _cloning_has_data(self) -> Self:
-        if (self.bc_coefficient > 0) != (self.dataset is not None):
-            raise ValueError("give bc_coefficient > 0 and dataset together, or neither")
-        return self
-
-    @model_validator(mode="after")
-    def _episodes_can_end_early(self) -> Self:
-        if (self.end_after_success or self.end_on_loss) and envs.spec(self.world).simulation:
-            raise ValueError(f"the episodes of '{self.world}' start together: no end_after_success, no end_on_loss")
-        return self
+    Raises:
+        UserError: there is no such world, or its episodes cannot end early.
+    """
+    if envs.spec(config.world).simulation and (config.end_after_success or config.end_on_loss):
+        raise UserError(f"the episodes of '{config.world}' start together: no end_after_success, no end_on_loss")
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
@@ -143,6 +58,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     Returns:
         The last row of metrics.
     """
+    check(config)
     keep_freed_memory()
     policy = rlrc.load(config.policy)
     policy.model.add_value_head(config.seed)

@@ -9,54 +9,28 @@
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import nn
 
 import rlrc
-from rlrc.data.batches import Augmentation, ShuffledBatches
+from rlrc.configs.augmentation import Augmentation
+from rlrc.configs.learner import SupervisedConfig
+from rlrc.configs.sft import SftConfig
+from rlrc.data.batches import ShuffledBatches, vary
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics, normalise
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
-from rlrc.recover.loop import Learner, LearnerConfig, Means, learning_rate_factor, project, rng
+from rlrc.recover.loop import Learner, Means, learning_rate_factor, project, rng
 
 LOG_EVERY = 10
 """Steps between two rows of metrics. States are written with rows only, so that a resumed run logs the same ones."""
-
-
-class SupervisedConfig(LearnerConfig):
-    """What one chooses to train on demonstrations."""
-
-    dataset: Path
-    """Demonstrations, a LeRobotDataset v3 folder."""
-    steps: int = Field(default=1000, ge=1)
-    """Optimizer steps."""
-    batch_size: int = Field(default=64, ge=1)
-    """Frames in a batch, for each process."""
-    warmup_steps: int = Field(default=50, ge=0)
-    """Steps over which the learning rate rises linearly."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """The learning rate after warm-up: falling to zero, or constant."""
-    augment: Augmentation | None = None
-    """How training pictures are varied; without it they are not."""
-    word_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a word of the instruction is shown as unknown, so that unknown words are nothing new later."""
-    label_spread: float = Field(default=0.0, ge=0)
-    """Standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins; 0 keeps it whole."""
-
-
-class SftConfig(SupervisedConfig):
-    """Fine-tune a policy on demonstrations."""
-
-    policy: Path
-    """The checkpoint to start from."""
 
 
 def sft(config: SftConfig, out: Path) -> dict[str, Any]:
@@ -191,7 +165,7 @@ class Frames:
         images = self._demonstrations.images[rows]
         if self._augment is not None:
             generator = self._learner.generator("augment", self._number, device="cpu")
-            images = self._augment(torch.from_numpy(images), generator).numpy()
+            images = vary(torch.from_numpy(images), self._augment, generator).numpy()
         instructions = [self._demonstrations.instruction(row) for row in rows]
         if self._word_dropout:
             words = rng(self._learner.config.seed, "words", self._number, self._learner.rank)

@@ -12,24 +12,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import nn
 
+from rlrc.configs.train import TrainConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import norm_stats
-from rlrc.models.presets import Shape, new_policy
-from rlrc.recover.sft import SupervisedConfig, fit
-
-
-class TrainConfig(SupervisedConfig):
-    """Train a mini OpenVLA from random weights."""
-
-    shape: Shape = Shape()
-    """Sizes of the vision towers and the decoder."""
-    unnorm_key: str = "tabletop"
-    """The name under which the checkpoint keeps the demonstrations' action statistics."""
-    state_loss_weight: float = Field(default=1.0, ge=0)
-    """Weight of the auxiliary loss; needs demonstrations with an environment state. 0: no such loss."""
+from rlrc.models.presets import new_policy
+from rlrc.recover.sft import fit
 
 
 class StateRegression(nn.Module):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jinja2
-import tyro
 import yaml
 
-from rlrc.config import Config
+from rlrc.configs.report import ReportConfig
 from rlrc.episodes import Outcome, by_condition, success_rate
 from rlrc.files import write_text
 from rlrc.progress import say
@@ -38,13 +37,6 @@ CURVES: dict[str, list[tuple[str, list[str], bool]]] = {
     ],
 }
 """What is drawn of each kind of training: title, metrics, whether they are shares."""
-
-
-class ReportConfig(Config):
-    """Write the page of a run."""
-
-    run: tyro.conf.Positional[Path]
-    """The run's folder, as `rlrc run` made it."""
 
 
 def report(config: ReportConfig, out: Path) -> dict[str, Any]:

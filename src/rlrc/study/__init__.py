@@ -10,10 +10,11 @@ pictures for people, every episode in `episodes.parquet` and the logs of every t
 from pathlib import Path
 from typing import Any
 
+from rlrc.configs.run import StudyConfig
 from rlrc.episodes import write_episodes
 from rlrc.errors import UserError
 from rlrc.files import write_json, write_text
-from rlrc.pipeline import RunConfig, run
+from rlrc.pipeline import run
 from rlrc.progress import say
 from rlrc.recipe import read_recipe
 from rlrc.study.claims import check
@@ -21,10 +22,6 @@ from rlrc.study.evidence import Evidence, gather
 from rlrc.study.figures import draw
 from rlrc.study.page import page
 from rlrc.study.strip import write_strip
-
-
-class StudyConfig(RunConfig):
-    """Run every cell of a study, or continue where it was cut off, and write its evidence."""
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:

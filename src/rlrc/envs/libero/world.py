@@ -14,6 +14,7 @@ from rlrc.envs.libero.render import Painter, as_openvla_sees
 from rlrc.envs.libero.simulation import Simulation
 from rlrc.envs.libero.tasks import TRIALS, Goal, Task, tasks
 from rlrc.envs.world import GraspLatch, Reading
+from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.errors import UserError
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
@@ -35,9 +36,6 @@ ENVIRONMENT_STATE = (
 )
 """Privileged: the hand's pose, the distance between the fingers (m), the task's number, and the goal's predicates;
 where a task has fewer of them, zeros."""
-
-FIRST_DRAWN_EPISODE = 900_000
-"""From here on episodes start from states of our own drawing; below they are the official ones."""
 
 
 class Libero:
@@ -61,14 +59,14 @@ class Libero:
         trial, number = divmod(episode_id, len(self._tasks))
         task = self._tasks[number]
         simulation = self._simulate(task)
-        if episode_id >= FIRST_DRAWN_EPISODE:
+        if episode_id >= FIRST_CURVE_EPISODE:
             simulation.start_drawn(episode_id)
         elif trial < TRIALS:
             simulation.start_official(trial)
         else:
             raise UserError(
                 f"episode {episode_id} of {task.suite}: each task has {TRIALS} official initial states; ids "
-                f"from {FIRST_DRAWN_EPISODE:,} on draw others"
+                f"from {FIRST_CURVE_EPISODE:,} on draw others"
             )
         self._grasp = GraspLatch()
         return self._read(simulation)

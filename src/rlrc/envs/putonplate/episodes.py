@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rlrc.envs import FIRST_TRAINING_EPISODE
+from rlrc.episode_ids import FIRST_TRAINING_EPISODE
 from rlrc.errors import UserError
 
 Challenge = Literal["main", "vision", "semantics", "execution"]

@@ -1,0 +1,69 @@
+"""What one can ask of `evaluate`."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from rlrc.config import Config, LayerNumber, Seed, Share, TaskNumber
+from rlrc.configs.parts import PolicyPart
+from rlrc.episode_ids import MAX_EPISODE_ID
+
+
+class VlaCacheConfig(Config):
+    """Reuse keys and values of what does not move. The defaults are the authors', for 256 patches and 32 layers."""
+
+    similarity: float = Field(default=0.996, ge=-1, le=1)
+    """Cosine of a patch's raw pixels before and now from which on the patch counts as static."""
+    static_patches: int = Field(default=130, ge=0, le=100_000)
+    """Largest number of static patches; the most similar ones are taken."""
+    relevant_patches: int = Field(default=120, ge=0, le=100_000)
+    """Number of patches that the instruction attends to most and that are never reused."""
+    attention_layer: int = Field(default=15, ge=0, le=1000)
+    """Layer at which it is read off what the instruction attends to."""
+    layers: tuple[LayerNumber, ...] = (2, 6, 9, 11)
+    """Layers at which patches leave the prompt."""
+    growth: Share = 0.55
+    """How much of a rise in the reused share, from layer to layer, is followed."""
+
+
+class EvaluateConfig(PolicyPart):
+    """Measure a policy's success rates in a world."""
+
+    policy: Path
+    """Policy to evaluate: a folder or a Hugging Face hub id."""
+    world: str = "tabletop"
+    """World to act in."""
+    splits: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Splits of episodes, in and out of the distribution that was demonstrated (ind, ood). All splits of the world are
+    played unless you name some."""
+    variants: tuple[str, ...] = Field(default=("main",), min_length=1)
+    """Named variants of the world. The variant main has all splits; the others are out of distribution."""
+    episodes: int = Field(default=128, ge=1, le=1_000_000)
+    """Number of episodes for each condition, which is a split and a variant."""
+    first_episode_id: int = Field(default=0, ge=0, le=MAX_EPISODE_ID)
+    """Id of the first episode; the ids count up from there. Equal ids are equal episodes."""
+    tasks: tuple[TaskNumber, ...] | None = None
+    """Numbers of the tasks to act in, in a world that has several. All tasks are played unless you name some."""
+    num_envs: int = Field(default=32, ge=1, le=8192)
+    """Number of episodes that run at once."""
+    num_workers: int = Field(default=2, ge=0, le=256)
+    """Number of processes that simulate them. With the policy on a GPU, two halves take turns, and each half has this
+    many processes."""
+    temperature: float = Field(default=0.0, ge=0, le=100)
+    """Zero takes the likeliest action. Above zero, actions are sampled with noise that is fixed for each episode."""
+    seed: Seed = 0
+    """Seed for sampling actions."""
+    center_crop: bool = False
+    """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
+    crops."""
+    vla_cache: VlaCacheConfig | None = None
+    """Reuse keys and values of what does not move, from one action to the next."""
+    videos: int = Field(default=4, ge=0, le=100_000)
+    """Number of episodes of each condition to film."""
+
+    @model_validator(mode="after")
+    def _whole_pictures(self) -> Self:
+        if self.center_crop and self.vla_cache is not None:
+            raise ValueError("center_crop and vla_cache do not go together: patches are compared in the whole picture")
+        return self

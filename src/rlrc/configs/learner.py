@@ -1,0 +1,69 @@
+"""What every kind of training lets one choose."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlrc.config import Config, Seed, Share
+from rlrc.configs.augmentation import Augmentation
+from rlrc.configs.parts import DemonstrationsPart
+
+
+class Lora(Config):
+    """Train low-rank adapters (Hu et al., 2021) on the decoder's linear layers, and merge them at the end."""
+
+    rank: int = Field(default=32, ge=1, le=4096)
+    """Rank of the update of each matrix."""
+    alpha: int = Field(default=16, ge=1, le=2**20)
+    """The update is scaled by alpha / rank."""
+
+
+class LearnerConfig(Config):
+    """Options of every kind of training."""
+
+    train: Literal["all", "decoder"] = "all"
+    """Which parameters are trained. With decoder, the vision towers and the projector stay as they are."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of the decoder's weights; everything else stays as it is."""
+    keep_zeros: bool = False
+    """Weights of the decoder that are zero stay zero, as you want after pruning by wanda or magnitude."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer. With muon, Muon trains the layers' weight matrices and AdamW the rest; it helps training from
+    scratch."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=100)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    """Decoupled weight decay of matrices and kernels. Norms, biases and embeddings have none."""
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1e6)
+    """Gradients of a larger norm are scaled down to this norm."""
+    gradient_accumulation: int = Field(default=1, ge=1, le=4096)
+    """Number of batches whose gradients are averaged for one optimizer step."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Precision of the computation. With bf16, weights and moments are still kept in float32."""
+    save_every: float = Field(default=60.0, ge=0, le=1e6)
+    """Seconds between two training states on disk. A run that was cut off continues from the last one."""
+    seed: Seed = 0
+    """Seed for everything random."""
+
+
+class SupervisedConfig(DemonstrationsPart, LearnerConfig):
+    """Options of training on demonstrations."""
+
+    dataset: Path
+    """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
+    steps: int = Field(default=1000, ge=1, le=100_000_000)
+    """Number of optimizer steps."""
+    batch_size: int = Field(default=64, ge=1, le=4096)
+    """Number of frames in a batch, for each process."""
+    warmup_steps: int = Field(default=50, ge=0, le=1_000_000)
+    """Number of steps over which the learning rate rises linearly."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: it falls to zero, or it stays constant."""
+    augment: Augmentation | None = None
+    """Vary training pictures. Without this they are shown as they are."""
+    word_dropout: Share = 0.0
+    """Probability that a word of the instruction is shown as unknown, so that unknown words are nothing new later."""
+    label_spread: float = Field(default=0.0, ge=0, le=256)
+    """Standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins. Zero leaves it
+    whole."""

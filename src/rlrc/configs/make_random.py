@@ -1,0 +1,21 @@
+"""What one can ask of `make-random`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from rlrc.config import Config, Seed
+
+Preset = Literal["openvla-7b", "openvla-tiny"]
+
+
+class MakeRandomConfig(Config):
+    """Write a checkpoint of OpenVLA's published names, shapes and files whose weights are random."""
+
+    preset: Preset
+    """Size of the checkpoint: OpenVLA-7B (15 GB), or all of its parts in small (10 MB, pictures of 56 pixels)."""
+    out_folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="OUT")] = None
+    """Where to write the checkpoint. It is the same as --out."""
+    seed: Seed = 0
+    """Seed for the weights."""

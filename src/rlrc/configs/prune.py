@@ -1,0 +1,225 @@
+"""What one can ask of `prune`, and the options of each method. What a method does stands in `rlrc.prune`."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from rlrc.config import Config, LayerNumber, Seed, Share
+from rlrc.configs.parts import DatasetPart, PolicyPart
+
+Pattern = Annotated[str, StringConstraints(pattern=r"^\d{1,4}:\d{1,4}$")]
+
+
+class MethodConfig(Config):
+    """Base of the methods' options."""
+
+    kind: str
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method reads calibration samples."""
+        return True
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the method looks at the calibration pictures again, so that the vision towers must stay in memory."""
+        return False
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether a ratio must be given, because the method itself does not say how much goes."""
+        return True
+
+    @property
+    def target_free(self) -> bool:
+        """Whether measurements hold for every target, because nothing is changed while measuring."""
+        return True
+
+
+class ScoredUnitsConfig(MethodConfig):
+    """Options of the methods that give every head and channel a score and keep the best."""
+
+    scope: Literal["local", "global"] = "local"
+    """Whether each layer keeps its own best units, or all layers share one threshold."""
+
+
+class Random(ScoredUnitsConfig):
+    """Remove heads and channels at random, which any criterion has to beat."""
+
+    kind: Literal["random"] = "random"
+
+    @property
+    def needs_calibration(self) -> bool:
+        return False
+
+
+class LlmPruner(ScoredUnitsConfig):
+    """Remove heads and channels by LLM-Pruner's importance, layer by layer."""
+
+    kind: Literal["llm-pruner"] = "llm-pruner"
+    importance: Literal["vectorize", "param_first", "param_second", "param_mix", "magnitude_l1", "magnitude_l2"] = (
+        "param_first"
+    )
+    """How a weight's importance is computed and summed over a channel. All but the magnitudes need gradients."""
+    reduction: Literal["sum", "mean", "max", "prod", "first"] = "sum"
+    """How the matrices of a coupled group are combined."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return not self.importance.startswith("magnitude")
+
+
+class StateSaliency(LlmPruner):
+    """Remove heads and channels by LLM-Pruner's importance, weighted by how much each state matters to the robot."""
+
+    kind: Literal["state-saliency"] = "state-saliency"  # type: ignore[assignment]
+    grid: int = Field(default=4, ge=1, le=32)
+    """The picture is blurred around each cell of a grid of this many rows and columns, in turn."""
+    top_share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the states that count as salient."""
+    weight: float = Field(default=4.0, ge=1, le=1e6)
+    """How much more a salient state counts."""
+
+    @property
+    def reads_pictures(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _has_gradients(self) -> Self:
+        if not self.needs_calibration:
+            raise ValueError(f"state-saliency weights gradients, and {self.importance} has none; choose another one")
+        return self
+
+
+class Flap(MethodConfig):
+    """Remove the heads and channels whose inputs fluctuate least, and make up for their mean by a bias (FLAP)."""
+
+    kind: Literal["flap"] = "flap"
+    metric: Literal["IFV", "WIFV", "WIFN"] = "WIFV"
+    """How much an input of o_proj or down_proj matters."""
+    structure: Literal["AL-AM", "UL-UM"] = "AL-AM"
+    """Whether heads and channels of all layers share one ranking, or each layer loses the same share."""
+    bias_compensation: bool = True
+    """Give o_proj and down_proj a bias, the mean of what left."""
+
+
+class UnstructuredConfig(MethodConfig):
+    """Options of the methods that set single weights to zero."""
+
+    pattern: Pattern | None = None
+    """Zero n of every m neighbouring inputs, written n:m, instead of the lowest ratio of all."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.pattern is not None:
+            n, m = self.n_of_m
+            if not 0 < n < m:
+                raise ValueError(f"pattern {self.pattern}: zero fewer than all of every m inputs, as in 2:4")
+        return self
+
+    @property
+    def needs_target(self) -> bool:
+        return self.pattern is None
+
+    @property
+    def n_of_m(self) -> tuple[int, int]:
+        """The two numbers of the pattern."""
+        assert self.pattern is not None
+        n, m = self.pattern.split(":")
+        return int(n), int(m)
+
+
+class Magnitude(UnstructuredConfig):
+    """Set the smallest weights of each matrix to zero."""
+
+    kind: Literal["magnitude"] = "magnitude"
+
+    @property
+    def needs_calibration(self) -> bool:
+        return False
+
+
+class Wanda(UnstructuredConfig):
+    """Set weights to zero by their magnitude times the norm of their inputs."""
+
+    kind: Literal["wanda"] = "wanda"
+    mass: bool = False
+    """Use Wanda's variant: in each row goes what adds up to the same share of the row's scores, found by bisection."""
+
+    @property
+    def target_free(self) -> bool:
+        return False
+
+
+class Depth(MethodConfig):
+    """Remove whole layers, by their influence or all but a list."""
+
+    kind: Literal["depth"] = "depth"
+    keep: tuple[LayerNumber, ...] = ()
+    """Layers that stay; -1 is the last. Without it, ratio of the layers go: those of least influence."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return not self.keep
+
+    @property
+    def needs_target(self) -> bool:
+        return not self.keep
+
+
+Method = Annotated[
+    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Random,
+    Field(discriminator="kind"),
+]
+
+
+class PruneConfig(PolicyPart, DatasetPart):
+    """Make the decoder smaller or sparser."""
+
+    policy: Path
+    """Policy to prune: a folder or a Hugging Face hub id."""
+    method: Method = LlmPruner()
+    """How it is decided what goes."""
+    ratio: Share | None = None
+    """Share to remove: of the heads and channels of each layer, or of all layers together where the method's scope is
+    global; of the weights (wanda, magnitude); or of the layers (depth)."""
+    overall: Share | None = None
+    """Share of the parameters of the decoder's linear layers to remove, protected layers included. It is given instead
+    of ratio."""
+    protect: tuple[LayerNumber, ...] = ()
+    """Decoder layers that stay whole; -1 is the last."""
+    round_to: int = Field(default=1, ge=1, le=65_536)
+    """Kept MLP channels become a multiple of this. 32 suits 4-bit groups, 128 suits most matrix kernels."""
+    round_direction: Literal["up", "down", "nearest"] = "up"
+    """Direction in which kept MLP channels are rounded."""
+    dataset: Path | None = None
+    """Demonstrations to calibrate on."""
+    token_ids: Path | None = None
+    """Safetensors file with input_ids (samples, tokens) to calibrate on instead, as language models are."""
+    samples: int = Field(default=64, ge=1, le=100_000)
+    """Number of calibration frames, drawn at random from the demonstrations."""
+    measured: Path | None = None
+    """File measured.safetensors that an earlier run of the same method on the same data has left beside its checkpoint.
+    With it, another ratio is tried without measuring again."""
+    full_head: bool = False
+    """Keep all rows of the output head, so that the result still generates text. Acting needs the action rows alone."""
+    seed: Seed = 0
+    """Seed for choosing calibration samples, and for random scores."""
+    dry_run: bool = False
+    """Print the coupled groups and what would be kept, and cut nothing."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.ratio is not None and self.overall is not None:
+            raise ValueError("give either ratio or overall, and not both")
+        given = self.ratio is not None or self.overall is not None
+        if given != self.method.needs_target:
+            raise ValueError(
+                "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
+            )
+        if self.dataset is not None and self.token_ids is not None:
+            raise ValueError("give either dataset or token_ids, and not both")
+        if self.dataset is None and self.token_ids is None and self.method.needs_calibration:
+            raise ValueError("the method needs a dataset of demonstrations (or token_ids) to calibrate on")
+        return self

@@ -1,0 +1,43 @@
+"""What one can ask of `quantize`."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlrc.config import Seed
+from rlrc.configs.parts import DatasetPart, PolicyPart
+
+Part = Literal["decoder", "vision", "projector", "embedding", "head"]
+
+
+class QuantizeConfig(PolicyPart, DatasetPart):
+    """Store a policy's weights in 4 or 8 bits."""
+
+    policy: Path
+    """Policy to quantize: a folder or a Hugging Face hub id."""
+    bits: Literal[4, 8] = 4
+    """Number of bits of each weight."""
+    group_size: int = Field(default=32, ge=1, le=65_536)
+    """Number of weights along a layer's input that share a scale and a zero point."""
+    parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
+    """Parts of the policy whose linear layers, convolutions and embeddings are packed."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """How weights are rounded: each to its nearest code, or so that errors make up for each other on the
+    demonstrations (gptq)."""
+    dataset: Path | None = None
+    """Demonstrations. On some of them gptq is calibrated; on others it is counted how often the best action token
+    changes."""
+    samples: int = Field(default=64, ge=1, le=100_000)
+    """Number of frames drawn from the demonstrations for each of these two purposes."""
+    seed: Seed = 0
+    """Seed for choosing these frames."""
+    modules_to_not_convert: tuple[str, ...] = ()
+    """Layers whose name contains one of these words stay as they are. A first convolution, say, has few weights, and
+    every pixel passes through it."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.rounding == "gptq" and self.dataset is None:
+            raise ValueError("rounding gptq needs a dataset of demonstrations to calibrate on")
+        return self
