@@ -20,6 +20,12 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Let help texts flow: the lines in which a field's sentences are written say nothing."""
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split()) or None
+
+    @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
         """Validate `values`; `where` names their origin in the error.
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlrc.configs.parts import PolicyPart
+from rlrc.configs.parts import PolicyReadingPart
 
 
-class BenchConfig(PolicyPart):
+class BenchConfig(PolicyReadingPart):
     """Measure what policies cost. The first policy is what the others are compared with."""
 
     policies: list[Path] = Field(min_length=1, max_length=100)

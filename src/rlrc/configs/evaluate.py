@@ -1,6 +1,5 @@
 """What one can ask of `evaluate`."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -30,8 +29,6 @@ class VlaCacheConfig(Config):
 class EvaluateConfig(PolicyPart):
     """Measure a policy's success rates in a world."""
 
-    policy: Path
-    """Policy to evaluate: a folder or a Hugging Face hub id."""
     world: str = "tabletop"
     """World to act in."""
     splits: tuple[str, ...] | None = Field(default=None, min_length=1)

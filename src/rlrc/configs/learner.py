@@ -1,13 +1,12 @@
 """What every kind of training lets one choose."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from rlrc.config import Config, Seed, Share
 from rlrc.configs.augmentation import Augmentation
-from rlrc.configs.parts import DemonstrationsPart
+from rlrc.configs.parts import DemonstrationsPart, DevicePart
 
 
 class Lora(Config):
@@ -19,7 +18,7 @@ class Lora(Config):
     """The update is scaled by alpha / rank."""
 
 
-class LearnerConfig(Config):
+class LearnerConfig(DevicePart):
     """Options of every kind of training."""
 
     train: Literal["all", "decoder"] = "all"
@@ -47,11 +46,9 @@ class LearnerConfig(Config):
     """Seed for everything random."""
 
 
-class SupervisedConfig(DemonstrationsPart, LearnerConfig):
+class SupervisedConfig(LearnerConfig, DemonstrationsPart):
     """Options of training on demonstrations."""
 
-    dataset: Path
-    """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
     steps: int = Field(default=1000, ge=1, le=100_000_000)
     """Number of optimizer steps."""
     batch_size: int = Field(default=64, ge=1, le=4096)

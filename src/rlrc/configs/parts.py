@@ -1,4 +1,7 @@
-"""What several verbs ask in the same words: which policy, and which dataset."""
+"""What several verbs ask in the same words: which policy, and which dataset.
+
+A verb's config inherits them as its last bases, so that they stand first in its help.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -8,18 +11,44 @@ from pydantic import Field
 from rlrc.config import Config
 
 
-class PolicyPart(Config):
-    """How a policy is read; the verb itself says which one."""
+class DevicePart(Config):
+    """Where a verb computes."""
 
-    unnorm_key: str | None = Field(default=None, min_length=1, max_length=200)
-    """Name of the action statistics to use, where the checkpoint holds several and names no default."""
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d{1,3})?|mps)$")
     """Device to compute on: cpu, cuda, cuda:1 or mps. A GPU is used where there is one, unless you name a device."""
 
 
-class DatasetPart(Config):
-    """How a LeRobotDataset is read; the verb itself says which one."""
+class PolicyReadingPart(DevicePart):
+    """How policies are read."""
 
+    unnorm_key: str | None = Field(default=None, min_length=1, max_length=200)
+    """Name of the action statistics to use, where the checkpoint holds several and names no default."""
+
+
+class PolicyPathPart(Config):
+    """Which policy a verb reads."""
+
+    policy: Path
+    """Policy to start from: a folder, a Hugging Face hub id, or the folder of a LoRA adapter."""
+
+
+class PolicyPart(PolicyReadingPart, PolicyPathPart):
+    """Which policy a verb reads, and how."""
+
+
+class StatisticsPart(Config):
+    """How a policy's actions are normalised when it meets a dataset."""
+
+    statistics: Literal["policy", "dataset"] = "policy"
+    """Statistics that normalise actions: those that the policy holds, or those of this dataset. The dataset's are
+    written into the new checkpoint, under unnorm_key or else under the dataset's name."""
+
+
+class DatasetPart(Config):
+    """Which demonstrations a verb reads, where it can do without."""
+
+    dataset: Path | None = None
+    """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
     cameras: tuple[str, ...] = Field(default=(), max_length=16)
     """Cameras to show to the policy, such as observation.images.front. OpenVLA sees one. They may be left out where the
     dataset has no others."""
@@ -29,13 +58,10 @@ class DatasetPart(Config):
     """Name of the column of proprioception. It may be left out where it is called observation.state or state."""
     dataset_episodes: str | None = Field(default=None, pattern=r"^\d{1,9}(:\d{1,9})?(,\d{1,9}(:\d{1,9})?)*$")
     """Episodes to use, such as 0:50 for the first fifty, or 0:50,60,70. All are used unless you name some."""
-    statistics: Literal["policy", "dataset"] = "policy"
-    """Statistics that normalise actions: those that the policy holds, or those of this dataset. The dataset's are
-    written into the new checkpoint, under unnorm_key or else under the dataset's name."""
 
 
 class DemonstrationsPart(DatasetPart):
-    """Demonstrations that a verb needs."""
+    """Which demonstrations a verb reads, where it needs some."""
 
     dataset: Path
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""

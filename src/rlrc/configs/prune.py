@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from rlrc.config import Config, LayerNumber, Seed, Share
-from rlrc.configs.parts import DatasetPart, PolicyPart
+from rlrc.configs.parts import DatasetPart, PolicyPart, StatisticsPart
 
 Pattern = Annotated[str, StringConstraints(pattern=r"^\d{1,4}:\d{1,4}$")]
 
@@ -174,11 +174,9 @@ Method = Annotated[
 ]
 
 
-class PruneConfig(PolicyPart, DatasetPart):
+class PruneConfig(StatisticsPart, DatasetPart, PolicyPart):
     """Make the decoder smaller or sparser."""
 
-    policy: Path
-    """Policy to prune: a folder or a Hugging Face hub id."""
     method: Method = LlmPruner()
     """How it is decided what goes."""
     ratio: Share | None = None
@@ -193,8 +191,6 @@ class PruneConfig(PolicyPart, DatasetPart):
     """Kept MLP channels become a multiple of this. 32 suits 4-bit groups, 128 suits most matrix kernels."""
     round_direction: Literal["up", "down", "nearest"] = "up"
     """Direction in which kept MLP channels are rounded."""
-    dataset: Path | None = None
-    """Demonstrations to calibrate on."""
     token_ids: Path | None = None
     """Safetensors file with input_ids (samples, tokens) to calibrate on instead, as language models are."""
     samples: int = Field(default=64, ge=1, le=100_000)

@@ -6,16 +6,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rlrc.config import Seed
-from rlrc.configs.parts import DatasetPart, PolicyPart
+from rlrc.configs.parts import DatasetPart, PolicyPart, StatisticsPart
 
 Part = Literal["decoder", "vision", "projector", "embedding", "head"]
 
 
-class QuantizeConfig(PolicyPart, DatasetPart):
+class QuantizeConfig(StatisticsPart, DatasetPart, PolicyPart):
     """Store a policy's weights in 4 or 8 bits."""
 
-    policy: Path
-    """Policy to quantize: a folder or a Hugging Face hub id."""
     bits: Literal[4, 8] = 4
     """Number of bits of each weight."""
     group_size: int = Field(default=32, ge=1, le=65_536)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from rlrc.config import Config, Share
 from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import LearnerConfig
-from rlrc.configs.parts import DatasetPart, PolicyPart
+from rlrc.configs.parts import DatasetPart, PolicyPart, StatisticsPart
 
 
 class RewardTerms(Config):
@@ -22,11 +22,9 @@ class RewardTerms(Config):
     """Reward for an object that rests where it should, released, and has been grasped in this episode."""
 
 
-class RlConfig(PolicyPart, DatasetPart, LearnerConfig):
+class RlConfig(LearnerConfig, StatisticsPart, DatasetPart, PolicyPart):
     """Improve a policy by acting in a world (PPO)."""
 
-    policy: Path
-    """Policy to start from: a folder or a Hugging Face hub id."""
     world: str = "tabletop"
     """World to act in."""
     num_envs: int = Field(default=32, ge=1, le=8192)

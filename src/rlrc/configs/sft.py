@@ -1,13 +1,8 @@
 """What one can ask of `sft`."""
 
-from pathlib import Path
-
 from rlrc.configs.learner import SupervisedConfig
-from rlrc.configs.parts import PolicyPart
+from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 
-class SftConfig(PolicyPart, SupervisedConfig):
+class SftConfig(SupervisedConfig, StatisticsPart, PolicyPart):
     """Fine-tune a policy on demonstrations."""
-
-    policy: Path
-    """Policy to start from: a folder or a Hugging Face hub id."""
