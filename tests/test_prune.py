@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from llama_source import apply, source_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import gaussian_filter
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 import rlrc
@@ -29,7 +30,7 @@ from rlrc.prune.groups import Group, Member, coupled_groups, describe
 from rlrc.prune.measured import SavedSums
 from rlrc.prune.method import Source, Target
 from rlrc.prune.methods import method_of
-from rlrc.prune.saliency import StateSaliencyMethod, blur, state_saliency
+from rlrc.prune.saliency import StateSaliencyMethod, _smooth, blur, state_saliency
 from rlrc.prune.stream import StoredLayers, Stream
 from rlrc.prune.structured import plan_cut
 from rlrc.quantize import QuantizeConfig, quantize
@@ -337,6 +338,12 @@ def test_blurring_changes_its_cell_most_and_the_far_corner_not() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     change = np.abs(blur(image, 4, 0).astype(float) - image).mean(axis=(0, 3))
     assert change[:16, :16].mean() > 20 and change[40:, 40:].max() == 0
+
+
+def test_the_blur_is_scipys_gaussian_filter() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 96, 64, 3)).astype(np.float32)
+    expected = gaussian_filter(pictures, (0, 6, 4, 0))
+    np.testing.assert_allclose(_smooth(_smooth(pictures, 1, 6), 2, 4), expected, rtol=1e-6)
 
 
 def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
