@@ -1,5 +1,6 @@
 """A world without physics: the hand goes where the action says, and success is being near a target."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ class ToyWorld(gym.vector.VectorEnv):
     """The contract of `rlrc.envs` over points in space; an episode's target is drawn from its id and split."""
 
     metadata = {"render_fps": FPS}  # noqa: RUF012
+    world_spec = SimpleNamespace(gripper=(0, 1, 2))
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,6 @@ from rlrc.models.policy import Policy
 from rlrc.video import write_video
 
 Play = Generator[None, None, list[Episode]]
-
-GRIPPER = slice(0, 3)
-"""Where `environment_state` holds the gripper's position (x, y, z), metres."""
 
 
 @dataclass
@@ -121,7 +117,8 @@ def _play(
     tasks = observation["instruction"]
     noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
     steps: list[tuple[np.ndarray, ...]] = []
-    gripper = [_gripper(info)]
+    where = list(env.world_spec.gripper)
+    gripper = [info["environment_state"][:, where]]
     over = np.zeros(env.num_envs, bool)
     length = np.zeros(env.num_envs, int)
     while not over.all():
@@ -130,7 +127,7 @@ def _play(
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
         steps.append((reward, info["success"].copy(), info["grasped"].copy()))
-        gripper.append(_gripper(info))
+        gripper.append(info["environment_state"][:, where])
         if camera is not None:
             camera.see(observation["image"], ids, over)
         length += ~over
@@ -170,11 +167,6 @@ def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
         return length, np.zeros_like(length)
     jerk = np.diff(positions, n=3, axis=0) * fps**3
     return length, np.sqrt((jerk**2).sum(axis=-1).mean(axis=0))
-
-
-def _gripper(info: dict[str, Any]) -> np.ndarray:
-    position: np.ndarray = info["environment_state"][:, GRIPPER].copy()
-    return position
 
 
 def _generator(policy: Policy, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:

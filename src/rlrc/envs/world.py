@@ -88,6 +88,8 @@ class WorldSpec:
     """Those of main; every other variant is out of distribution."""
     num_tasks: int = 1
     """Of a suite: episode i is one of task i modulo this."""
+    gripper: tuple[int, int, int] = (0, 1, 2)
+    """Where `environment_state` holds the gripper's position (x, y, z), metres."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
     ends_on_success: bool = False
