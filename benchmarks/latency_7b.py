@@ -24,16 +24,15 @@ from typing import Any
 import numpy as np
 import psutil
 import shapes_7b as shapes
-import torch
 from matplotlib.figure import Figure
 
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.cache import VlaCachedPolicy
 from rlrc.files import atomic_path, write_json, write_text
-from rlrc.kernels.choice import table
+from rlrc.kernels import description
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.policy import Policy
-from rlrc.process import keep_freed_memory, prepare_for_torch
+from rlrc.process import keep_freed_memory
 from rlrc.progress import say
 from rlrc.reading import read_json
 from rlrc.roofline import floors_ms, rates
@@ -98,7 +97,7 @@ def main() -> None:
         lower_floors([row for row in rows.values() if "roofline" in row])
         result = {
             "machine": machine(),
-            "kernels": table(torch.get_num_threads()),
+            "kernels": description(),
             "rows": [{**row, "name": name.replace(BASELINE, "dense")} for name, row in rows.items()],
             "sweep": sweep(rows),
         }
@@ -307,5 +306,4 @@ def draw_sweep(path: Path, points: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    prepare_for_torch()
     main()

@@ -103,6 +103,24 @@ def test_states_are_those_of_transformers(bits: int, group_size: int, tolerance:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_number_of_threads_changes_no_bit(bits: int) -> None:
+    model = decoder()
+    if bits < 16:
+        pack(model, bits, 32)
+    embeddings = torch.randn(TOKENS, 88).bfloat16()
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(states(model, embeddings))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@torch.no_grad()
 def test_more_exact_than_bf16_modules() -> None:
     model = decoder()
     embeddings = torch.randn(TOKENS, 88).bfloat16()

@@ -149,8 +149,22 @@ def test_empty_layers_on_the_meta_device_take_a_state_dict() -> None:
 
 
 def test_unknown_widths_are_refused() -> None:
-    with pytest.raises(UserError, match="4 or 8 bits"):
-        QuantizedLinear(8, 8, bits=3)
+    for bits in (3, True, 4.0, "4", None, [4] * 10**6):
+        with pytest.raises(UserError, match="4 or 8 bits") as error:
+            QuantizedLinear(8, 8, bits=bits)
+        assert len(str(error.value)) < 500
+    for group_size in (0, -32, 2**20 + 1, 10**400, True, 32.0, "32", None, {}):
+        with pytest.raises(UserError, match="groups of 1 to 1,048,576 weights") as error:
+            QuantizedLinear(8, 8, group_size=group_size)
+        assert len(str(error.value)) < 500
+
+
+def test_a_group_may_be_wider_than_the_layer_and_takes_no_more_memory() -> None:
+    dense, x = linear(70, 9), torch.randn(3, 70)
+    wide, whole = (QuantizedLinear.from_linear(dense, group_size=size) for size in (2**20, 70))
+    assert wide.nbytes == whole.nbytes
+    assert torch.equal(wide.codes, whole.codes) and torch.equal(wide.dequantize(), whole.dequantize())
+    torch.testing.assert_close(wide(x), whole(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

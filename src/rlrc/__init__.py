@@ -2,11 +2,16 @@
 
 `rlrc.load` gives a policy in three lines; every verb of the command line is a function `rlrc.<room>.<verb>`. Importing
 the package is light: torch and transformers come with the first call that needs them.
+
+Importing it also puts the settings of `rlrc.process.prepare_for_torch` into the environment, as long as you have not
+set them yourself. So a script runs as fast as the command line, which imports this package first. PyTorch reads how
+idle threads wait when it is imported: import rlrc before it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from rlrc import autoclasses
+from rlrc.process import prepare_for_torch
 
 if TYPE_CHECKING:
     from rlrc.models.checkpoint import load
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
+prepare_for_torch()
 autoclasses.register()
 
 

@@ -29,7 +29,6 @@ from rlrc import kernels
 from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
-from rlrc.kernels import choice
 from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy
 from rlrc.models.shards import stored_bytes
@@ -86,7 +85,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
         "machine": machine() | machine_rates,
         "device": device,
         "repeats": config.repeats,
-        "kernels": _kernels(),
+        "kernels": kernels.description(),
         "policies": entries,
     }
     write_json(out / "bench.json", result)
@@ -98,16 +97,6 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
 def _bar(entry: dict[str, Any]) -> Bar:
     return Bar(
         entry["policy"], {stage: taken["p50"] for stage, taken in entry["stages_ms"].items()}, entry["floors_ms"]
-    )
-
-
-def _kernels() -> dict[str, Any]:
-    """What packed layers are multiplied by on this processor, and how fast each kernel was when that was decided."""
-    reason = kernels.missing()
-    return (
-        {"missing": reason}
-        if reason
-        else {"rows": list(choice.ROWS), "milliseconds": choice.table(torch.get_num_threads())}
     )
 
 

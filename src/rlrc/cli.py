@@ -16,7 +16,6 @@ from pydantic import ValidationError
 import rlrc
 from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.process import prepare_for_torch
 from rlrc.verbs import VERBS, config_class, function
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
@@ -48,7 +47,6 @@ def main() -> None:
 def _run(verb: str, arguments: list[str]) -> None:
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
-    prepare_for_torch()
     command = _parse(verb, arguments)
     out = command.out or _default_out(verb, command.config)
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.

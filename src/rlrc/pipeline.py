@@ -20,7 +20,7 @@ from typing import Any
 from rlrc.configs.run import RunConfig
 from rlrc.errors import UserError
 from rlrc.files import write_text
-from rlrc.process import end_with, prepare_for_torch
+from rlrc.process import end_with
 from rlrc.progress import say
 from rlrc.recipe import read_recipe, resolve
 from rlrc.report.summary import as_json, print_summary, summarise_run
@@ -62,7 +62,7 @@ def _run_at_once(stages: dict[str, Stage], out: Path, jobs: int) -> dict[str, di
     (out / "progress").mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(jobs, context, initializer=_start_job, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(jobs, context, initializer=end_with, initargs=(os.getpid(),)) as pool:
             return schedule(stages, out, jobs, pool, _run_job)
     except BrokenProcessPool as error:
         raise UserError("a stage's process was killed (out of memory?); run the same command again") from error
@@ -108,11 +108,6 @@ def _ready(left: dict[str, Stage], stages: dict[str, Stage], out: Path, done: di
         if needs <= done.keys():
             ready.append(name)
     return ready
-
-
-def _start_job(parent: int) -> None:
-    prepare_for_torch()
-    end_with(parent)
 
 
 def _run_job(name: str, stage: Stage, out: Path) -> dict[str, Any]:

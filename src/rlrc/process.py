@@ -9,11 +9,12 @@ import time
 
 
 def prepare_for_torch() -> None:
-    """What must be in the environment before torch is imported; values that are there already win.
+    """Put into the environment what makes PyTorch fast; `import rlrc` does it, and values that are there already win.
 
-    Idle threads of OpenMP shall sleep: spinning, they take the cores from simulator workers and from each other. Large
-    tensors shall lie in large pages, where Linux has them ready: with small ones a product waits for address
-    translations (decoding in 4 bits took 1.13 times as long).
+    Idle threads of OpenMP shall sleep: spinning, they take the cores from simulator workers and from each other. OpenMP
+    reads this once, when torch is imported; where torch came first, only child processes get it.
+    Large tensors shall lie in large pages, where Linux has them ready: with small ones a product waits for address
+    translations (decoding in 4 bits took 1.13 times as long). PyTorch reads this when it first takes memory.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

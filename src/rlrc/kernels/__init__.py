@@ -1,29 +1,44 @@
 """Code of our own for the CPU: products with packed weights (`packed.cpp`), and decoding one token (`decode.cpp`).
 
-It is compiled on first use, which takes two seconds, and kept in the user's cache folder. `missing()` says why it
-cannot be had: another processor than x86 with AVX-512 VNNI, or no C++ compiler. Packed layers then unpack their weight
-at every call, which is correct and slow.
+It is compiled when it is first needed (`build.py`). `missing()` says why it cannot be had: another processor than x86
+with AVX-512 VNNI, or no C++ compiler. Packed layers then unpack their weight at every call, which is correct and slow.
+
+Two kernels multiply, and they round differently. Which of them it is follows from the number of rows alone, never from
+a measurement, and neither depends on the number of threads. So equal inputs give equal bits in every process of a
+machine, and a row's result does not depend on the other rows, only on how many there are.
 """
 
-import ctypes
-import hashlib
-import os
-import platform
-import subprocess
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from rlrc.files import atomic_path, cache_folder
+from rlrc.kernels.build import library, missing, processor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("packed.cpp", "decode.cpp"))
-HEADER = Path(__file__).with_name("packed.h")
-COMMAND = (os.environ.get("CXX", "g++"), "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
+__all__ = [
+    "BLOCK",
+    "MATRIX_ROWS",
+    "PackedWeight",
+    "address",
+    "description",
+    "library",
+    "missing",
+    "processor",
+    "product",
+    "threads",
+]
+
 BLOCK = 32
 """Groups must be multiples of this many columns."""
+
+MATRIX_ROWS = 24
+"""From this many rows on the `matrix` kernel multiplies, below it the `vector` kernel.
+
+Few rows are limited by how fast weights are read, many by how fast numbers are multiplied. For weights of 2048 x 2048
+and two threads both kernels take equally long at 15 to 20 rows on Zen 4 and at about 40 on Cascade Lake (256 x 256: at
+7 and 12), and at 24 rows neither processor would gain more than a factor of 1.8 by the other one. Restoring the weight
+for PyTorch's bf16 product was nowhere the fastest: 1.7 times as long as the `matrix` kernel on Zen 4, which multiplies
+bf16 in hardware, and 2.5 to 6 times on Cascade Lake, which does not. No processor with AMX was measured.
+"""
 
 
 class PackedWeight(NamedTuple):
@@ -41,92 +56,34 @@ class PackedWeight(NamedTuple):
     in_features: int
 
 
-def missing() -> str | None:
-    """Why the kernels cannot be used on this machine, or None if they can."""
-    return _load()[1]
-
-
-def product(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None, many: bool) -> torch.Tensor:
+def product(
+    weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None, matrix: bool | None = None
+) -> torch.Tensor:
     """x (..., in) in bfloat16 or float32 times the weight, plus a float32 bias: (..., out) in x's dtype.
 
     Activations are rounded to 8 bits, each row with a scale of its own.
 
     Args:
-        many: how; either way works for any number of rows, but one is made for few of them and the other for many.
+        matrix: whether the `matrix` kernel multiplies or the `vector` kernel; None goes by MATRIX_ROWS.
     """
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], weight.out_features)
     rows = x.numel() // weight.in_features
+    if matrix is None:
+        matrix = rows >= MATRIX_ROWS
+    tensors = (weight.codes, weight.scales, weight.zeros)
+    shape = (weight.bits, weight.group_size, weight.out_features, weight.in_features)
     bf16 = int(x.dtype == torch.bfloat16)
-    library().packed_product(*_weight(weight), int(many), bf16, address(x), rows, address(bias), address(y), threads())
+    library().packed_product(
+        *map(address, tensors), *shape, int(matrix), bf16, address(x), rows, address(bias), address(y), threads()
+    )
     return y
 
 
-def unpack(weight: PackedWeight) -> torch.Tensor:
-    """The weight itself, bfloat16 (out, in): each value rounded once."""
-    out = torch.empty(weight.out_features, weight.in_features, dtype=torch.bfloat16)
-    library().packed_unpack(*_weight(weight), address(out), threads())
-    return out
-
-
-@lru_cache(maxsize=1)
-def identity() -> str:
-    """Changes with the code of the kernels, how it is compiled, and the processor."""
-    text = "".join(path.read_text() for path in (HEADER, *SOURCES)) + " ".join(COMMAND) + processor()
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def processor() -> str:
-    """The name of the processor."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-@lru_cache(maxsize=1)
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The compiled library, or why there is none."""
-    if not set(_cpuinfo().get("flags", "").split()) >= NEEDED:
-        return None, "the processor has no AVX-512 VNNI"
-    path = cache_folder() / f"kernels-{identity()}.so"
-    if not path.exists():
-        try:
-            with atomic_path(path) as aside:
-                subprocess.run([*COMMAND, *SOURCES, "-o", aside], capture_output=True, text=True, check=True)
-        except FileNotFoundError:
-            return None, f"there is no C++ compiler ('{COMMAND[0]}'; Debian and Ubuntu: apt-get install g++)"
-        except subprocess.CalledProcessError as error:
-            return None, f"'{COMMAND[0]}' failed: {(error.stderr.splitlines() or ['no message'])[0]}"
-        except OSError as error:
-            return None, f"{path.parent} cannot be written ({error.strerror})"
-    return _declare(ctypes.CDLL(str(path))), None
-
-
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    weight: list[Any] = [pointer, pointer, pointer, size, size, size, size]
-    library.packed_product.argtypes = [*weight, flag, flag, pointer, size, pointer, pointer, flag]
-    library.packed_unpack.argtypes = [*weight, pointer, flag]
-    library.decode_token.argtypes = [pointer, size, pointer, flag]
-    library.packed_product.restype = library.packed_unpack.restype = library.decode_token.restype = None
-    return library
-
-
-def library() -> ctypes.CDLL:
-    """The compiled code; only where `missing()` is None."""
-    loaded, reason = _load()
-    assert loaded is not None, reason
-    return loaded
-
-
-def _weight(weight: PackedWeight) -> tuple[int | None, ...]:
-    tensors = (weight.codes, weight.scales, weight.zeros)
-    return (*map(address, tensors), weight.bits, weight.group_size, weight.out_features, weight.in_features)
+def description() -> dict[str, str | int]:
+    """What multiplies packed weights on this machine, as `bench.json` records it."""
+    reason = missing()
+    return {"missing": reason} if reason else {"vector_from_rows": 1, "matrix_from_rows": MATRIX_ROWS}
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

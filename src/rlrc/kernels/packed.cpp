@@ -1,4 +1,4 @@
-// Products with packed weights on x86 processors that have AVX-512 VNNI; built and called by `kernels/__init__.py`.
+// Products with packed weights on x86 processors that have AVX-512 VNNI; built by `build.py`, called by `__init__.py`.
 //
 //   vector  few rows: weights are read once, at memory speed
 //   matrix  many rows: 16 output rows at a time are brought to 8 bits with one scale each, and serve all activations
@@ -154,36 +154,9 @@ void matrix_product(const Weight& w, const T* x, int64_t rows, const float* bias
     }
 }
 
-// ---- the whole weight -----------------------------------------------------------------------------------------------
-
-void unpack_weight(const Weight& w, uint16_t* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (w.n * w.k > 1 << 16)
-    for (int64_t i = 0; i < w.n; i++) {
-        for (int64_t b = 0; b < w.blocks(); b++) {
-            int64_t g = b * BLOCK / w.group, left = w.k - b * BLOCK;
-            __m512 scale = _mm512_set1_ps(w.scale(i, g)), zero = _mm512_set1_ps(w.zero(i, g));
-            __m128i low, high;
-            if (w.bits == 8) {
-                low = _mm_maskz_loadu_epi8(first_lanes(left), w.row(i) + b * BLOCK);
-                high = _mm_maskz_loadu_epi8(first_lanes(left - 16), w.row(i) + b * BLOCK + 16);
-            } else {
-                __m128i c = _mm_maskz_loadu_epi8(first_lanes((left + 1) / 2), w.row(i) + b * (BLOCK / 2));
-                __m128i even = _mm_and_si128(c, _mm_set1_epi8(15));
-                __m128i odd = _mm_and_si128(_mm_srli_epi16(c, 4), _mm_set1_epi8(15));
-                low = _mm_unpacklo_epi8(even, odd), high = _mm_unpackhi_epi8(even, odd);
-            }
-            auto weights = [&](__m128i code) {
-                return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(code)), zero), scale);
-            };
-            store(out + i * w.k + b * BLOCK, first_lanes(left), weights(low));
-            store(out + i * w.k + b * BLOCK + 16, first_lanes(left - 16), weights(high));
-        }
-    }
-}
-
 template <typename T>
-void product(const Weight& w, bool many, const void* x, int64_t rows, const float* bias, void* y, int threads) {
-    if (many) matrix_product(w, (const T*)x, rows, bias, (T*)y, threads);
+void product(const Weight& w, bool matrix, const void* x, int64_t rows, const float* bias, void* y, int threads) {
+    if (matrix) matrix_product(w, (const T*)x, rows, bias, (T*)y, threads);
     else vector_product(w, (const T*)x, rows, bias, (T*)y, threads);
 }
 
@@ -193,16 +166,10 @@ extern "C" {
 
 // y (rows, N) = x (rows, K) times the weight, plus bias (N) float or null; x and y are bfloat16 or float32.
 void packed_product(const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros, int64_t bits, int64_t group,
-                    int64_t n, int64_t k, int many, int bf16, const void* x, int64_t rows, const float* bias, void* y,
+                    int64_t n, int64_t k, int matrix, int bf16, const void* x, int64_t rows, const float* bias, void* y,
                     int threads) {
     Weight w{codes, scales, zeros, bits, group, n, k};
-    if (bf16) product<uint16_t>(w, many, x, rows, bias, y, threads);
-    else product<float>(w, many, x, rows, bias, y, threads);
-}
-
-// out (N, K) bfloat16: the weight itself.
-void packed_unpack(const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros, int64_t bits, int64_t group,
-                   int64_t n, int64_t k, uint16_t* out, int threads) {
-    unpack_weight(Weight{codes, scales, zeros, bits, group, n, k}, out, threads);
+    if (bf16) product<uint16_t>(w, matrix, x, rows, bias, y, threads);
+    else product<float>(w, matrix, x, rows, bias, y, threads);
 }
 }

@@ -29,6 +29,7 @@ from rlrc.models.policy import Policy
 from rlrc.models.processor import Processor
 from rlrc.models.shards import ShardWriter, TensorFiles, weight_files
 from rlrc.models.vision import is_dead
+from rlrc.models.warm_up import warm_up
 from rlrc.reading import read_json
 
 LINEAGE_FILE = "compression.json"
@@ -58,6 +59,7 @@ def load(
     assert policy.source is not None
     fill(policy.model, TensorFiles(policy.source), dtype=dtype)
     policy.model.to(torch.device(device))  # type: ignore[arg-type]
+    warm_up(policy)
     return policy
 
 

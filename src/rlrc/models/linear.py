@@ -23,7 +23,7 @@ from torch import nn
 from rlrc import kernels
 from rlrc.errors import UserError
 from rlrc.kernels import PackedWeight
-from rlrc.kernels.choice import choose, run
+from rlrc.reading import shorten
 
 CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
 """Tried per group: shrinking the range a little makes all steps finer at the price of clipping the extremes."""
@@ -31,6 +31,8 @@ CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
 CHUNK = 2**16
 """Weights quantized at once: the search reads them many times, so they should fit in the processor's cache."""
 
+LARGEST_GROUP = 2**20
+"""More inputs than any layer has; one group then is the whole row."""
 
 PACKABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 Packable = nn.Linear | nn.Conv2d | nn.Embedding
@@ -44,7 +46,7 @@ class QuantizedLinear(nn.Module):
     for 8 bits; `scales` bfloat16 (out, groups); `zeros` uint8, packed as the codes are. A bias stays a parameter.
 
     Raises:
-        UserError: `bits` is neither 4 nor 8, or `group_size` is not positive.
+        UserError: `bits` is neither 4 nor 8, or `group_size` is no whole number from 1 to LARGEST_GROUP.
     """
 
     codes: torch.Tensor
@@ -62,8 +64,12 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if bits not in (4, 8) or group_size < 1:
-            raise UserError(f"quantization takes 4 or 8 bits and a positive group size, not {bits} and {group_size}")
+        if type(bits) is not int or bits not in (4, 8):
+            raise UserError(f"quantization takes 4 or 8 bits, not {shorten(repr(bits))}")
+        if type(group_size) is not int or not 1 <= group_size <= LARGEST_GROUP:
+            raise UserError(
+                f"quantization takes groups of 1 to {LARGEST_GROUP:,} weights, not of {shorten(repr(group_size))}"
+            )
         self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
         groups = -(-in_features // group_size)
 
@@ -119,13 +125,12 @@ class QuantizedLinear(nn.Module):
         return weight.flatten(1)[:, : self.in_features]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out) in x's dtype, by the kernel that is fastest here for so many rows.
+        """x (..., in) -> (..., out) in x's dtype.
 
-        Without one (`reference_reason`), and where a gradient is needed, the weight is unpacked and used as it is.
+        Where there is no kernel for it (`reference_reason`), the weight is unpacked and used as it is.
         """
         if self.reference_reason(x) is None:
-            weight = self.packed_weight
-            return run(choose(weight, x.numel() // self.in_features), weight, x, self.bias)
+            return kernels.product(self.packed_weight, x, None if self.bias is None else self.bias.float())
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.dequantize(x.dtype), bias)
 
@@ -294,7 +299,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """uint8 codes (rows, width) -> bytes (rows, packed_width); with 4 bits the even column is the low nibble."""
     if bits == 8:
         return codes
-    codes = F.pad(codes, (0, codes.shape[1] % 2))
+    codes = _padded(codes, 2)
     return codes[:, 0::2] | (codes[:, 1::2] << 4)
 
 
@@ -306,5 +311,12 @@ def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
 
 
 def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
-    """(rows, width) -> (rows, groups, group_size), a short last group filled up with zeros."""
-    return F.pad(values, (0, -values.shape[1] % group_size)).unflatten(1, (-1, group_size))
+    """(rows, width) -> (rows, groups, up to group_size), a short last group of several filled up with zeros."""
+    group_size = min(group_size, values.shape[1])
+    return _padded(values, group_size).unflatten(1, (-1, group_size))
+
+
+def _padded(values: torch.Tensor, multiple: int) -> torch.Tensor:
+    """(rows, width) with zeros behind, so that `multiple` divides the width; not a copy where it does already."""
+    missing = -values.shape[1] % multiple
+    return F.pad(values, (0, missing)) if missing else values

@@ -1,0 +1,142 @@
+"""What a policy computes depends on nothing but the policy and its inputs, and its first action waits for nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlrc import kernels
+from rlrc.kernels import build
+from rlrc.models.presets import Shape, new_policy
+from rlrc.quantize import QuantizeConfig, quantize
+
+needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels here: {kernels.missing()}")
+
+ACTING = """
+import json, subprocess, sys
+import rlrc
+settings = {name: __import__("os").environ.get(name) for name in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
+early = "torch" in sys.modules
+policy = rlrc.load(sys.argv[1])
+import numpy as np, torch
+from rlrc import kernels
+
+def refuse(*arguments, **options):
+    raise AssertionError(f"acting started {arguments}")
+
+subprocess.run = subprocess.Popen = refuse
+known = set(sys.modules)
+images = np.random.default_rng(0).integers(0, 256, (2, 120, 90, 3), np.uint8)
+action = policy.act(images[:1], ["put carrot on plate"])
+imported = sorted(set(sys.modules) - known)
+inputs = policy.prepare(images, ["put carrot on plate", "put red cube on plate"])
+with torch.no_grad():
+    logits = policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0]
+print(json.dumps({
+    "action": action.tolist(), "logits": logits.float().tolist(), "imported": imported, "early": early,
+    "settings": settings, "threads": kernels.threads(), "missing": kernels.missing(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random policy in 4 bits and otherwise bf16, so that one picture's tokens are decoded by the kernel."""
+    folder = tmp_path_factory.mktemp("packed")
+    shape = Shape(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    statistics = {"q01": [-1.0] * 7, "q99": [1.0] * 7}
+    policy = new_policy(shape, ["put carrot on plate", "put red cube on plate"], {"tabletop": {"action": statistics}})
+    policy.save(folder / "dense", dtype=torch.bfloat16)
+    quantize(QuantizeConfig(policy=folder / "dense"), folder)
+    return folder / "checkpoint"
+
+
+def plant_timings(cache: Path, fastest: str) -> None:
+    """Tables as they once decided which kernel multiplies, in which `fastest` always is."""
+    cache.mkdir(parents=True)
+    kernel_times = {kernel: [0.1 if kernel == fastest else 9.9] * 9 for kernel in ("vector", "matrix", "unpack")}
+    weights = [f"{bits}-bit, {width} x {width}" for bits in (4, 8) for width in (256, 2048)]
+    table = {"processor": kernels.processor(), "rows": [2**n for n in range(9)]}
+    table["milliseconds"] = dict.fromkeys(weights, kernel_times)
+    for threads in (1, 2):
+        name = f"fastest-{build.identity(build._cpuinfo())}-{threads}.json"
+        (cache / name).write_text(json.dumps({**table, "threads": threads}))
+
+
+def act(policy: Path, cache: Path, threads: int) -> Any:
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "CXX")}
+    environment |= {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment.pop("THP_MEM_ALLOC_ENABLE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", ACTING, str(policy)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def processes(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What two processes with opposite timings and other numbers of threads found; the second one has to compile."""
+    found = []
+    for threads, fastest in ((1, "vector"), (2, "matrix")):
+        cache = tmp_path_factory.mktemp(fastest)
+        plant_timings(cache / "rlrc", fastest)
+        if threads == 1 and kernels.missing() is None:
+            library = Path(build.library()._name)
+            (cache / "rlrc" / library.name).write_bytes(library.read_bytes())
+        found.append(act(packed, cache, threads))
+    return found
+
+
+def test_opposite_timings_and_numbers_of_threads_change_no_bit(processes: list[Any]) -> None:
+    first, second = processes
+    assert (first["threads"], second["threads"]) == (1, 2)
+    assert first["missing"] == second["missing"]
+    assert first["action"] == second["action"]
+    assert first["logits"] == second["logits"]
+
+
+def test_the_first_action_compiles_and_imports_nothing(processes: list[Any]) -> None:
+    """That it starts no compiler is checked in the process itself."""
+    assert [found["imported"] for found in processes] == [[], []]
+
+
+def test_python_has_the_settings_of_the_command_line(processes: list[Any]) -> None:
+    code = (
+        "import os, sys\nsys.argv = ['rlrc', '--version']\nfrom rlrc.cli import main\nmain()\nimport json\n"
+        "print(json.dumps({n: os.environ.get(n) for n in ('OMP_WAIT_POLICY', 'THP_MEM_ALLOC_ENABLE')}))"
+    )
+    unset = {name: value for name, value in os.environ.items() if name not in processes[0]["settings"]}
+    done = subprocess.run([sys.executable, "-c", code], env=unset, capture_output=True, text=True, check=True)
+    by_command_line = json.loads(done.stdout.splitlines()[-1])
+    assert by_command_line == {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+    assert [found["settings"] for found in processes] == [by_command_line] * 2
+    assert not processes[0]["early"], "import rlrc imported torch"
+
+
+def test_your_own_settings_win() -> None:
+    code = "import os, rlrc\nprint(os.environ['OMP_WAIT_POLICY'], os.environ['THP_MEM_ALLOC_ENABLE'])"
+    own = {**os.environ, "OMP_WAIT_POLICY": "ACTIVE", "THP_MEM_ALLOC_ENABLE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ACTIVE", "0"]
+
+
+@needs_kernels
+def test_it_would_notice_another_kernel(packed: Path) -> None:
+    """With the other kernel for the prompt the logits differ, so equal ones mean the same choice."""
+    import numpy as np
+
+    import rlrc
+
+    policy = rlrc.load(packed)
+    inputs = policy.prepare(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
+    tokens = policy.sample(inputs).tokens
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        before = policy.model.action_logits(inputs, tokens)[0]
+        patch.setattr(kernels, "MATRIX_ROWS", 10**6)
+        assert not torch.equal(policy.model.action_logits(inputs, tokens)[0], before)
