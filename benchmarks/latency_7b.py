@@ -187,8 +187,8 @@ def page(result: dict[str, Any]) -> str:
         markdown_table(*seconds_table(rows)),
         "## Where the time goes",
         "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
-        "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit integers "
-        "can go below).",
+        "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
+        "integers can go below).",
         markdown_table(*stages_table(rows)),
         f"Machine: {machine_line}.",
     ]
