@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -84,6 +85,13 @@ def test_files_named_in_text_exist(page: Path) -> None:
 def test_recipes_are_recipes(page: Path) -> None:
     for text in blocks(page, "yaml"):
         Recipe.parse(yaml.safe_load(text), name(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_extras_exist(page: Path) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r"\.\[([\w,]+)\]'", page.read_text()):
+        assert set(extras.split(",")) <= known.keys(), f"{name(page)}: .[{extras}]"
 
 
 def test_environment_variables_are_listed() -> None:
