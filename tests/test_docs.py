@@ -13,7 +13,10 @@ import yaml
 from pydantic import BaseModel
 
 from rlrc import envs
+from rlrc.reading import read_json
 from rlrc.recipe import Recipe
+from rlrc.stats import wilson
+from rlrc.tables import human_bytes
 from rlrc.verbs import VERBS, config_class
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +66,11 @@ def test_commands_exist(page: Path) -> None:
                 assert option.replace("-", "_") in known, f"{name(page)}: {verb} has no option --{option}"
 
 
+def test_every_verb_is_listed() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert set(VERBS) <= set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+
+
 def test_options_named_in_text_exist() -> None:
     known = OF_EVERY_VERB.union(*(options(config_class(verb)) for verb in VERBS))
     for page in PAGES:
@@ -92,6 +100,42 @@ def test_extras_exist(page: Path) -> None:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extras in re.findall(r"\.\[([\w,]+)\]'", page.read_text()):
         assert set(extras.split(",")) <= known.keys(), f"{name(page)}: .[{extras}]"
+
+
+def test_numbers_of_readme_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    summary = read_json(ROOT / "results" / "tabletop" / "summary.json")
+    dense, packed = summary["bytes"]["dense"], summary["bytes"]["rl-4bit"]
+    told = [f"**{dense / packed:.1f} times fewer bytes**", f"{human_bytes(dense)} become {human_bytes(packed)}"]
+    pairs = {pair["split"]: pair for pair in summary["paired"] if (pair["a"], pair["b"]) == ("dense", "rl-4bit")}
+    assert all(abs(pairs["ind"][bound]) < 3 for bound in ("points", "low", "high"))
+    told += [f"{pair['points']:+.1f} points [{pair['low']:+.1f}, {pair['high']:+.1f}]" for pair in pairs.values()]
+    told += [f"|{row}|" for row in latency_rows()]
+    for world, n in (("libero_spatial", 200), ("putonplate", 256)):
+        summary = read_json(ROOT / "results" / world / "summary.json")
+        for policy in ("dense", "sft"):
+            row = next(r for r in summary["rows"] if r["policy"] == policy and r["split"] == "ind")
+            assert row["n"] == n
+            low, high = wilson(row["successes"], n)
+            told.append(f"{100 * row['successes'] / n:.1f} % [{100 * low:.0f}, {100 * high:.0f}]")
+    for number in told:
+        assert number in text, number
+
+
+def latency_rows() -> Iterator[str]:
+    """The rows of README's table of one group, as `seconds|ratio|weights`."""
+    rows = read_json(ROOT / "results" / "latency_7b" / "cpu.json")["rows"]
+    group = rows[0]["group"]
+    for row in rows:
+        if row["group"] == group:
+            seconds, ratio = row["p50_ms"] / 1000, row["speedup"]
+            yield "|".join(
+                [
+                    f"{seconds:.1f} s" if seconds > 10 else f"{seconds:.2f} s",
+                    "" if ratio == 1 else f"{ratio:.2f}x",
+                    human_bytes(row["weight_bytes"]),
+                ]
+            )
 
 
 def test_environment_variables_are_listed() -> None:
