@@ -73,7 +73,7 @@ def measure(path: Path, batch_size: int) -> list[dict[str, Any]]:
 
 def packed(path: Path, bits: int) -> Policy:
     policy = rlrc.load(path)
-    # The first convolutions have few weights and see every pixel: see docs/journal.md.
+    # The first convolutions have few weights and see every pixel: see docs/journal/quantization.md.
     names = [name for name in linear_names(policy.model, PARTS) if "stem." not in name]
     quantize_linears(policy.model, names, bits, 32)
     return policy

@@ -2,6 +2,9 @@
 
     python benchmarks/latency_7b.py        about 40 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.*
 
+What results/latency_7b/cpu.json holds already is not measured again: with all of it there, tables and figures are
+written anew and nothing else happens.
+
 Shapes are the real ones and weights random (`shapes_7b.py`), which changes no time. One picture of 224 pixels, one
 instruction, seven tokens, batch 1. In each group the policies act in turn, round by round, and every speed-up is the
 median over rounds of the ratio to what it is compared with in the same round. The baseline is dense bf16 through
@@ -69,6 +72,33 @@ GROUPS = [
     [TWO_LAYERS, f"{TWO_LAYERS}-8bit", f"{TWO_LAYERS}-4bit"],
 ]
 """What takes turns: as much as fits into memory together."""
+SHAPES = {
+    BASELINE: "dense",
+    "dense": "dense",
+    VLA_CACHE: "dense, VLA-Cache at its best (the picture never changes)",
+    "rlrc": "RLRC, 90 % of the heads and channels of layers 1 to 30",
+    "rlrc-overall": "RLRC, 90 % of the decoder's parameters, from layers 1 to 30",
+    "llm-pruner-25": "LLM-Pruner, 25 % of layers 4 to 29",
+    "flap-20": "FLAP's shape, 20 % of all layers",
+    "depth-0-31": "layers 0 and 31 alone",
+    **{
+        f"ratio-{ratio}": f"{100 * ratio:g} % of the heads and channels of layers 1 to 30"
+        for ratio in (0.25, 0.5, 0.75)
+    },
+    TWO_LAYERS: "dense, two layers in place of 32",
+}
+"""What the page calls them."""
+PRECISIONS = {
+    ("rlrc", 16): "bf16",
+    ("rlrc", 8): "W8A8",
+    ("rlrc", 4): "W4A8",
+    ("transformers", 16): "bf16",
+    ("bitsandbytes", 8): "W8A8 (LLM.int8)",
+    ("bitsandbytes", 4): "W4A16 (NF4)",
+}
+"""Bits of weights and activations, by who multiplies them and the bits of the weights."""
+NOT_KEPT = "not kept"
+"""Written where a ratio was measured and the seconds of its baseline were not written down."""
 SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75", 0.9: "rlrc"}
 
 
@@ -77,11 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/latency_7b/cpu.json"))
     options = parser.parse_args()
-    earlier = read_json(options.out)["rows"] if options.out.exists() else []
-    rows = {}
-    for row in earlier:
-        name = row.pop("name")
-        rows[BASELINE if (name, row["backend"]) == ("dense", "transformers") else name] = row
+    rows = by_name(read_json(options.out)["rows"]) if options.out.exists() else {}
     for group in GROUPS:
         if rows.keys() >= set(group):
             continue  # started again, it goes on after what is done
@@ -102,9 +128,26 @@ def main() -> None:
             "sweep": sweep(rows),
         }
         write_json(options.out, result)
-        write_text(options.out.with_suffix(".md"), page(result))
-        draw_sweep(options.out.with_name(f"{options.out.stem}-sweep.png"), result["sweep"])
-        draw_stages(options.out.with_suffix(".png"), [bar(row) for row in result["rows"] if "stages_ms" in row])
+    publish(options.out)
+
+
+def publish(stored: Path) -> None:
+    """Write the tables and figures of what is stored."""
+    result = read_json(stored)
+    write_text(stored.with_suffix(".md"), page(result))
+    draw_sweep(stored.with_name(f"{stored.stem}-sweep.png"), result["sweep"])
+    draw_stages(stored.with_suffix(".png"), [bar(row) for row in result["rows"] if "stages_ms" in row])
+
+
+def by_name(stored: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows as they are stored, by their names in GROUPS."""
+    return {name_of(row): {key: value for key, value in row.items() if key != "name"} for row in stored}
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The name in GROUPS of a row as it is stored."""
+    name: str = row["name"]
+    return BASELINE if (name, row["backend"]) == ("dense", "transformers") else name
 
 
 def lower_floors(rows: list[dict[str, Any]]) -> None:
@@ -126,27 +169,85 @@ def bar(row: dict[str, Any]) -> Bar:
 
 def page(result: dict[str, Any]) -> str:
     """The same as tables for people."""
-    head = ["policy", "through", "p50, ms", "against transformers", "against its bf16", "weights", "peak memory"]
-    head += [
-        "preprocess, vision, projector, prefill, decode, other, ms",
-        "vision, projector, prefill, decode over their floors",
-    ]
-    body = [
-        [
-            row["name"],
-            row["backend"],
-            f"{row['p50_ms']:.0f}",
-            f"{row['speedup']:.2f}x" if row["speedup"] else "",
-            f"{row['speedup_over_bf16']:.2f}x" if row["speedup_over_bf16"] else "",
-            human_bytes(row["weight_bytes"]),
-            human_bytes(row["peak_bytes"]),
-            ", ".join(f"{taken:.0f}" for taken in row.get("stages_ms", {}).values()),
-            ", ".join(f"{share:.2f}" for share in row.get("roofline", {}).get("over_floor", {}).values()),
-        ]
-        for row in result["rows"]
-    ]
+    rows = by_name(result["rows"])
     machine_line = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    return f"Written by `benchmarks/latency_7b.py`; do not edit.\n\n{markdown_table(head, body)}\n\n{machine_line}\n"
+    blocks = [
+        "# One action at OpenVLA-7B's shapes on a CPU",
+        "Written by `benchmarks/latency_7b.py`; do not edit.",
+        "Seconds are medians over rounds. The policies of a group act in turn in every round, and a ratio is the "
+        "median over rounds of the ratio within a round, so it may differ by some per cent from the ratio of the two "
+        "medians beside it. Each row shows the seconds that its baselines took in its own group. Seconds of different "
+        "groups do not compare, because the machine was not equally fast. "
+        f'"{NOT_KEPT.capitalize()}" means that the ratio was measured and the baseline\'s seconds in that group were '
+        "not written down.",
+        "W4A8 stores weights in 4 bits and multiplies them with activations that are rounded to 8 bits; W8A8 does the "
+        "same with weights in 8 bits. Embeddings, vision towers and projector are packed too; the output head stays "
+        "in bf16. All weights are random, which changes no time.",
+        markdown_table(*seconds_table(rows)),
+        "## Where the time goes",
+        "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
+        "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
+        "integers can go below).",
+        markdown_table(*stages_table(rows)),
+        f"Machine: {machine_line}.",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def seconds_table(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Every policy beside its baselines in its own group."""
+    head = ["policy", "precision", "run by", "rounds", "one action"]
+    head += ["transformers in the same group", "faster by", "its bf16 in the same group", "faster by"]
+    head += ["weights", "peak memory"]
+    body = []
+    for name, row in rows.items():
+        shape, bits = split_bits(name)
+        cells = [SHAPES[shape], PRECISIONS[row["backend"], bits], row["backend"], str(row["rounds"])]
+        cells.append(_seconds(row["p50_ms"]))
+        for ratio, key, baseline in (("speedup", "baseline_ms", BASELINE), ("speedup_over_bf16", "bf16_ms", shape)):
+            if row[ratio] is None or name == baseline:
+                cells += ["", ""]
+            else:
+                cells += [_seconds(beside(rows, name, key, baseline)), f"{row[ratio]:.2f}x"]
+        body.append([*cells, human_bytes(row["weight_bytes"]), human_bytes(row["peak_bytes"])])
+    return head, body
+
+
+def beside(rows: dict[str, dict[str, Any]], name: str, key: str, baseline: str) -> float | None:
+    """Milliseconds of a row's baseline in the row's own group; None where they were not kept.
+
+    Rows of an earlier form lack `key`; theirs are known where the baseline's own row was measured in the same group.
+    """
+    row = rows[name]
+    if key in row:
+        value: float | None = row[key]
+        return value
+    return rows[baseline]["p50_ms"] if rows[baseline]["group"] == row["group"] else None
+
+
+def stages_table(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Milliseconds of each stage, and in parentheses the multiple of its floor."""
+    body = []
+    for name, row in rows.items():
+        if "stages_ms" in row:
+            shape, bits = split_bits(name)
+            over = row["roofline"]["over_floor"]
+            taken = [
+                f"{ms:.0f}" + (f" ({over[stage]:.2f})" if stage in over else "")
+                for stage, ms in row["stages_ms"].items()
+            ]
+            body.append([SHAPES[shape], PRECISIONS[row["backend"], bits], *taken])
+    return ["policy", "precision", *STAGES], body
+
+
+def split_bits(name: str) -> tuple[str, int]:
+    """ "rlrc-4bit" -> ("rlrc", 4); 16 where the name has no bits."""
+    shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")
+    return shape, int(bits.removesuffix("bit"))
+
+
+def _seconds(milliseconds: float | None) -> str:
+    return NOT_KEPT if milliseconds is None else f"{milliseconds / 1000:.2f} s"
 
 
 def take_turns(group: list[str], rounds: int, machine_rates: dict[str, float]) -> dict[str, dict[str, Any]]:
@@ -170,13 +271,23 @@ def take_turns(group: list[str], rounds: int, machine_rates: dict[str, float]) -
             "backend": backend(name),
             "p50_ms": _ms(np.percentile(seconds[name], 50)),
             "p90_ms": _ms(np.percentile(seconds[name], 90)),
-            "speedup": _ratio(seconds, BASELINE, name),
-            "speedup_over_bf16": _ratio(seconds, name.rpartition("-")[0], name) if name.endswith("bit") else None,
+            **compared(seconds, name),
             **facts[name],
             # The process of the baseline holds several policies; its peak belongs to none of them.
             "peak_bytes": facts[name]["peak_bytes"] if len(hosts[name].names) == 1 else peak_alone(name),
         }
         for name in group
+    }
+
+
+def compared(seconds: dict[str, list[float]], name: str) -> dict[str, float | None]:
+    """The ratios to transformers and to the same policy in bf16, and what these took in the same rounds."""
+    bf16 = split_bits(name)[0] if name.endswith("bit") else None
+    return {
+        "speedup": _ratio(seconds, BASELINE, name),
+        "baseline_ms": _ms(np.percentile(seconds[BASELINE], 50)) if BASELINE in seconds else None,
+        "speedup_over_bf16": None if bf16 is None else _ratio(seconds, bf16, name),
+        "bf16_ms": None if bf16 is None else _ms(np.percentile(seconds[bf16], 50)),
     }
 
 
@@ -231,14 +342,14 @@ def serve(names: list[str], pipe: Connection) -> None:
     actors: dict[str, Any] = {}
     memory = None
     for name in names:
-        shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")
+        shape, bits = split_bits(name)
         if name == BASELINE:
             actors[name] = shapes.TransformersBaseline()
             memory = shapes.Memory(actors[name].llama)
         elif shape == TWO_LAYERS:
-            actors[name] = shapes.TransformersBaseline(2, int(bits.removesuffix("bit")))
+            actors[name] = shapes.TransformersBaseline(2, bits)
         else:
-            policy = shapes.policy(CONFIGS[shape](), int(bits.removesuffix("bit")), memory)
+            policy = shapes.policy(CONFIGS[shape](), bits, memory)
             actors[name] = VlaCachedPolicy(policy) if name == VLA_CACHE else policy
     while True:
         name, what = pipe.recv()
@@ -294,7 +405,7 @@ def draw_sweep(path: Path, points: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
     for bits, marker in ((16, "o"), (8, "s"), (4, "^")):
         line = [(100 * point["ratio"], point["p50_ms"] / 1000) for point in points if point["bits"] == bits]
-        axes.plot(*zip(*line, strict=True), marker=marker, label="bf16" if bits == 16 else f"{bits}-bit")
+        axes.plot(*zip(*line, strict=True), marker=marker, label=PRECISIONS["rlrc", bits])
     axes.set_xlabel("heads and channels pruned, % of the layers between the first and the last")
     axes.set_ylabel("seconds an action")
     axes.set_ylim(bottom=0)

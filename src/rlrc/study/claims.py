@@ -28,18 +28,46 @@ class Claim:
 def check(evidence: Evidence) -> list[Claim]:
     """Every claim about the policies that the study has, in the order of the paper's three steps."""
     tests: list[tuple[str, str, Callable[[Evidence], tuple[str, bool] | None]]] = [
-        ("dense", "dense policy, IND at least 85 %", lambda e: _at_least(e, "dense", "ind", 0.85)),
-        ("pruned", "right after 90 % pruning, IND at most 25 %", lambda e: _at_most(e, "pruned", "ind", 0.25)),
-        ("sft", "SFT restores at least 90 % of the dense IND success", _sft_restores),
-        ("rl", "after RL, IND not below dense (one-sided 95 % bound within 2 points)", _not_below),
-        ("rl", "the same for the mean of these RL seeds, IND", _mean_not_below),
-        ("rl", "after RL, OOD above dense (McNemar p < 0.05)", _above),
-        ("rl", "the same for the mean of these RL seeds, OOD (one-sided normal p < 0.05)", _mean_above),
-        ("rl", "OOD rises along the RL learning curves: start, first half, last half", _curve_rises),
-        ("rl-4bit", "4-bit at most 3 points below its bf16 parent, IND and OOD (point estimates)", _four_bit),
-        ("rl", "decoder parameters cut by at least 85 %", _decoder_cut),
-        ("rl-4bit", "weights of the 4-bit policy at most 1/6 of dense bf16", _bytes),
-        ("rl-scratch", "RL without SFT, same budget, at least 20 points worse (IND)", _scratch),
+        (
+            "dense",
+            "The dense policy succeeds in at least 85 % of the IND episodes.",
+            lambda e: _at_least(e, "dense", "ind", 0.85),
+        ),
+        (
+            "pruned",
+            "Right after 90 % pruning, at most 25 % of the IND episodes succeed.",
+            lambda e: _at_most(e, "pruned", "ind", 0.25),
+        ),
+        ("sft", "SFT restores at least 90 % of the dense policy's IND success.", _sft_restores),
+        (
+            "rl",
+            "After RL, IND success is not below the dense policy's (one-sided 95 % bound within 2 points).",
+            _not_below,
+        ),
+        (
+            "rl",
+            "The mean of the RL seeds is not below the dense policy's IND success (the same bound).",
+            _mean_not_below,
+        ),
+        ("rl", "After RL, OOD success is above the dense policy's (McNemar, p < 0.05).", _above),
+        (
+            "rl",
+            "The mean of the RL seeds is above the dense policy's OOD success (one-sided normal, p < 0.05).",
+            _mean_above,
+        ),
+        (
+            "rl",
+            "OOD success rises along the RL learning curves, from the start over the first half to the last half.",
+            _curve_rises,
+        ),
+        (
+            "rl-4bit",
+            "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+            _four_bit,
+        ),
+        ("rl", "At least 85 % of the decoder's parameters are removed.", _decoder_cut),
+        ("rl-4bit", "The weights of the 4-bit policy take at most 1/6 of the dense policy's bytes in bf16.", _bytes),
+        ("rl-scratch", "RL without SFT, with the same budget, is at least 20 points worse (IND).", _scratch),
     ]
     claims = []
     for about, claim, test in tests:

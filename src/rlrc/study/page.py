@@ -19,9 +19,11 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
     reference = evidence.reference
     blocks = [
         f"# {evidence.recipe.name}: what compression costs, and what recovery brings back",
-        f"Written by `rlrc study recipes/{evidence.recipe.name}.yaml`; do not edit. Rates are those of "
-        "`episodes.parquet`. In brackets: 95 % intervals, Wilson's for rates, Tango's for differences over the same "
-        "episodes; p is McNemar's, exact, unless another is named. Success is read at the end of the episode.",
+        f"This page is written by `rlrc study recipes/{evidence.recipe.name}.yaml`; do not edit it. The recipe says "
+        "how each policy was made. Success is read at the end of the episode, and all rates come from "
+        "`episodes.parquet`. Brackets hold 95 % intervals: Wilson's for rates, Tango's for differences over the same "
+        "episodes, in points. A p-value is that of McNemar's exact test unless another test is named. IND means scenes "
+        "like those of the demonstrations, and OOD means scenes unlike them.",
         _missing(evidence),
         "## Result",
         markdown_table(*main_table(evidence)),
@@ -29,7 +31,9 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
         f"![The dense policy above, the compressed one below, in the same episodes]({strip.name})" if strip else "",
         *_section(
             "Claims",
-            markdown_table(["claim", "measured", "holds"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]),
+            markdown_table(
+                ["claim", "measured", "does it hold?"], [[c.claim, c.measured, MARKS[c.holds]] for c in claims]
+            ),
         ),
         *_section("Tasks", markdown_table(*_task_table(evidence))),
         *_section("Learning curves", _picture("Learning curves", pictures), markdown_table(*_seed_table(evidence))),
@@ -44,8 +48,8 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
             _picture("Success against the pruning ratio", pictures),
         ),
         "## Motion",
-        f"Means over the in-distribution episodes that both the policy and {reference} solve; in parentheses the "
-        f"ratio to {reference} on the same episodes.",
+        f"Each number is a mean over the in-distribution episodes that both the policy and {reference} solve. The "
+        f"ratio to {reference} on the same episodes is in parentheses.",
         markdown_table(*_motion_table(evidence)),
         "## Cost",
         _cost(evidence),
@@ -58,8 +62,8 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     reference = evidence.reference
     head = ["policy"]
     for split in evidence.splits:
-        head += [f"{split.upper()} success", f"vs {reference}"]
-    head += ["parameters", "weights", "one action"]
+        head += [f"{split.upper()} success", f"difference to {reference}"]
+    head += ["parameters", "weights", "speed of one action"]
     body = []
     for label, row in evidence.policies.items():
         cells = [label]
@@ -92,8 +96,10 @@ def _seed_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     body = [[name, *(f"{row.rates[s]}, n = {row.rates[s].n}" for s in evidence.splits)] for name, row in seeds.items()]
     if len(body) > 1:
         rates = {split: [100 * row.rates[split].rate for row in seeds.values()] for split in evidence.splits}
-        told = (f"{np.mean(values):.1f} %, s = {np.std(values, ddof=1):.1f}" for values in rates.values())
-        body.append([f"mean of {len(seeds)}, standard deviation", *told])
+        told = (
+            f"{np.mean(values):.1f} %, standard deviation {np.std(values, ddof=1):.1f}" for values in rates.values()
+        )
+        body.append([f"mean of these {len(seeds)} runs", *told])
     return ["RL run", *(split.upper() for split in evidence.splits)], body
 
 
@@ -108,7 +114,7 @@ def _variant_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     ]
     for name in evidence.by_class(labels[0]) if labels else []:
         pooled = [evidence.by_class(label)[name] for label in labels]
-        body.append([f"**all {name}**, n = {len(pooled[0])}", *(str(success_rate(episodes)) for episodes in pooled)])
+        body.append([f"**all of {name}**, n = {len(pooled[0])}", *(str(success_rate(episodes)) for episodes in pooled)])
     return ["challenge", *labels], body
 
 
@@ -122,7 +128,7 @@ def _ratio_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
         }
         if told:
             body.append([f"{100 * ratio:g} %", *(told.get(step, "") for step in range(3))])
-    return ["pruned", "right after", "+ SFT", "+ SFT + RL"], body
+    return ["share pruned", "right after pruning", "+ SFT", "+ SFT + RL"], body
 
 
 def _motion_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -149,8 +155,8 @@ def _cost(evidence: Evidence) -> str:
     told = ", ".join(f"{verb} {spent:.2f}" for verb, spent in sorted(by_verb.items(), key=lambda item: -item[1]))
     machine = ", ".join(f"{key} {value}" for key, value in evidence.machine.items())
     return (
-        f"{hours:.1f} hours of stages ({told}), run side by side where `--jobs` allowed it; of a stage that was "
-        "cut off and resumed, the last part counts."
+        f"The stages took {hours:.1f} hours in all ({told}). They ran side by side where `--jobs` allowed it. Of a "
+        "stage that was cut off and resumed, only the last part is counted."
         f"\n\nMachine: {machine or 'not recorded'}."
     )
 
