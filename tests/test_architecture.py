@@ -33,7 +33,7 @@ FLOORS = [
     {"prune", "quantize", "cache"},
     {"rollouts", "evaluate", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
     {"stage", "recipe", "report", "pipeline", "study"},
-    {"cli", "__main__"},
+    {"cli", "command_line", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -47,6 +47,42 @@ def test_help_names_every_verb_without_importing_anything_heavy() -> None:
     assert all(f"  {verb} " in done.stdout for verb in verbs.VERBS)
 
 
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_a_verbs_options_import_nothing_heavy(verb: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['rlrc', '{verb}', '--help']\nfrom rlrc.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'mujoco', 'gymnasium', 'matplotlib', 'av', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "usage: rlrc" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("prune --foo 3", "there is no option --foo"),
+        ("quantize --polcy x", "there is no option --polcy (did you mean --policy?)"),
+        ("quantize", "missing: --policy"),
+        ("train --dataset x --steps abc", "--steps: abc is not a whole number"),
+        ("train --dataset x --learning-rate abc", "--learning-rate: abc is not a number"),
+        ("train --dataset x --learning-rate inf", "--learning-rate: Input should be a finite number"),
+        ("train --dataset x --batch-size 1000000000", "--batch-size: Input should be less than or equal to 4096"),
+        ("train --dataset x --shape.hidden-size 7", "--shape: 10 heads do not divide a width of 7"),
+        ("train --dataset x --steps", "--steps needs a value"),
+        ("quantize --policy x --bits 5", "--bits: 5 is not one of 4, 8"),
+        ("prune --policy x method:foo", "there is no method:foo (there are method:llm-pruner, "),
+        ("assets moon", "simulator: moon is not one of maniskill, libero"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rlrc(monkeypatch, *arguments.split()) == 2
+    assert message in one_line(capsys)
+
+
 @pytest.mark.parametrize("verb", ["collect", "sft", "run", "inspect", "report"])
 def test_a_verbs_help_lists_its_options(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,20 +3,17 @@
 Everything for people goes to stderr. With --json, what the verb measured goes to stdout as one JSON object.
 """
 
-import dataclasses
 import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-import tyro
-from pydantic import ValidationError
+from typing import NoReturn
 
 import rlrc
+from rlrc.command_line import parse
 from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.verbs import VERBS, config_class, function
+from rlrc.verbs import VERBS, function
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
 """Verbs that write to a folder of their recipe's name, and where that lies."""
@@ -47,7 +44,8 @@ def main() -> None:
 def _run(verb: str, arguments: list[str]) -> None:
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
-    command = _parse(verb, arguments)
+    default = f"{OUT_OF_RECIPE[verb]}/<the recipe's name>" if verb in OUT_OF_RECIPE else f"runs/{verb}"
+    command = parse(verb, arguments, default)
     out = command.out or _default_out(verb, command.config)
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
     if verb in WITHOUT_STAGE or getattr(command.config, "dry_run", False):
@@ -59,40 +57,6 @@ def _run(verb: str, arguments: list[str]) -> None:
     if command.json:
         json.dump(result, sys.stdout, indent=2)
         print()
-
-
-def _parse(verb: str, arguments: list[str]) -> Any:
-    """The verb's config with `out` and `json` beside it."""
-    cls = config_class(verb)
-    default = f"{OUT_OF_RECIPE[verb]}/<the recipe's name>" if verb in OUT_OF_RECIPE else f"runs/{verb}"
-    command = dataclasses.make_dataclass(
-        "Command",
-        [
-            ("config", Annotated[cls, tyro.conf.arg(name="")]),
-            (
-                "out",
-                Annotated[Path | None, tyro.conf.arg(metavar="PATH", help=f"Where to write ({default} unless given).")],
-                dataclasses.field(default=None),
-            ),
-            (
-                "json",
-                Annotated[bool, tyro.conf.arg(help="Print what was measured to stdout, as JSON.")],
-                dataclasses.field(default=False),
-            ),
-        ],
-    )
-    try:
-        return tyro.cli(
-            command,
-            prog=f"rlrc {verb}",
-            description=cls.__doc__,
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise UserError(f"{verb}: {f'--{key}: ' if key else ''}{first['msg']}") from error
 
 
 def _default_out(verb: str, config: Config) -> Path:
