@@ -189,7 +189,8 @@ def page(result: dict[str, Any]) -> str:
         "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
         "integers can go below).",
         markdown_table(*stages_table(rows)),
-        f"Machine: {machine_line}.",
+        f"Machine: {machine_line}. The rows were measured at the commits "
+        f"{', '.join(sorted({row['commit'] for row in rows.values()}))}.",
     ]
     return "\n\n".join(blocks) + "\n"
 
