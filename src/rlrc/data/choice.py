@@ -54,9 +54,9 @@ def choose_actions(info: Info, key: str | None, where: Path) -> str:
     Raises:
         UserError: there are none of that name, or the choice is open.
     """
-    found = _choose_vector(info, key, fmt.ACTION_NAMES, "action_key", where)
+    found = _choose_vector(info, key, fmt.ACTION_KEYS, "action_key", where)
     if found is None:
-        names = " nor ".join(fmt.ACTION_NAMES)
+        names = " nor ".join(fmt.ACTION_KEYS)
         raise UserError(f"{where}: no feature is called {names}; name the actions with action_key ({_vectors(info)})")
     return found
 
@@ -67,7 +67,7 @@ def choose_state(info: Info, key: str | None, where: Path) -> str | None:
     Raises:
         UserError: there is none of that name, or the choice is open.
     """
-    return _choose_vector(info, key, fmt.STATE_NAMES, "state_key", where)
+    return _choose_vector(info, key, fmt.STATE_KEYS, "state_key", where)
 
 
 def choose_episodes(episodes: str | Sequence[int] | None, present: np.ndarray, where: Path) -> np.ndarray:

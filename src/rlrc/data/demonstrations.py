@@ -94,9 +94,10 @@ class Demonstrations:
         )
 
     @classmethod
-    def of(cls, dataset: str | Path, config: DatasetPart) -> Self:
-        """Read a dataset as a verb's config says; arguments and errors as `load`."""
-        return cls.load(dataset, config.cameras, config.action_key, config.state_key, config.dataset_episodes)
+    def of(cls, config: DatasetPart) -> Self:
+        """Read the dataset that a verb's config names; errors as `load`."""
+        assert config.dataset is not None
+        return cls.load(config.dataset, config.cameras, config.action_key, config.state_key, config.dataset_episodes)
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -15,9 +15,9 @@ STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"
 
-STATE_NAMES = (STATE, "state")
+STATE_KEYS = (STATE, "state")
 """What proprioception is called in published datasets."""
-ACTION_NAMES = (ACTION, "actions")
+ACTION_KEYS = (ACTION, "actions")
 """What actions are called in published datasets."""
 
 INFO_PATH = "meta/info.json"

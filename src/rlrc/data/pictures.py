@@ -11,8 +11,10 @@ import numpy as np
 class Pictures(Protocol):
     """The pictures of one camera, one a row. Several threads may decode at the same time."""
 
-    size: tuple[int, int]
-    """Height and width in pixels, as stored."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, as stored."""
+        ...
 
     def __len__(self) -> int: ...
 
