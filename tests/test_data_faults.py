@@ -121,11 +121,19 @@ def test_rows_that_are_missing_or_too_many(tmp_path: Path) -> None:
     path = copy_case("plain", tmp_path)
     table = pq.read_table(path / DATA)
     pq.write_table(table.slice(0, 13), path / DATA)
-    refused(path, "13 frames", "14")
+    refused(path, str(path), "7 frames of episode 1", "8")
     pq.write_table(table.slice(0, 0), path / DATA)
-    refused(path, "0 frames", "14")
+    refused(path, str(path), "0 frames of episode 0", "6")
+    edit_json(path / "meta/info.json", lambda info: info.update(total_frames=15))
+    refused(path, str(path / "meta/episodes"), "14 frames", "15")
+    set_column(path / EPISODES, "length", [0, 0])
     edit_json(path / "meta/info.json", lambda info: info.update(total_frames=0))
-    refused(path, str(path / DATA), "no frames")
+    refused(path, str(path / "meta/episodes"), "no frames")
+    set_column(path / EPISODES, "length", [6, 8])
+    edit_json(path / "meta/info.json", lambda info: info.update(total_frames=14))
+    set_column(path / EPISODES, "episode_index", [0, 2])
+    pq.write_table(table, path / DATA)
+    refused(path, str(path / DATA), "holds 1", "does not list")
     pq.write_table(pa.table([*table.columns, table["action"]], names=[*table.column_names, "action"]), path / DATA)
     refused(path, str(path / DATA), "two columns are called 'action'")
 
@@ -228,7 +236,7 @@ def test_shapes_with_channels_first_are_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["pipe", "pointer", "missing", "folder", "empty", "noise", "truncated"])
 def test_what_lies_in_a_files_place(case: str, what: str, tmp_path: Path) -> None:
     whole = copy_case(case, tmp_path)
-    names = ["meta/info.json", "meta/tasks.parquet", DATA, *([EPISODES, VIDEO] if case == "hwts" else [])]
+    names = ["meta/info.json", "meta/tasks.parquet", DATA, EPISODES, *([VIDEO] if case == "hwts" else [])]
     for number, name in enumerate(names):
         path = Path(shutil.copytree(whole, tmp_path / str(number)))
         file = path / name
@@ -245,7 +253,7 @@ def test_what_lies_in_a_files_place(case: str, what: str, tmp_path: Path) -> Non
                 {"pointer": pointer, "empty": b"", "noise": noise, "truncated": content[: len(content) // 2]}[what]
             )
         word = {"pointer": "git lfs pull", "pipe": "no regular file", "folder": "folder"}.get(what, "")
-        refused(path, str(path), word if name != DATA or what != "missing" else "no file data/")
+        refused(path, str(path), "there is no file" if name in (DATA, EPISODES) and what == "missing" else word)
 
 
 @pytest.mark.parametrize("name", ["tasks.jsonl", "episodes.jsonl"])
@@ -307,12 +315,15 @@ def test_places_of_episodes_in_videos(name: str, values: list[Any], words: list[
     refused(path, str(path), *words)
 
 
-def test_episodes_that_meta_does_not_list_or_lists_twice(tmp_path: Path) -> None:
-    path = copy_case("hwts", tmp_path)
+@pytest.mark.parametrize("case", ["plain", "hwts"])
+def test_episodes_that_meta_does_not_list_or_lists_twice(case: str, tmp_path: Path) -> None:
+    path = copy_case(case, tmp_path)
     set_column(path / EPISODES, "episode_index", [0, 2])
-    refused(path, "meta/episodes", "episode 1 is not listed")
+    refused(path, "meta/episodes", "holds 1", "does not list")
     set_column(path / EPISODES, "episode_index", [1, 1])
     refused(path, "meta/episodes", "episode 1 is listed twice")
+    set_column(path / EPISODES, "episode_index", ["0", "1"])
+    refused(path, str(path / EPISODES), "'episode_index'", "string")
 
 
 # ---------------------------------------------------------------- pictures
@@ -334,7 +345,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1", "CMYK"])
 def test_pictures_of_other_modes_are_converted_as_pillow_does(mode: str, tmp_path: Path) -> None:
     path = copy_case("plain", tmp_path)
-    image = Image.fromarray(NOISE, "RGBA").convert("RGB" if mode == "CMYK" else "RGBA").convert(mode)
+    image = Image.fromarray(NOISE).convert("RGB" if mode == "CMYK" else "RGBA").convert(mode)
     data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
     with_picture(path, 8, {"bytes": data, "path": None})
     ((_, picture),) = Demonstrations.load(path).pictures.decode([8])

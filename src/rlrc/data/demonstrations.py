@@ -5,7 +5,7 @@ The tables are held in memory. Pictures stay where they are until they are asked
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from rlrc.data import format as fmt
 from rlrc.data.choice import choose_actions, choose_camera, choose_episodes, choose_state
 from rlrc.data.images import ImagePictures
 from rlrc.data.info import Info, read_info
-from rlrc.data.layout import read_tasks, table_files, video_places
+from rlrc.data.layout import read_episodes, read_tasks, table_files, video_places
 from rlrc.data.pictures import Pictures
 from rlrc.data.tables import Rows, read_rows
 from rlrc.data.videos import VideoPictures
@@ -77,9 +77,9 @@ class Demonstrations:
         sizes = {name: prod(info.features[name].shape) for name in (action, state, environment) if name is not None}
         if empty := [name for name, size in sizes.items() if size == 0]:
             raise UserError(f"{root / fmt.INFO_PATH}: feature '{empty[0]}' holds no numbers")
-        choose = partial(choose_episodes, episodes, where=root)
-        files, count = table_files(root, info, choose)
-        rows, task_index, vectors = read_rows(files, sizes, count, choose)
+        listed = read_episodes(root, info)
+        wanted = listed.take(choose_episodes(episodes, listed.number, root))
+        rows, task_index, vectors = read_rows(table_files(root, info, wanted), sizes, listed, wanted)
         tasks, task_index = _tasks_of(read_tasks(root, info), rows, task_index)
         return cls(
             path=root,

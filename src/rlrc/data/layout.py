@@ -2,7 +2,6 @@
 
 import re
 import string
-from collections.abc import Callable
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -14,16 +13,13 @@ from pydantic import Field
 
 from rlrc.data import format as fmt
 from rlrc.data.info import Count, Info
-from rlrc.data.tables import integers, numbers, texts
+from rlrc.data.tables import Episodes, integers, numbers, texts
 from rlrc.errors import UserError
 from rlrc.reading import FileModel, read_json_lines, read_parquet, require_file, shorten
 
 MAX_TASK = 10_000
 """Characters of an instruction."""
 _WIDTH = re.compile(r"(0?\d{1,2}d?)?", re.ASCII)
-
-Choose = Callable[[np.ndarray], np.ndarray]
-"""Given the numbers of all episodes, ascending int64 (E,), says which are wanted, bool (E,)."""
 
 
 class PathPattern:
@@ -96,26 +92,48 @@ class _Episode(FileModel):
     length: Count
 
 
-def table_files(root: Path, info: Info, choose: Choose) -> tuple[list[Path], int]:
-    """The parquet files that hold the wanted episodes, and how many rows they have together.
+def read_episodes(root: Path, info: Info) -> Episodes:
+    """The episodes that `meta/` lists.
 
     Raises:
-        UserError: they are missing, or what lists them is malformed.
+        UserError: the list is missing, malformed or contradicts `info.json`.
+    """
+    if info.codebase_version == fmt.VERSION:
+        files = _episode_tables().files(root)
+        where = files[0].parents[1]
+        tables = [(read_parquet(file, ["episode_index", "length"]), file) for file in files]
+        number, length = (
+            np.concatenate([integers(table, name, file) for table, file in tables])
+            for name in ("episode_index", "length")
+        )
+    else:
+        where = root / fmt.V2_EPISODES_PATH
+        listed = read_json_lines(where, _Episode)
+        number = np.array([episode.episode_index for episode in listed], np.int64)
+        length = np.array([episode.length for episode in listed], np.int64)
+    order = np.argsort(number, kind="stable")
+    number, length = number[order], length[order]
+    if len(twice := np.flatnonzero(np.diff(number) == 0)):
+        raise UserError(f"{where}: episode {number[twice[0]]} is listed twice")
+    if length.sum() != info.total_frames:
+        raise UserError(f"{where}: episodes of {length.sum()} frames, but info.json tells of {info.total_frames}")
+    if not info.total_frames:
+        raise UserError(f"{where}: the dataset has no frames")
+    return Episodes(where, number, length)
+
+
+def table_files(root: Path, info: Info, episodes: Episodes) -> list[Path]:
+    """The parquet files that hold these episodes, and in v3.0 perhaps others.
+
+    Raises:
+        UserError: there are none, or `info.json` names them wrongly.
     """
     where = f"{root / fmt.INFO_PATH}, data_path"
     if info.codebase_version == fmt.VERSION:
-        return PathPattern(info.data_path, {"chunk_index", "file_index"}, where).files(root), info.total_frames
-    path = root / fmt.V2_EPISODES_PATH
-    lengths = {episode.episode_index: episode.length for episode in read_json_lines(path, _Episode)}
-    if (total := sum(lengths.values())) != info.total_frames:
-        raise UserError(f"{path}: episodes of {total} frames together, but info.json tells of {info.total_frames}")
-    if not total:
-        raise UserError(f"{path}: the dataset has no frames")
+        return PathPattern(info.data_path, {"chunk_index", "file_index"}, where).files(root)
     pattern = PathPattern(info.data_path, {"episode_chunk", "episode_index"}, where)
-    present = np.array(sorted(lengths))
-    wanted = present[choose(present)].tolist()
-    files = [pattern.fill(root, episode_chunk=n // info.chunks_size, episode_index=n) for n in wanted]
-    return files, sum(lengths[number] for number in wanted)
+    numbered = episodes.number.tolist()
+    return [pattern.fill(root, episode_chunk=n // info.chunks_size, episode_index=n) for n in numbered]
 
 
 def read_tasks(root: Path, info: Info) -> dict[int, str]:
@@ -141,7 +159,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
 
 
 def video_places(root: Path, info: Info, key: str, episodes: np.ndarray) -> VideoPlaces:
-    """Where the videos of one camera lie, for these episodes, ascending int64 (E,).
+    """Where the videos of one camera lie, for these of the listed episodes, ascending int64 (E,).
 
     Raises:
         UserError: files are missing, or what tells their places is malformed or contradicts itself.
@@ -167,18 +185,12 @@ def video_places(root: Path, info: Info, key: str, episodes: np.ndarray) -> Vide
 
 def _shared_videos(root: Path, pattern: PathPattern, key: str, episodes: np.ndarray, slack: float) -> VideoPlaces:
     """Places in files that hold several episodes; these may overlap by less than `slack` seconds."""
-    listing = PathPattern(fmt.EPISODES_PATH, {"chunk_index", "file_index"}, "the layout of v3.0").files(root)
+    listing = _episode_tables().files(root)
     columns = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
     tables = [(read_parquet(path, ["episode_index", *columns]), path) for path in listing]
     listed = np.concatenate([integers(table, "episode_index", path) for table, path in tables])
     order = np.argsort(listed, kind="stable")
-    if len(twice := np.flatnonzero(np.diff(listed[order]) == 0)):
-        raise UserError(f"{listing[0].parents[1]}: episode {listed[order][twice[0]]} is listed twice")
-    at = np.searchsorted(listed[order], episodes)
-    found = (at < len(order)) & (listed[order][np.minimum(at, len(order) - 1)] == episodes)
-    if not found.all():
-        raise UserError(f"{listing[0].parents[1]}: episode {episodes[np.argmin(found)]} is not listed")
-    wanted = order[at]
+    wanted = order[np.searchsorted(listed[order], episodes)]
     chunk, file = (np.concatenate([integers(t, name, p) for t, p in tables])[wanted] for name in columns[:2])
     start, end = (np.concatenate([numbers(t, name, p) for t, p in tables])[wanted] for name in columns[2:])
     if len(wrong := np.flatnonzero((end <= start) | (start < 0))):
@@ -198,6 +210,10 @@ def _shared_videos(root: Path, pattern: PathPattern, key: str, episodes: np.ndar
             f"(from_timestamp {start[one]:g} and {start[other]:g} s)"
         )
     return VideoPlaces(episodes, files, index, start, end)
+
+
+def _episode_tables() -> PathPattern:
+    return PathPattern(fmt.EPISODES_PATH, {"chunk_index", "file_index"}, "the layout of v3.0")
 
 
 def _text_column(table: pa.Table, path: Path) -> str:

@@ -1,6 +1,6 @@
 """Columns of a dataset's parquet files as checked arrays: every error names the file, the column and the frame."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -14,6 +14,22 @@ from rlrc.errors import UserError
 from rlrc.reading import read_parquet, shorten
 
 REMEDY = "mend it, or leave its episode out with dataset_episodes"
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Episodes as a dataset lists them."""
+
+    source: Path
+    """Where they are listed."""
+    number: np.ndarray
+    """int64 (E,), ascending"""
+    length: np.ndarray
+    """int64 (E,), frames"""
+
+    def take(self, chosen: np.ndarray) -> Self:
+        """Only those of this mask."""
+        return replace(self, number=self.number[chosen], length=self.length[chosen])
 
 
 @dataclass(frozen=True)
@@ -47,21 +63,21 @@ class Rows:
 
 
 def read_rows(
-    files: Sequence[Path], vectors: Mapping[str, int], count: int, choose: Callable[[np.ndarray], np.ndarray]
+    files: Sequence[Path], vectors: Mapping[str, int], listed: Episodes, wanted: Episodes
 ) -> tuple[Rows, np.ndarray, dict[str, np.ndarray]]:
     """Read the tables of a dataset, in the order of `files`.
 
     Args:
         vectors: columns of vectors to read, and how many numbers `info.json` gives each.
-        count: how many rows there must be.
-        choose: called with the numbers of the episodes, ascending int64 (E,), says which are wanted, bool (E,).
+        listed: the episodes of the dataset.
+        wanted: those of them that are read.
 
     Returns:
         The rows of these episodes, their task index int64 (T,), and each column of vectors, float32 (T, D).
 
     Raises:
-        UserError: a file is malformed or lacks a column, or the episodes that are wanted hold what is not finite or in
-            disorder.
+        UserError: a file is malformed or lacks a column, an episode has not as many rows as listed, or the episodes
+            that are wanted hold what is not finite or in disorder.
     """
     tables = [read_parquet(file, [*INDEX_COLUMNS, *vectors]) for file in files]
     parts = [_index_columns(table, file) for table, file in zip(tables, files, strict=True)]
@@ -75,24 +91,19 @@ def read_rows(
         frame=columns["frame_index"],
         timestamp=columns["timestamp"],
     )
-    if len(rows) != count:
-        meta = files[0].parents[2] / "meta"
-        raise UserError(f"{files[0].parent}: the tables hold {len(rows)} frames, but {meta} tells of {count}")
-    if not count:
-        raise UserError(f"{files[0]}: the dataset has no frames")
     _require_episodes_in_order(rows)
-    present, episode = np.unique(rows.episode, return_inverse=True)
-    wanted = choose(present)[episode]
-    kept = rows.take(wanted)
+    _require_episodes_whole(rows, listed, wanted)
+    keep = np.isin(rows.episode, wanted.number)
+    kept = rows.take(keep)
     _require_time_to_pass(kept)
     numbers_of: dict[str, list[np.ndarray]] = {name: [] for name in vectors}
     bounds = np.searchsorted(kept.file, np.arange(len(files) + 1))
-    for number, mask in enumerate(np.split(wanted, np.cumsum(lengths)[:-1])):
+    for number, mask in enumerate(np.split(keep, np.cumsum(lengths)[:-1])):
         here = kept.take(slice(bounds[number], bounds[number + 1]))
         part = tables[number] if mask.all() else tables[number].filter(pa.array(mask))
         for name, size in vectors.items():
             numbers_of[name].append(_vectors(part[name], name, size, here))
-    return kept, columns["task_index"][wanted], {name: np.concatenate(part) for name, part in numbers_of.items()}
+    return kept, columns["task_index"][keep], {name: np.concatenate(part) for name, part in numbers_of.items()}
 
 
 def integers(table: pa.Table, name: str, file: Path) -> np.ndarray:
@@ -197,6 +208,23 @@ def _require_episodes_in_order(rows: Rows) -> None:
         raise UserError(
             f"{rows.files[rows.file[row]]}: column 'episode_index' falls from {rows.episode[row - 1]} to "
             f"{rows.episode[row]} in row {rows.place[row]}; episodes must come one after the other"
+        )
+
+
+def _require_episodes_whole(rows: Rows, listed: Episodes, wanted: Episodes) -> None:
+    """Every episode that has rows is listed, and both those and the wanted ones have as many rows as listed."""
+    here, counts = np.unique(rows.episode, return_counts=True)
+    if len(unknown := np.setdiff1d(here, listed.number)):
+        file = rows.files[rows.file[np.argmax(rows.episode == unknown[0])]]
+        raise UserError(f"{file}: column 'episode_index' holds {unknown[0]}, which {listed.source} does not list")
+    found = np.zeros_like(listed.length)
+    found[np.searchsorted(listed.number, here)] = counts
+    expected = np.isin(listed.number, here) | np.isin(listed.number, wanted.number)
+    if len(wrong := np.flatnonzero(expected & (found != listed.length))):
+        first = int(wrong[0])
+        raise UserError(
+            f"{rows.files[0].parents[1]}: the tables hold {found[first]} frames of episode {listed.number[first]}, but "
+            f"{listed.source} tells of {listed.length[first]}"
         )
 
 

@@ -103,6 +103,8 @@ class _Frames:
         self._stream = container.streams.video[0]
         self.duration = float(1 / self._stream.average_rate) if self._stream.average_rate else 0.0
         """Seconds that a frame is shown."""
+        if self._stream.codec_context is None:
+            raise UserError(f"{path}: the codec of the video is unknown")
         self._require(self._stream.codec_context)
         base = self._stream.time_base
         entries = self._stream.index_entries or ()
