@@ -170,6 +170,10 @@ INFO_FAULTS = {
     "no files": ({"data_path": "tables/{file_index:03d}.parquet"}, ["no file tables/"]),
     "a list": ({"data_path": ["data"]}, ["data_path"]),
     "null": ({"data_path": None}, ["data_path"]),
+    "nothing": ({"data_path": ""}, ["data_path", "empty"]),
+    "no name": ({"data_path": "./"}, ["data_path", "empty"]),
+    "too long": ({"data_path": "a" * 290}, ["data_path"]),
+    "not UTF-8": ({"data_path": "\ud800"}, ["data_path"]),
 }
 
 

@@ -61,7 +61,10 @@ class PathPattern:
             UserError: there are none.
         """
         pattern = "".join(escape(literal) + ("" if field is None else "*") for literal, field, _ in self._parts)
-        found = sorted(root.glob(pattern), key=lambda path: _natural(path.relative_to(root).as_posix()))
+        try:
+            found = sorted(root.glob(pattern), key=lambda path: _natural(path.relative_to(root).as_posix()))
+        except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
+            raise UserError(f"{self._where}: '{shorten(pattern)}' is no path ({shorten(str(error))})") from error
         if not found:
             raise UserError(f"{root}: there is no file {pattern}, where {self._where.rpartition('/')[2]} has them")
         return found
@@ -227,6 +230,8 @@ def _text_column(table: pa.Table, path: Path) -> str:
 
 def _require_inside(name: str, where: str) -> None:
     path = PurePosixPath(name)
+    if not path.parts:
+        raise UserError(f"{where}: it is empty, and a path is needed")
     if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name:
         raise UserError(f"{where}: '{shorten(name)}' leads out of the dataset's folder")
 
