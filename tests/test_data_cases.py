@@ -120,7 +120,8 @@ def test_a_camera_is_named_in_full_or_by_its_last_part(camera: str, tmp_path: Pa
     path = copy_case("two", tmp_path)
     flipped = column(path / DATA, "observation.images.image")[::-1]
     set_column(path / DATA, "observation.images.wrist_image", flipped)
-    np.testing.assert_array_equal(levels(Demonstrations.load(path, cameras=[camera])), LEVELS[::-1])
+    for cameras in (camera, [camera]):
+        np.testing.assert_array_equal(levels(Demonstrations.load(path, cameras)), LEVELS[::-1])
 
 
 def test_states_and_actions_can_be_named(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ VIDEO_PATHS = [
     "/tmp/{video_key}",
     "videos/{video_key.__class__}",
     "{file_index:>2000000000}",
+    "{video_key:03d}",
     None,
     7,
 ]

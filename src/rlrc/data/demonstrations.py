@@ -51,7 +51,7 @@ class Demonstrations:
     def load(
         cls,
         path: str | Path,
-        cameras: Sequence[str] = (),
+        cameras: str | Sequence[str] = (),
         action_key: str | None = None,
         state_key: str | None = None,
         episodes: str | Sequence[int] | None = None,
@@ -71,7 +71,7 @@ class Demonstrations:
         """
         root = Path(path)
         info = read_info(root)
-        camera = choose_camera(info, cameras, root)
+        camera = choose_camera(info, [cameras] if isinstance(cameras, str) else cameras, root)
         action, state = choose_actions(info, action_key, root), choose_state(info, state_key, root)
         environment = fmt.ENVIRONMENT_STATE if fmt.ENVIRONMENT_STATE in info.features else None
         sizes = {name: prod(info.features[name].shape) for name in (action, state, environment) if name is not None}
@@ -161,12 +161,17 @@ class Demonstrations:
 
 
 def _open_pictures(root: Path, info: Info, key: str, rows: Rows) -> Pictures:
-    """The pictures of one camera; the first is looked at, all others when they are asked for."""
+    """The pictures of one camera. The first is decoded to see that it is one; the others when they are asked for."""
     feature = info.features[key]
     size = feature.picture_size(f"{root / fmt.INFO_PATH}, feature '{key}'")
+    pictures: Pictures
     if feature.dtype == "image":
-        return ImagePictures(root, key, size, rows)
-    return VideoPictures(key, size, rows, video_places(root, info, key, np.unique(rows.episode)), info.fps)
+        pictures = ImagePictures(root, key, size, rows)
+    else:
+        pictures = VideoPictures(key, size, rows, video_places(root, info, key, np.unique(rows.episode)), info.fps)
+    for _ in pictures.decode([0]):
+        pass
+    return pictures
 
 
 def _tasks_of(tasks: dict[int, str], rows: Rows, task_index: np.ndarray) -> tuple[list[str], np.ndarray]:

@@ -34,10 +34,6 @@ class ImagePictures:
     size: tuple[int, int]
     rows: Rows
 
-    def __post_init__(self) -> None:
-        for _ in self.decode([0]):
-            pass
-
     def __len__(self) -> int:
         return len(self.rows)
 

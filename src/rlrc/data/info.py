@@ -15,7 +15,6 @@ Length = Annotated[int, Field(strict=True, ge=0, le=2**20)]
 
 MAX_SIDE = 8192
 """Pixels along a side of a picture."""
-_DEPTH_NAME = re.compile(r"(^|[^a-z])depth$")
 _DEPTH_FORMAT = re.compile(r"^(gray|y)(9|1\d)|^grayf")
 
 
@@ -40,7 +39,7 @@ class Feature(FileModel):
         }
         return bool(
             about.get("is_depth_map")
-            or _DEPTH_NAME.search(key.lower())
+            or key.lower().endswith("depth")
             or (len(self.shape) == 3 and 1 in (self.shape[0], self.shape[2]))
             or _DEPTH_FORMAT.search(str(about.get("pix_fmt")))
         )

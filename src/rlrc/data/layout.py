@@ -32,16 +32,13 @@ class PathPattern:
         """
         self._template, self._where = template, where
         try:
-            self._parts = [part[:3] for part in string.Formatter().parse(template) if not part[3]]
-            whole = len(self._parts) == len(list(string.Formatter().parse(template)))
-        except ValueError:
-            whole = False
-        if not whole or any(
-            field is not None and (field not in fields or not _WIDTH.fullmatch(spec or ""))
-            for _, field, spec in self._parts
-        ):
+            self._parts = list(string.Formatter().parse(template))
+            for _, field, width, conversion in self._parts:
+                if field is not None and (field not in fields or conversion or not _WIDTH.fullmatch(width or "")):
+                    raise ValueError(field)
+        except ValueError as error:
             known = ", ".join(f"{{{field}}}" for field in sorted(fields))
-            raise UserError(f"{where}: '{shorten(template)}' is not a path with the fields {known}")
+            raise UserError(f"{where}: '{shorten(template)}' is not a path with the fields {known}") from error
         _require_inside(template, where)
 
     def fill(self, root: Path, **values: int | str) -> Path:
@@ -50,7 +47,10 @@ class PathPattern:
         Raises:
             UserError: it leads out of the dataset.
         """
-        name = self._template.format(**values)
+        try:
+            name = self._template.format(**values)
+        except ValueError as error:  # a width of numbers where a text stands
+            raise UserError(f"{self._where}: '{shorten(self._template)}' cannot be filled in ({error})") from error
         _require_inside(name, self._where)
         return root / name
 
@@ -60,7 +60,7 @@ class PathPattern:
         Raises:
             UserError: there are none.
         """
-        pattern = "".join(escape(literal) + ("" if field is None else "*") for literal, field, _ in self._parts)
+        pattern = "".join(escape(literal) + ("" if field is None else "*") for literal, field, *_ in self._parts)
         try:
             found = sorted(root.glob(pattern), key=lambda path: _natural(path.relative_to(root).as_posix()))
         except (OSError, ValueError) as error:  # a name that is too long, or that no file can have

@@ -61,7 +61,7 @@ def adopt_statistics(policy: "Policy", demonstrations: Demonstrations, config: S
         require_fit(policy, demonstrations)
         _warn_of_clipping(policy, demonstrations)
         return
-    key = config.unnorm_key or demonstrations.path.absolute().name
+    key = config.unnorm_key or demonstrations.path.resolve().name
     entry = norm_stats(demonstrations, key)
     known = policy.norm_stats or {}
     if key in known and known[key] != entry[key]:

@@ -35,11 +35,6 @@ class VideoPictures:
     fps: float
     """Control steps a second; a frame may be half a step from its row's time."""
 
-    def __post_init__(self) -> None:
-        first = self.places.file[self._place([0])[0]]
-        with _open(self.places.files[first], self.size):
-            pass
-
     def __len__(self) -> int:
         return len(self.rows)
 
