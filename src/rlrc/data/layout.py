@@ -118,8 +118,12 @@ def read_episodes(root: Path, info: Info) -> Episodes:
     number, length = number[order], length[order]
     if len(twice := np.flatnonzero(np.diff(number) == 0)):
         raise UserError(f"{where}: episode {number[twice[0]]} is listed twice")
-    if length.sum() != info.total_frames:
-        raise UserError(f"{where}: episodes of {length.sum()} frames, but info.json tells of {info.total_frames}")
+    for found, told, what in (
+        (len(number), info.total_episodes, "episodes"),
+        (length.sum(), info.total_frames, "frames"),
+    ):
+        if found != told:
+            raise UserError(f"{where}: {found} {what} are listed, but info.json tells of {told}")
     if not info.total_frames:
         raise UserError(f"{where}: the dataset has no frames")
     return Episodes(where, number, length)
