@@ -100,9 +100,9 @@ def write_lerobot(path: Path) -> None:
 
 def test_a_lerobot_dataset_of_libero_can_be_read_and_converted(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "source")
-    with pytest.raises(UserError, match="choose an image_key"):
+    with pytest.raises(UserError, match="name one with cameras"):
         Demonstrations.load(tmp_path / "source")
-    wrist = Demonstrations.load(tmp_path / "source", image_key="observation.images.wrist_image")
+    wrist = Demonstrations.load(tmp_path / "source", cameras=("wrist_image",))
     assert wrist.images.shape == (16, 256, 256, 3)
     assert (wrist.images == 200).all()
     result, demonstrations = convert(tmp_path / "source", tmp_path / "out")

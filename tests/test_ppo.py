@@ -35,7 +35,7 @@ NUM_ENVS = 16
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(envs.WORLDS, "bandit", "bandit_world")
-    monkeypatch.setattr(Demonstrations, "load", lambda path: toy_demonstrations())
+    monkeypatch.setattr(Demonstrations, "of", lambda config: toy_demonstrations())
 
 
 def config(checkpoint: Path, **values: Any) -> RlConfig:

@@ -7,7 +7,8 @@ pointer in the place of a file is told as what it is.
 
 import json
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ from rlrc.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MAX_JSON_BYTES = 64 * 2**20
 """The largest published tokenizer.json takes 33 MiB."""
@@ -26,6 +28,8 @@ MAX_DEPTH = 64
 """How deep objects and lists may lie in each other."""
 MAX_YAML_NODES = 100_000
 """Nodes of a YAML document after its anchors and merge keys are written out."""
+MAX_PARQUET_ROWS = 20_000_000
+"""Rows of one parquet file: four such columns of numbers take less than a gigabyte."""
 MAX_SHOWN = 120
 """Characters of a value from a file that an error shows."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -160,11 +164,39 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: not valid YAML: {shorten(str(error))}") from error
 
 
+def read_json_lines(path: Path, model: type[Model]) -> list[Model]:
+    """Parse a file with a JSON object on each line (JSONL) into pydantic models.
+
+    Raises:
+        UserError: as `read_model`; the line is named.
+    """
+    models = []
+    for number, line in enumerate(read_text(path, MAX_JSON_BYTES).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            models.append(validate(parse_json(line, where), model, where))
+    return models
+
+
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
     """Read a parquet file, or some of its columns.
 
     Raises:
-        UserError: as `require_file`, or the file is not parquet, or lacks a column.
+        UserError: as `open_parquet`, or the file lacks a column.
+    """
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if missing := [name for name in columns or () if name not in names]:
+            raise UserError(f"{path}: there is no column '{missing[0]}' (there are: {shorten(', '.join(names))})")
+        return file.read(columns=None if columns is None else list(columns))
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator["pq.ParquetFile"]:
+    """Open a parquet file to read it in parts; what fails inside the block is told as an error of the file.
+
+    Raises:
+        UserError: as `require_file`, or the file is not parquet, has two columns of one name or too many rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -173,9 +205,12 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table"
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if missing := [name for name in columns or () if name not in names]:
-                raise UserError(f"{path}: there is no column '{missing[0]}' (there are: {shorten(', '.join(names))})")
-            return file.read(columns=None if columns is None else list(columns))
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"{path}: two columns are called '{shorten(twice[0])}'")
+            if file.metadata.num_rows > MAX_PARQUET_ROWS:
+                rows = file.metadata.num_rows
+                raise UserError(f"{path}: the file has {rows:,} rows, and at most {MAX_PARQUET_ROWS:,} are read")
+            yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a parquet file that can be read ({shorten(str(error))})") from error
 

@@ -107,7 +107,10 @@ def _read_demo(demo: Any, size: int) -> dict[str, np.ndarray]:
 
 def _lerobot(config: ConvertLiberoConfig) -> Iterator[Episode]:
     """LeRobotDatasets of LIBERO hold pictures that are turned already, and the gripper as LIBERO commands it."""
-    recorded = Demonstrations.load(config.source, config.image_key)
+    recorded = Demonstrations.load(config.source, (config.image_key,))
+    if recorded.state is None or recorded.actions.shape[1] != len(ACTION_NAMES):
+        dimensions = "no state" if recorded.state is None else f"actions of {recorded.actions.shape[1]} dimensions"
+        raise UserError(f"{config.source}: LIBERO's demonstrations have a state and 7-D actions; this has {dimensions}")
     starts = np.flatnonzero(np.diff(recorded.episode_index, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
         images = recorded.images[start:stop]

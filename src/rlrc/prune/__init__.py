@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.configs.prune import PruneConfig
 from rlrc.data import Demonstrations
+from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
 from rlrc.models.checkpoint import empty_model, outline, save_policy
@@ -67,6 +68,10 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     return result
 
 
+READING = {"cameras", "action_key", "state_key", "dataset_episodes", "statistics", "unnorm_key"}
+"""Options on which depends what is read of the dataset, and as which tokens."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One pruning: the policy as an outline, its files, and all that `measure` depends on."""
@@ -83,7 +88,7 @@ class Task:
 
     @classmethod
     def of(cls, config: PruneConfig, out: Path) -> Self:
-        parent = outline(config.policy, full_head=config.full_head)
+        parent = outline(config.policy, policy_key(config), config.full_head)
         assert parent.source is not None
         files = TensorFiles(parent.source)
         layers = _layers(parent)
@@ -91,12 +96,15 @@ class Task:
         protected = _protected(config.protect, len(layers))
         rounding = Rounding(config.round_to, config.round_direction)
         target = Target(config.ratio, config.overall, protected, rounding)
-        demonstrations = None if config.dataset is None else Demonstrations.load(config.dataset)
+        demonstrations = None if config.dataset is None else Demonstrations.of(config)
+        if demonstrations is not None:
+            adopt_statistics(parent, demonstrations, config)
         key = {
             "policy": {path.name: sha256_file(path) for path in files.paths},
             "method": config.method.model_dump(mode="json"),
             "target": None if config.method.target_free else [config.ratio, sorted(protected)],
             "dataset": None if demonstrations is None else demonstrations.sha256,
+            "reading": config.model_dump(mode="json", include=READING, exclude_defaults=True) or None,
             "token_ids": None if config.token_ids is None else sha256_file(config.token_ids),
             "samples": config.samples,
             "seed": config.seed,
@@ -133,6 +141,7 @@ class Task:
     def _with_calibration(self, source: Source) -> Source:
         assert self.parent.source is not None
         around = outline(self.parent.source, full_head=self.config.full_head)
+        around.model.config.norm_stats, around.unnorm_key = self.parent.norm_stats, self.parent.unnorm_key
         if self.config.token_ids is not None:
             return replace(source, calibration=text_calibration(around, self.files, self.config.token_ids))
         assert self.demonstrations is not None

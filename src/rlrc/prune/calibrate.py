@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlrc.data import Demonstrations
+from rlrc.data.statistics import require_fit
 from rlrc.errors import UserError
 from rlrc.models.checkpoint import HEAD, fill
 from rlrc.models.openvla import PolicyInputs
@@ -49,6 +50,7 @@ class Frames:
         Raises:
             UserError: there are not as many.
         """
+        require_fit(policy, demonstrations)
         chosen = demonstrations.draw(samples, seed)
         fill(policy.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
         instructions = [demonstrations.instruction(i) for i in chosen]

@@ -20,6 +20,7 @@ from torch import nn
 import rlrc
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
+from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
 from rlrc.models.policy import Policy
@@ -60,7 +61,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
             infinity, or no layer can be packed.
     """
-    policy = rlrc.load(config.policy)
+    policy = rlrc.load(config.policy, policy_key(config))
     if getattr(policy.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
     before = {
@@ -73,7 +74,9 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
             raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
     kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
     names = [name for name in names if name not in kept]
-    demonstrations = None if config.dataset is None else Demonstrations.load(config.dataset)
+    demonstrations = None if config.dataset is None else Demonstrations.of(config)
+    if demonstrations is not None:
+        adopt_statistics(policy, demonstrations, config)
     # Drawn by another seed than those to calibrate on.
     held_out = None
     if demonstrations is not None:

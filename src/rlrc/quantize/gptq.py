@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rlrc.data import Demonstrations
+from rlrc.data.statistics import require_fit
 from rlrc.models.linear import quantize_groups
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
@@ -40,6 +41,7 @@ class Samples:
         Raises:
             UserError: there are not as many.
         """
+        require_fit(policy, demonstrations)
         batches = []
         for frames in np.split(demonstrations.draw(count, seed), range(batch_size, count, batch_size)):
             instructions = [demonstrations.instruction(i) for i in frames]

@@ -29,6 +29,7 @@ import rlrc
 from rlrc import envs
 from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
@@ -60,12 +61,14 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     """
     check(config)
     keep_freed_memory()
-    policy = rlrc.load(config.policy)
+    policy = rlrc.load(config.policy, policy_key(config))
+    demonstrations = None if config.dataset is None else Demonstrations.of(config)
+    if demonstrations is not None:
+        adopt_statistics(policy, demonstrations, config)
     policy.model.add_value_head(config.seed)
     learner = Learner(policy, config, out, learning_rates={"model.value_head.": config.value_learning_rate})
     frames = None
-    if config.dataset is not None:
-        demonstrations = Demonstrations.load(config.dataset)
+    if demonstrations is not None:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
     env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)

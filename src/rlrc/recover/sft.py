@@ -22,6 +22,7 @@ from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.data.batches import ShuffledBatches, vary
 from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics, normalise
 from rlrc.models.openvla import PolicyInputs
@@ -35,7 +36,10 @@ LOG_EVERY = 10
 
 def sft(config: SftConfig, out: Path) -> dict[str, Any]:
     """Fine-tune a policy and write `out/checkpoint`; returns what `fit` does."""
-    return fit("sft", rlrc.load(config.policy), config, Demonstrations.load(config.dataset), out)
+    demonstrations = Demonstrations.of(config)
+    policy = rlrc.load(config.policy, policy_key(config))
+    adopt_statistics(policy, demonstrations, config)
+    return fit("sft", policy, config, demonstrations, out)
 
 
 def fit(
@@ -131,6 +135,7 @@ class Frames:
         augment: Augmentation | None = None,
         word_dropout: float = 0.0,
     ) -> None:
+        require_fit(policy, demonstrations)
         self._policy = policy
         self._demonstrations = demonstrations
         self._learner = learner
