@@ -185,9 +185,7 @@ def test_a_users_recipe_is_not_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["done.json", "config.yaml"])
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"fingerprint": 3}', "\0", "[" * 100_000, "é".encode("latin1")]
-)
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'{"fingerprint": 3}', b"\0", b"[" * 9999, b"\xe9"])
 def test_a_damaged_record_is_one_line(folder: Path, file: str, text: bytes) -> None:
     write_recipe([SFT])
     run_toy()
