@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from rlrc.inspect import describe
 from rlrc.models.checkpoint import outline
 from rlrc.models.random import MakeRandomConfig, make_random
 from rlrc.models.shards import stored_bytes
+from rlrc.ownership import remove_stage
 from rlrc.reading import read_json
 from rlrc.tables import human_bytes, markdown_table
 
@@ -108,7 +108,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 def prune_row(name: str, arguments: list[str], policy: Path, dataset: Path, work: Path) -> dict[str, Any]:
     """Prune in a process of its own; the checkpoint is kept only where others need it."""
     out = work / name
-    shutil.rmtree(out, ignore_errors=True)
+    remove_stage(out)
     general, method = (arguments, []) if "method:" not in " ".join(arguments) else split_at_method(arguments)
     general = ["prune", "--policy", str(policy), "--out", str(out), "--json", *general]
     general += ["--dataset", str(dataset)] if "--samples" in arguments else []
@@ -129,7 +129,7 @@ def prune_row(name: str, arguments: list[str], policy: Path, dataset: Path, work
         "command": "rlrc " + " ".join([*general, *method]),
     }
     if name != TAYLOR:
-        shutil.rmtree(out)
+        remove_stage(out)
     return row
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 import toy_verbs
 
-from rlrc import cli, verbs
+from rlrc import cli, ownership, verbs
 
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, verb in toy_verbs.VERBS.items():
         monkeypatch.setitem(verbs.VERBS, name, verb)
+        monkeypatch.setitem(ownership.WRITES, name, toy_verbs.WRITES[name])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "handle_signals", lambda: None)  # of pytest's own process
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "skill.txt").write_text("0.5")
 
@@ -182,3 +185,78 @@ def test_a_dry_run_leaves_no_folder_in_the_way_of_the_real_one(
     assert not Path("pruned").exists()
     assert rlrc(monkeypatch, *arguments, *method) == 0
     assert (Path("pruned") / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (MemoryError(), 2, "out of memory: ask for less at once"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply"),
+        (
+            ValueError("odd"),
+            1,
+            "a bug in rlrc, please report it; the traceback is in runs/sft/log.txt (ValueError: odd)",
+        ),
+        (KeyError("\x1b[31m" + "x" * 5000), 1, "bug in rlrc"),
+    ],
+)
+def test_no_failure_is_more_than_one_line_of_bounded_length(
+    error: Exception, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object, out: Path) -> dict:
+        raise error
+
+    monkeypatch.setattr(toy_verbs, "sft", fail)
+    assert rlrc(monkeypatch, "sft", "--policy", "base") == status
+    line = one_line(capsys)
+    assert message in line and len(line) <= 601 and "\x1b" not in line
+    assert Path("runs/sft/log.txt").exists() == (status == 1)
+    if status == 1:
+        assert "Traceback" in Path("runs/sft/log.txt").read_text()
+
+
+def test_the_log_of_a_bug_is_not_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object, out: Path) -> dict:
+        raise ValueError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_verbs, "sft", fail)
+        assert rlrc(patch, "sft", "--policy", "base") == 1
+    assert rlrc(monkeypatch, "sft", "--policy", "base", "--steps", "2") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RANK", "abc", "RANK is 'abc'"),
+        ("RANK", "-1", "RANK is '-1'"),
+        ("RANK", "1", "RANK is 1 and WORLD_SIZE is 1"),
+        ("WORLD_SIZE", "abc", "WORLD_SIZE is 'abc'"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0'"),
+        ("LOCAL_RANK", "1.5", "LOCAL_RANK is '1.5'"),
+        ("MASTER_PORT", "x", "MASTER_PORT is 'x'"),
+        ("MUJOCO_GL", "bogus", "MUJOCO_GL is 'bogus'"),
+    ],
+)
+def test_environment_variables_that_cannot_be_are_told(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert rlrc(monkeypatch, "sft", "--policy", "base") == 2
+    assert message in one_line(capsys)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_log_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def chatter(config: object, out: Path) -> dict:
+        (out / "log.txt").symlink_to("/dev/full")
+        logging.getLogger("x").warning("a line")
+        return {}
+
+    monkeypatch.setattr(toy_verbs, "sft", chatter)
+    assert rlrc(monkeypatch, "sft", "--policy", "base") == 2
+    assert "the disk is full" in one_line(capsys)

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -145,14 +145,17 @@ class BreaksOnce:
         future.set_result(episode_id)
         return future
 
-    def shutdown(self, **_: object) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Nothing to end."""
 
 
 def test_a_pool_that_breaks_between_two_episodes_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = replace(envs.spec("tabletop"), num_tasks=4)
     monkeypatch.setattr("rlrc.envs.spec", lambda world: suite)
-    monkeypatch.setattr(module, "ProcessPoolExecutor", BreaksOnce)
+    monkeypatch.setattr(module, "job_pool", BreaksOnce)
     config = CONFIG.model_copy(update={"tasks": (1, 2)})
     done = list(islice(module._attempts(config, tmp_path), 20))
     assert done == list(islice(module._episode_ids(config), 20))

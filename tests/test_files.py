@@ -10,15 +10,17 @@ import pytest
 
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, require_space, write_json
+from rlrc.ownership import CHECKPOINT, Owned
 from rlrc.reading import read_json
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from rlrc.files import atomic_path
-with atomic_path(Path(sys.argv[1])) as aside:
+from rlrc.ownership import CHECKPOINT
+with atomic_path(Path(sys.argv[1]), CHECKPOINT) as aside:
     aside.mkdir()
-    (aside / "half").write_text("x")
+    (aside / "config.json").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -36,7 +38,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for text in ("one", "two"):
-        with atomic_path(path) as aside:
+        with atomic_path(path, Owned(("one", "two"), proof="one")) as aside:
             aside.mkdir()
             (aside / text).write_text(text)
     assert [child.name for child in path.iterdir()] == ["two"]
@@ -48,7 +50,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not path.exists() and len(list(tmp_path.iterdir())) == 1
-    with atomic_path(path) as aside:
+    with atomic_path(path, CHECKPOINT) as aside:
         aside.mkdir()
     assert list(tmp_path.iterdir()) == [path]
 

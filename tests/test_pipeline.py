@@ -13,7 +13,7 @@ import pytest
 import toy_verbs
 import yaml
 
-from rlrc import verbs
+from rlrc import ownership, verbs
 from rlrc.errors import UserError
 from rlrc.pipeline import RunConfig, run, schedule
 from rlrc.recipe import read_recipe, resolve
@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with a base policy and a recipe, where the toy verbs are installed."""
     for name, verb in toy_verbs.VERBS.items():
         monkeypatch.setitem(verbs.VERBS, name, verb)
+        monkeypatch.setitem(ownership.WRITES, name, toy_verbs.WRITES[name])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "skill.txt").write_text("0.5")
@@ -93,7 +94,9 @@ def test_killed_and_started_again_it_ends_with_the_same_table(folder: Path, step
     def start(**environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
-    whole = json.loads(start().stdout)
+    first = start()
+    assert first.returncode == 0, first.stderr
+    whole = json.loads(first.stdout)
     Path("runs").rename("whole")
     assert start(DIE_AT=str(step)).returncode == -9
     assert not Path("runs/toy/sft/done.json").exists()
@@ -124,6 +127,21 @@ def test_killed_and_started_again_it_ends_with_the_same_table(folder: Path, step
         ([BASE_SFT | {"name": "../x"}], {}, "a name is made of"),
         (STAGES, {"base": "nowhere"}, "'nowhere' is neither an earlier stage"),
         (STAGES, {"wrold": "tabletop"}, "unknown key 'wrold'"),
+        ("sft", {}, "'stages': Input should be a valid list"),
+        ([], {}, "'stages': List should have at least 1 item"),
+        ([*STAGES, "sft"], {}, "stage 6: a mapping is needed"),
+        ([None], {}, "stage 1: a mapping is needed"),
+        ([{3: "sft"}], {}, "stage 1: a mapping is needed"),
+        ([BASE_SFT] * 10_000, {}, "10,000 stages are listed, and a recipe has at most 200"),
+        ([{"verb": ["sft"]}], {}, "stage 1: unknown verb"),
+        ([BASE_SFT | {"name": None}], {}, r"stage 1 \(None\): a name is made of"),
+        ([BASE_SFT | {"policy": "a\0b"}], {}, "it has a zero byte"),
+        ([BASE_SFT | {"policy": 3}], {}, r"stage 1 \(sft\): 'policy'"),
+        ([BASE_SFT | {"policy": "/dev/zero"}], {}, "this is no regular file"),
+        ([BASE_SFT, {"verb": "report"}], {}, "there is nothing to report"),
+        (STAGES, {"study": 3}, "'study'"),
+        (STAGES, {"study": {"policies": ["base"]}}, "'study.policies'"),
+        (STAGES, {"study": {"name": "../x", "policies": {"dense": "base"}}}, "'study.name'"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_runs(
@@ -141,7 +159,21 @@ def test_a_stage_that_finds_its_input_wrong_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="stage 'sft': the input is wrong"):
         run_toy()
     assert not Path("runs/toy/sft/done.json").exists() and Path("runs/toy/base-eval/done.json").exists()
-    assert "the input is wrong" in Path("runs/toy/sft/log.txt").read_text()
+    assert not Path("runs/toy/sft").exists()
+
+
+def test_a_recipe_that_measures_nothing_ends_well(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_recipe(STAGES[:1])
+    assert run_toy()["summary"] == []
+    assert "there is no table, since none of them evaluates" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_finished_run_may_lie_where_nothing_can_be_written(folder: Path) -> None:
+    first = run_toy()
+    for path in [Path("runs"), *Path("runs").rglob("*")]:
+        path.chmod(path.stat().st_mode & 0o555)
+    assert run_toy() == first
 
 
 def test_recipes_that_ship_are_valid_yaml_with_known_verbs() -> None:
@@ -206,15 +238,15 @@ def test_a_study_that_names_no_policy_is_refused(folder: Path) -> None:
 
 CHILD = """
 import multiprocessing, os, sys, time
-from rlrc.process import end_with
+from rlrc.process import end_with_parent
 
-def work(parent):
-    end_with(parent)
+def work():
+    end_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=work, args=(os.getpid(),)).start()
+    multiprocessing.get_context("spawn").Process(target=work).start()
     time.sleep(60)
 """
 

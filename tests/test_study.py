@@ -56,8 +56,10 @@ def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatc
         maker = stage.get("policy", "")
         path = str(tiny_checkpoint) if maker == "base" else str(folder / maker / "checkpoint")
         config = {"policy": path, "eval_episodes": 100}
-        (here / "config.yaml").write_text(yaml.safe_dump({"verb": stage["verb"], "config": config}))
-        (here / "done.json").write_text(json.dumps({"seconds": 360.0, "result": {}}))
+        (here / "config.yaml").write_text(
+            yaml.safe_dump({"verb": stage["verb"], "fingerprint": "0" * 16, "config": config})
+        )
+        (here / "done.json").write_text(json.dumps({"fingerprint": "0" * 16, "seconds": 360.0, "result": {}}))
         if stage["verb"] == "rl":
             points = [
                 {"step": s, "eval_ind_success": 0.8, "eval_ood_success": 0.5 + s / 100} for s in (1, 10, 20, 30, 40)
@@ -195,6 +197,16 @@ def test_motion_is_compared_where_both_succeed() -> None:
 
 
 def test_a_recipe_without_a_study_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("stages: []")
+    (tmp_path / "r.yaml").write_text("stages: [{verb: collect}]")
     with pytest.raises(UserError, match="no `study` says what its stages show"):
         study(StudyConfig(recipe=tmp_path / "r.yaml"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "summary.json", "success.png", "training/rl.jsonl"])
+def test_what_no_study_wrote_is_not_replaced(folder: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="no study wrote this file"):
+        write_evidence(gather(folder), tmp_path / "out")
+    assert mine.read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1

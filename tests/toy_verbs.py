@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlrc import verbs
+from rlrc import ownership, verbs
 from rlrc.config import Config
 from rlrc.episodes import Episode, write_episodes
 from rlrc.errors import UserError
@@ -107,9 +107,17 @@ VERBS = {
     for verb in ("collect", "sft", "evaluate", "bench")
 }
 
+WRITES = {
+    "collect": ("dataset/data.txt",),
+    "sft": ("checkpoint/skill.txt", "state.txt", "trace.txt"),
+    "evaluate": ("episodes.parquet",),
+    "bench": ("bench.json",),
+}
+
 if __name__ == "__main__":
     from rlrc.cli import main
 
     sys.modules["toy_verbs"] = sys.modules["__main__"]
     verbs.VERBS.update(VERBS)
+    ownership.WRITES.update(WRITES)
     main()

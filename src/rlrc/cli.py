@@ -3,63 +3,112 @@
 Everything for people goes to stderr. With --json, what the verb measured goes to stdout as one JSON object.
 """
 
-import errno
-import json
+import contextlib
+import os
 import sys
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import rlrc
-from rlrc.command_line import parse
-from rlrc.config import Config
-from rlrc.errors import UserError
-from rlrc.verbs import VERBS, function
+from rlrc.errors import UserError, is_out_of_memory, missing_package
+from rlrc.process import check_environment, cleaning_up, handle_signals, silence_stdout, stopped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rlrc.config import Config
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
 """Verbs that write to a folder of their recipe's name, and where that lies."""
 WITHOUT_STAGE = ("run", "study", "inspect", "report", "assets", "make-random")
 """Verbs that are no stage: they print, or their folder holds what they write and nothing beside it."""
+BUG, WRONG_INPUT, NOBODY_READS = 1, 2, 141
+"""Exit statuses, beside 0 and those of signals: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP)."""
+LONGEST_LINE = 600
+"""Characters of an error."""
 
 
 def main() -> None:
-    """Entry point of the `rlrc` command; exits 0, 2 on bad input, or 130 when interrupted."""
-    arguments = sys.argv[1:]
+    """Entry point of the `rlrc` command; whatever goes wrong is told in one line, see the exit statuses above."""
+    handle_signals()
+    try:
+        _run(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        raise SystemExit(NOBODY_READS) from None
+    except Exception as error:
+        if signal := stopped():
+            _fail(f"{signal}; the same command continues from here", 128 + signal.number)
+        _fail(*_told(error))
+    except KeyboardInterrupt:
+        signal = stopped()
+        number = signal.number if signal else 2
+        _fail(f"{signal or 'interrupted'}; the same command continues from here", 128 + number)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What a user is told of an error, and the exit status."""
+    from rlrc.files import is_disk_full
+
+    if os.environ.get("RLRC_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
+        error = missing
+    if isinstance(error, UserError):
+        return str(error), WRONG_INPUT
+    if is_disk_full(error):
+        return "the disk is full; free some space and run the same command again", WRONG_INPUT
+    if isinstance(error, OSError):
+        return str(error), WRONG_INPUT
+    if is_out_of_memory(error):
+        return f"out of memory: ask for less at once, such as a smaller batch or image ({error})", WRONG_INPUT
+    if isinstance(error, RecursionError):
+        return "what was given is nested too deeply", WRONG_INPUT
+    log = f"the traceback is in {notes[0]}" if (notes := getattr(error, "__notes__", None)) else ""
+    hint = log or "run the same command with RLRC_DEBUG=1 to see the traceback"
+    return f"this is a bug in rlrc, please report it; {hint} ({type(error).__name__}: {error})", BUG
+
+
+def _run(arguments: list[str]) -> None:
+    import rlrc
+    from rlrc.command_line import parse
+    from rlrc.verbs import VERBS, function
+
     if arguments == ["--version"]:
         print(rlrc.__version__)
         return
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
-    try:
-        _run(arguments[0], arguments[1:])
-    except UserError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail("the disk is full; free some space and run the same command again" if full else str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues from here", 130)
-
-
-def _run(verb: str, arguments: list[str]) -> None:
+    verb = arguments[0]
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
+    check_environment()
     default = f"{OUT_OF_RECIPE[verb]}/<the recipe's name>" if verb in OUT_OF_RECIPE else f"runs/{verb}"
-    command = parse(verb, arguments, default)
+    command = parse(verb, arguments[1:], default)
     out = command.out or _default_out(verb, command.config)
+    work = function(verb)
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
     if verb in WITHOUT_STAGE or getattr(command.config, "dry_run", False):
-        result = function(verb)(command.config, out)
+        with cleaning_up():
+            result = work(command.config, out)
     else:
         from rlrc.stage import standalone
 
-        result = standalone(verb, command.config, out).run(restart=False)
+        stage = standalone(verb, command.config, out)
+        with cleaning_up():
+            result = stage.run(restart=False)
     if command.json:
-        json.dump(result, sys.stdout, indent=2)
-        print()
+        import json
+
+        print(json.dumps(result, indent=2))
 
 
-def _default_out(verb: str, config: Config) -> Path:
+def _default_out(verb: str, config: "Config") -> "Path":
+    from pathlib import Path
+
     if verb in OUT_OF_RECIPE:
         from rlrc.recipe import read_recipe
 
@@ -68,6 +117,8 @@ def _default_out(verb: str, config: Config) -> Path:
 
 
 def _usage() -> str:
+    from rlrc.verbs import VERBS
+
     width = max(len(verb) for verb in VERBS)
     verbs = "\n".join(f"  {verb:<{width}}  {entry.summary}" for verb, entry in VERBS.items())
     return (
@@ -79,5 +130,8 @@ def _usage() -> str:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"rlrc: {' '.join(message.split())}", file=sys.stderr)
+    from rlrc.reading import shorten
+
+    with contextlib.suppress(OSError):  # of a console that is full or gone
+        print(f"rlrc: {shorten(message, LONGEST_LINE - 10)}", file=sys.stderr, flush=True)
     raise SystemExit(status)

@@ -7,9 +7,11 @@ from typing import Literal, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
+from rlrc.reading import read_parquet
 from rlrc.stats import mcnemar, paired_difference, paired_lower_bound, wilson
 
 Outcome = Literal["success_at_end", "success_once", "grasped"]
@@ -85,6 +87,7 @@ class Comparison:
     p: float
 
 
+_EPISODES = TypeAdapter(list[Episode])
 _ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), int | None: pa.int64(), float: pa.float64()}
 SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(Episode).items()])
 
@@ -100,12 +103,14 @@ def read_episodes(path: Path) -> list[Episode]:
     Raises:
         UserError: the file is missing or is no such table.
     """
+    rows = read_parquet(path).to_pylist()
     try:
-        return [Episode(**row) for row in pq.read_table(path).to_pylist()]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; was the policy evaluated?") from error
-    except (pa.ArrowInvalid, TypeError) as error:
-        raise UserError(f"{path}: not a table of episodes ({error})") from error
+        return _EPISODES.validate_python(rows)
+    except ValidationError as error:
+        row, column, *_ = (*error.errors()[0]["loc"], "")
+        raise UserError(
+            f"{path}: row {row}, '{column}': not a table of episodes ({error.errors()[0]['msg']})"
+        ) from error
 
 
 def video_path(evaluation: Path, condition: str, episode_id: int) -> Path:

@@ -26,3 +26,16 @@ def missing_package(error: ModuleNotFoundError) -> UserError | None:
     if name not in EXTRAS:
         return None
     return UserError(f"this needs the package {name}; install it with: pip install 'rlrc[{EXTRAS[name]}]'")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says; torch's own is a RuntimeError on the CPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text
+
+
+def is_bug(error: BaseException) -> bool:
+    """Whether rlrc is to blame: neither what was given, nor the system, nor a signal."""
+    missing = isinstance(error, ModuleNotFoundError) and missing_package(error) is not None
+    told = isinstance(error, UserError | OSError | RecursionError) or is_out_of_memory(error) or missing
+    return isinstance(error, Exception) and not told

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from rlrc.errors import UserError
+from rlrc.ownership import LEFTOVER, Owned, is_proven, remove_files, remove_folder, require_own, require_plain
 
 
 def cache_folder() -> Path:
@@ -22,27 +23,39 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, owned: Owned | None = None) -> Iterator[Path]:
     """Yield a sibling path to write a file or folder to; it takes the place of `path` only when the block succeeds.
 
+    Args:
+        owned: what a folder at `path` must be to be replaced, unless it is empty; None where a file is written.
+
     Raises:
-        UserError: the disk is full. Nothing half-written stays.
+        UserError: `path` is a link or a folder that rlrc did not write, or the disk is full. Nothing half-written
+            stays.
     """
+    _require_replaceable(path, owned)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    _remove_leftovers(path, owned)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(aside)
+    if os.path.lexists(aside):
+        raise UserError(f"{aside}: rlrc would write here and something else is there; move it away")
     try:
         yield aside
         _fsync_tree(aside)
-        _replace(aside, path)
+        _require_replaceable(path, owned)
+        _replace(aside, path, owned)
     except Exception as error:
         # Libraries that write in native code (safetensors, Arrow) wrap the system's error in their own.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if is_disk_full(error):
             raise UserError(f"{path}: the disk is full, nothing was written; free some space and run again") from error
         raise
     finally:
         _remove(aside)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether that is what an error of the system, or of a library that hands it on, says."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def require_space(path: Path, nbytes: int) -> None:
@@ -51,7 +64,7 @@ def require_space(path: Path, nbytes: int) -> None:
     Raises:
         UserError: the disk that will hold `path` has less than `nbytes` free.
     """
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if free < nbytes:
         raise UserError(f"{path}: the disk is full: {nbytes:,} bytes are needed and {free:,} are free")
@@ -86,28 +99,55 @@ def sha256_tree(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _remove_leftovers(path: Path) -> None:
+def _require_replaceable(path: Path, owned: Owned | None) -> None:
+    """
+    Raises:
+        UserError: `path` is a link, or a folder of which rlrc cannot prove that it wrote all of it.
+    """
+    require_plain(path)
+    if not path.is_dir():
+        return
+    if owned is None:
+        raise UserError(f"{path}: this is a folder, and a file would be written here; move it away")
+    if not any(path.iterdir()):
+        return
+    if not is_proven(path, owned):
+        raise UserError(f"{path} holds something else; choose another folder, or delete it first")
+    require_own(path, owned.files)
+
+
+def _remove_leftovers(path: Path, owned: Owned | None) -> None:
     """Remove what a process that was killed while writing `path` has left beside it."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        pid = leftover.name.split(".")[-2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            _remove(leftover)
+    for leftover in path.parent.iterdir():
+        match = LEFTOVER.fullmatch(leftover.name)
+        if match is None or match[1] != path.name or leftover.is_symlink() or _is_writing(int(match[2])):
+            continue
+        if leftover.is_file():
+            leftover.unlink()
+        elif owned is not None and leftover.is_dir():
+            remove_files(leftover, owned.files)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+def _is_writing(pid: int) -> bool:
+    """Whether the process with this number may still be writing; our own was another's before (in containers)."""
+    return pid != os.getpid() and psutil.pid_exists(pid)
+
+
+def _remove(aside: Path) -> None:
+    """Remove what this process has written aside."""
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
     else:
-        path.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
 
 
-def _replace(aside: Path, path: Path) -> None:
+def _replace(aside: Path, path: Path, owned: Owned | None) -> None:
     """Rename `aside` over `path`; a folder in the way is moved off first, since rename cannot replace a full one."""
     if path.is_dir():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
         aside.rename(path)
-        shutil.rmtree(old)
+        remove_folder(old, owned.files if owned else ())
     else:
         aside.replace(path)
     _fsync(path.parent)

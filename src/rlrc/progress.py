@@ -15,7 +15,9 @@ from typing import Any, Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlrc.errors import UserError
 from rlrc.files import write_text
+from rlrc.reading import parse_json, read_text
 
 T = TypeVar("T")
 
@@ -87,6 +89,28 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
             this.advance()
 
 
+MAX_METRICS_BYTES = 2**30
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, without the torn line that a killed run may have left at the end.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path, MAX_METRICS_BYTES).splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        row = parse_json(line, f"{path}: line {number}")
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise UserError(
+                f"{path}: line {number}: this is no row of metrics; delete the stage's folder and run it again"
+            )
+        rows.append(row)
+    return rows
+
+
 class MetricsLog:
     """A run's metrics in `folder`: `metrics.jsonl`, one flat object a line, and TensorBoard scalars (`tensorboard/`).
 
@@ -133,8 +157,10 @@ class MetricsLog:
         """Drop rows after `last_step`, and the torn line that a killed run may have left at the end."""
         if not self.path.exists():
             return
-        lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_text(self.path, "".join(line for line in lines if json.loads(line)["step"] <= last_step))
+        rows = read_metrics(self.path)
+        lines = read_text(self.path, MAX_METRICS_BYTES).splitlines(keepends=True)
+        kept = [line for line, row in zip(lines, rows, strict=False) if row["step"] <= last_step]
+        write_text(self.path, "".join(kept))
 
     def _writer(self) -> Any:
         if self._board is None:

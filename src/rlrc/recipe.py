@@ -21,17 +21,25 @@ from pydantic import Field
 
 from rlrc.config import Config
 from rlrc.errors import UserError
-from rlrc.reading import read_yaml
+from rlrc.ownership import require_apart
+from rlrc.reading import read_yaml, shorten
 from rlrc.stage import Stage, content_hash, contents_of, path_fields
 from rlrc.verbs import VERBS, check, config_class
 
 STAGE_VERBS = [verb for verb in VERBS if verb not in ("run", "study", "inspect", "assets", "make-random")]
 
+RECIPE_FILE, PROGRESS = "recipe.yaml", "progress"
+"""What lies in a run's folder beside its stages: the recipe, and the progress of stages that run at once."""
+
+MOST_STAGES = 200
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+"""A plain name: one folder, and no other."""
+
 
 class StudyPlan(Config):
     """Which stages play which part in a study; see `rlrc study`. A policy is named by the stage that made it."""
 
-    name: str | None = None
+    name: str | None = Field(default=None, pattern=NAME)
     """What the evidence's files are called where another study's lie beside them; `summary.json` and so on without."""
     policies: dict[str, str]
     """What tables call a policy, and its stage; the first one is what the others are compared with. Claims are checked
@@ -53,13 +61,13 @@ class StudyPlan(Config):
 class Recipe(Config):
     """What a recipe file says, its stages not yet validated."""
 
-    name: str
+    name: str = Field(pattern=NAME)
     """Names the run's folder and titles its page; the file's name unless given."""
     base: Path | None = None
     """The policy to start from."""
     world: str = "tabletop"
     """For every stage that needs a world."""
-    stages: list[dict[str, Any]]
+    stages: list[dict[str, Any]] = Field(min_length=1)
     """Run in this order."""
     study: StudyPlan | None = None
     """What `rlrc study` makes of them."""
@@ -74,7 +82,22 @@ def read_recipe(path: Path) -> Recipe:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
-    return Recipe.parse({"name": path.stem, **values}, str(path))
+    stages = values.get("stages")
+    if isinstance(stages, list):
+        if len(stages) > MOST_STAGES:
+            raise UserError(f"{path}: {len(stages):,} stages are listed, and a recipe has at most {MOST_STAGES}")
+        for number, entry in enumerate(stages, start=1):
+            if not isinstance(entry, dict) or not all(isinstance(key, str) for key in entry):
+                raise UserError(
+                    f"{path}: stage {number}: a mapping is needed, such as {{verb: quantize, policy: base}}"
+                )
+    name = values.get("name", path.stem)
+    if not isinstance(name, str) or re.fullmatch(NAME, name) is None:
+        raise UserError(
+            f"{path}: 'name': {shorten(repr(name))} is no plain name; a recipe's name is made of letters, digits and "
+            "-_., begins with a letter or digit, and has at most 100 characters"
+        )
+    return Recipe.parse({"name": name, **values}, str(path))
 
 
 def stage_name(entry: dict[str, Any]) -> str:
@@ -86,21 +109,15 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
     """The stages by name, validated as a whole: a mistake in the last one is found before the first one runs.
 
     Raises:
-        UserError: a verb, key, value or reference is wrong, or a path names nothing.
+        UserError: a verb, key, value or reference is wrong, or a path names nothing or lies in a stage's folder.
     """
+    check_names(recipe)
     stages: dict[str, Stage] = {}
     hashes: dict[Path, str] = {}
     for number, entry in enumerate(recipe.stages, start=1):
-        verb = entry.get("verb")
+        verb, name = entry["verb"], stage_name(entry)
         values = {key: value for key, value in entry.items() if key not in ("verb", "name")}
-        if verb not in STAGE_VERBS:
-            raise UserError(f"recipe {recipe.name}: stage {number}: unknown verb '{verb}' ({', '.join(STAGE_VERBS)})")
-        name = stage_name(entry)
         where = f"recipe {recipe.name}: stage {number} ({name})"
-        if name in stages or name == "base":
-            raise UserError(f"{where}: the name is taken, give the stage another `name`")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
-            raise UserError(f"{where}: a name is made of lower-case letters, digits and -_.")
         cls = config_class(verb)
         given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
         config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
@@ -109,10 +126,39 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
+        if verb == "report" and not measures(stages):
+            raise UserError(f"{where}: there is nothing to report, since no stage before it evaluates or benchmarks")
     for name in recipe.study.stages if recipe.study else []:
         if name != "base" and (name not in stages or VERBS[stages[name].verb].artifact != "checkpoint"):
-            raise UserError(f"recipe {recipe.name}: study: '{name}' is no stage that makes a policy")
+            raise UserError(f"recipe {recipe.name}: study: '{shorten(name)}' is no stage that makes a policy")
     return stages
+
+
+def measures(stages: dict[str, Stage]) -> bool:
+    """Whether any of the stages finds out what a run's table shows."""
+    return any(stage.verb in ("evaluate", "bench") for stage in stages.values())
+
+
+def check_names(recipe: Recipe) -> None:
+    """Check the verb and the name of every stage.
+
+    Raises:
+        UserError: a verb is unknown, a name is taken, or it is no plain name.
+    """
+    names = {"base", RECIPE_FILE, PROGRESS}
+    for number, entry in enumerate(recipe.stages, start=1):
+        verb, name = entry.get("verb"), entry.get("name", entry.get("verb"))
+        where = f"recipe {recipe.name}: stage {number}"
+        if verb not in STAGE_VERBS:
+            raise UserError(f"{where}: unknown verb '{shorten(str(verb))}' ({', '.join(STAGE_VERBS)})")
+        if not isinstance(name, str) or re.fullmatch(NAME, name) is None or name != name.lower():
+            raise UserError(
+                f"{where} ({shorten(str(name))}): a name is made of lower-case letters, digits and -_., begins with a "
+                "letter or digit, and has at most 100 characters"
+            )
+        if name in names:
+            raise UserError(f"{where} ({name}): the name is taken, give the stage another `name`")
+        names.add(name)
 
 
 def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dict[Path, str], where: str) -> Stage:
@@ -135,9 +181,12 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
             path = recipe.base
         contents = contents_of(field, path)
         if not contents.exists():
-            known = ", ".join(["base"] * (recipe.base is not None) + list(earlier))
-            raise UserError(f"{where}: {field}: '{path}' is neither an earlier stage ({known}) nor an existing path")
+            known = shorten(", ".join(["base"] * (recipe.base is not None) + list(earlier)))
+            raise UserError(
+                f"{where}: {field}: '{shorten(str(path))}' is neither an earlier stage ({known}) nor an existing path"
+            )
         if path not in hashes:
+            require_apart(contents, _folders(recipe, stage.folder.parent))
             hashes[path] = content_hash(contents)
         sources[str(path)] = hashes[path]
         return path
@@ -148,3 +197,9 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
         value = getattr(stage.config, field)
         changes[field] = located[0] if isinstance(value, Path) else type(value)(located)
     return Stage(stage.verb, stage.config.model_copy(update=changes), stage.folder, sources)
+
+
+def _folders(recipe: Recipe, run: Path) -> dict[Path, str]:
+    """The folders of all stages, also of those after the one that reads, and what an error calls them."""
+    names = map(stage_name, recipe.stages)
+    return {run / name: f"the folder of stage '{name}' of this run" for name in names}

@@ -1,29 +1,44 @@
 """A stage's folder: `config.yaml` written first, `done.json` last, and between them whatever its verb writes.
 
 A folder whose `done.json` bears the stage's fingerprint is finished; one whose `config.yaml` bears it was cut off and
-its verb resumes it; one with another fingerprint holds another experiment.
+its verb resumes it; one with another fingerprint holds another experiment. While a stage runs, its folder is locked. A
+stage that is refused before it has done any work leaves nothing.
 """
 
 import hashlib
 import json
 import logging
-import os
-import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 import rlrc
-from rlrc import verbs
+from rlrc import ownership, verbs
 from rlrc.config import Config
-from rlrc.errors import UserError
-from rlrc.files import sha256_file, sha256_tree, write_json, write_text
-from rlrc.reading import read_json, read_yaml
+from rlrc.errors import UserError, is_bug
+from rlrc.files import require_space, sha256_file, sha256_tree, write_json, write_text
+from rlrc.lock import locked
+from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
+from rlrc.process import rank
+from rlrc.reading import FileModel, read_model, require_file, shorten
+
+SMALLEST_SPACE = 2**22
+"""Bytes that must be free before a stage starts."""
+
+
+class Done(FileModel):
+    """A stage's `done.json`."""
+
+    fingerprint: str
+    seconds: float = Field(ge=0)
+    result: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,47 +63,89 @@ class Stage:
         return self.folder / verbs.VERBS[self.verb].artifact
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished stage measured, or None if it is not finished (or is another experiment)."""
-        path = self.folder / "done.json"
-        if not (path.exists() and self.artifact.exists()):
+        """What the finished stage measured, or None if it is not finished (or is another experiment).
+
+        Raises:
+            UserError: what it left is damaged.
+        """
+        if not ((self.folder / DONE).exists() and self.artifact.exists()):
             return None
-        done = read_json(path)
-        return done["result"] if done["fingerprint"] == self.fingerprint else None
+        done = _read_done(self.folder)
+        return done.result if done.fingerprint == self.fingerprint else None
 
     def run(self, restart: bool) -> dict[str, Any]:
         """Run the verb, or return at once what it measured when it ran before.
 
         Args:
-            restart: whether a folder that holds another experiment is emptied or refused.
+            restart: whether a folder that holds another experiment of rlrc's is emptied or refused.
 
         Raises:
-            UserError: the folder holds something else and `restart` is false, or the verb finds its input wrong.
+            UserError: the folder holds something else, another process writes to it, or the verb finds its input wrong.
         """
         if (result := self.result()) is not None:
             return result
-        main_process = int(os.environ.get("RANK", "0")) == 0
-        if main_process:
+        work = verbs.function(self.verb)
+        if rank() > 0:
+            return work(self.config, self.folder)
+        self.check(restart)
+        with ownership.made(self.folder), locked(self.folder):
+            if (result := self.result()) is not None:  # another process ended it meanwhile
+                return result
             self._prepare(restart)
-        started = time.monotonic()
-        with _logged(self.folder / "log.txt") if main_process else nullcontext():
-            result = verbs.function(self.verb)(self.config, self.folder)
-        if main_process:
+            started = time.monotonic()
+            with self._nothing_left_if_refused(), _logged(self.folder / LOG):
+                result = work(self.config, self.folder)
             seconds = round(time.monotonic() - started, 1)
             done = {"fingerprint": self.fingerprint, "seconds": seconds, "result": result}
-            write_json(self.folder / "done.json", done)
+            write_json(self.folder / DONE, done)
         return result
 
-    def _prepare(self, restart: bool) -> None:
-        """Leave the folder as the same stage left it when it was cut off, or make it new."""
-        record = self.folder / "config.yaml"
-        if record.exists() and read_yaml(record)["fingerprint"] == self.fingerprint:
+    def check(self, restart: bool) -> None:
+        """Check, and touch nothing, that the folder is this stage's own, is new, or may be emptied.
+
+        Raises:
+            UserError: it may not.
+        """
+        ownership.require_plain(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: this is a file, and a folder would be written here; choose another --out")
+        if ownership.is_empty(self.folder):
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            if not restart:
-                raise UserError(f"{self.folder} holds something else; choose another --out, or delete it first")
-            shutil.rmtree(self.folder)
+        record = read_record(self.folder)
+        if record is None:
+            raise UserError(f"{self.folder} holds something else; choose another --out, or delete it first")
+        if record.fingerprint == self.fingerprint:
+            return
+        if not restart and ownership.has_work(self.folder):
+            raise UserError(f"{self.folder} holds something else; choose another --out, or delete it first")
+        ownership.require_own(self.folder, ownership.stage_files(record.verb))
+
+    def _prepare(self, restart: bool) -> None:
+        """Leave the folder as the same stage left it when it was cut off, or begin it anew."""
+        self.check(restart)
+        require_space(self.folder, SMALLEST_SPACE)
+        record = read_record(self.folder)
+        if record is not None and record.fingerprint == self.fingerprint:
+            return
+        if record is not None:
+            ownership.remove_contents(self.folder, ownership.stage_files(record.verb))
         values = {"verb": self.verb, "fingerprint": self.fingerprint, "config": self.config.model_dump(mode="json")}
-        write_text(record, yaml.safe_dump(values, sort_keys=False))
+        write_text(self.folder / RECORD, yaml.safe_dump(values, sort_keys=False))
+
+    @contextmanager
+    def _nothing_left_if_refused(self) -> Iterator[None]:
+        """Remove the record and the log of a stage that ends before it has done any work.
+
+        The log of a bug stays; as no work lies beside it, the next command may replace it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if is_bug(error):
+                error.add_note(f"{self.folder / LOG}")
+            elif not ownership.has_work(self.folder):
+                ownership.remove_files(self.folder, [f for f in ownership.stage_files(self.verb) if f != LOCK])
+            raise
 
 
 @dataclass(frozen=True)
@@ -104,11 +161,24 @@ class Finished:
 
 
 def read_finished(folder: Path) -> Finished | None:
-    """The record of the stage in `folder`, or None if it has not ended."""
-    if not (folder / "done.json").exists():
+    """The record of the stage in `folder`, or None if it has not ended.
+
+    Raises:
+        UserError: what it left is damaged.
+    """
+    if not (folder / DONE).exists():
         return None
-    done, record = read_json(folder / "done.json"), read_yaml(folder / "config.yaml")
-    return Finished(folder.name, folder, record["verb"], record["config"], done["seconds"], done["result"])
+    done, record = _read_done(folder), read_record(folder)
+    if record is None:
+        raise UserError(f"{folder / RECORD}: no such file, and {DONE} lies beside it; delete {DONE} and run it again")
+    return Finished(folder.name, folder, record.verb, record.config, done.seconds, done.result)
+
+
+def _read_done(folder: Path) -> Done:
+    try:
+        return read_model(folder / DONE, Done)
+    except UserError as error:
+        raise UserError(f"{error}; delete this file, and the same command brings the stage to its end again") from error
 
 
 def path_fields(config: Config) -> dict[str, list[Path]]:
@@ -126,23 +196,27 @@ def content_hash(path: Path) -> str:
     """What lies at `path`, whatever it is called.
 
     Raises:
-        UserError: nothing lies there.
+        UserError: nothing lies there, or a pipe or a device.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    return sha256_tree(path) if path.is_dir() else sha256_file(path)
+    if path.is_dir():
+        return sha256_tree(path)
+    require_file(path)
+    return sha256_file(path)
 
 
 def standalone(verb: str, config: Config, folder: Path) -> Stage:
     """A stage outside any recipe: all that it reads is identified by its contents.
 
     Raises:
-        UserError: a path names nothing.
+        UserError: a path names nothing, or lies in the folder that is written to.
     """
-    fields = path_fields(config).items()
-    return Stage(
-        verb, config, folder, {str(p): content_hash(contents_of(field, p)) for field, paths in fields for p in paths}
-    )
+    fields = path_fields(config)
+    for path in (path for paths in fields.values() for path in paths):
+        ownership.require_apart(path, {folder: str(folder)})
+    sources = {str(p): content_hash(contents_of(field, p)) for field, paths in fields.items() for p in paths}
+    return Stage(verb, config, folder, sources)
 
 
 def contents_of(field: str, path: Path) -> Path:
@@ -151,6 +225,8 @@ def contents_of(field: str, path: Path) -> Path:
     Raises:
         UserError: the hub does not give it.
     """
+    if "\0" in str(path):
+        raise UserError(f"{field}: '{shorten(str(path))}' is no path: it has a zero byte")
     if path.exists() or field not in ("policy", "policies") or len(path.parts) != 2:
         return path
     from rlrc.models.checkpoint import on_disk  # a heavy import, rarely needed
@@ -169,7 +245,7 @@ def _replace_strings(value: Any, names: Mapping[str, str]) -> Any:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Keep log records, warnings and the traceback of a failure in a file, away from the console."""
-    handler = logging.FileHandler(path, delay=True)
+    handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -177,9 +253,20 @@ def _logged(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        root.exception("the stage was cut off")
+        with suppress(OSError):  # what cut the stage off is told, and not that the log has no room for it
+            root.exception("the stage was cut off")
         raise
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose failure to be written ends the stage, in place of a traceback on the console for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exception(), OSError):
+            raise
+        super().handleError(record)

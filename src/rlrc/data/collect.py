@@ -9,21 +9,17 @@ Each episode is kept in a file of its own until all are played, so a run that wa
 """
 
 import faulthandler
-import os
-import shutil
 import time
+import zipfile
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from math import ceil
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +31,8 @@ from rlrc.data.lerobot import write_dataset
 from rlrc.envs.workers import MAX_LOSSES, one_thread
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
+from rlrc.jobs import job_pool
+from rlrc.ownership import remove_files
 from rlrc.progress import bar, say
 from rlrc.stats import wilson
 
@@ -65,9 +63,16 @@ class Attempt:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        with np.load(path) as arrays:
-            frames = {key: arrays[key] for key in FEATURES}
-            return cls(str(arrays["instruction"]), bool(arrays["success"]), frames)
+        """
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            with np.load(path) as arrays:
+                frames = {key: arrays[key] for key in FEATURES}
+                return cls(str(arrays["instruction"]), bool(arrays["success"]), frames)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: no episode that can be read; delete it, and it is played again") from error
 
 
 def check(config: CollectConfig) -> None:
@@ -120,7 +125,7 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
                     f"the expert solved {dataset.num_episodes} of {attempts} episodes in {config.world}, too few to "
                     f"record; try less noise than {config.noise}"
                 )
-    shutil.rmtree(played)
+    remove_files(played, ("*.npz",))
     low, high = wilson(config.episodes, attempts)
     return {
         "episodes": config.episodes,
@@ -142,25 +147,23 @@ def _attempts(config: CollectConfig, played: Path) -> Generator[Attempt]:
     ids = _episode_ids(config)
     ahead, losses = deque(islice(ids, 4 * config.num_workers)), 0
     while True:
-        pool = ProcessPoolExecutor(config.num_workers, get_context("spawn"), initializer=_die_with_parent)
         try:
-            with one_thread():  # the first call starts all processes
-                pending = deque(pool.submit(_play, config, played, id_) for id_ in ahead)
-            while True:
-                attempt = pending.popleft().result()
-                ahead.popleft()
-                losses = 0
-                yield attempt  # before the pool, which may have broken since, is asked for more
-                ahead.append(next(ids))
-                pending.append(pool.submit(_play, config, played, ahead[-1]))
+            with job_pool(config.num_workers) as pool:
+                with one_thread():  # the first call starts all processes
+                    pending = deque(pool.submit(_play, config, played, id_) for id_ in ahead)
+                while True:
+                    attempt = pending.popleft().result()
+                    ahead.popleft()
+                    losses = 0
+                    yield attempt  # before the pool, which may have broken since, is asked for more
+                    ahead.append(next(ids))
+                    pending.append(pool.submit(_play, config, played, ahead[-1]))
         except BrokenProcessPool as loss:
             losses += 1
             lost = f"a process that plays episode {ahead[0]} or one soon after it died or hung"
             if losses == MAX_LOSSES:
                 raise UserError(f"{lost}: {losses} times in a row, so it is given up") from loss
             say(f"{lost}; it was replaced, and the episodes are played again")
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _episode_ids(config: CollectConfig) -> Iterator[int]:
@@ -173,18 +176,6 @@ def _episode_ids(config: CollectConfig) -> Iterator[int]:
     in_a_row = ceil(trials / ceil(trials / 10))
     while True:
         yield from sorted(islice(ids, num_tasks * in_a_row), key=lambda id_: id_ % spec.num_tasks)
-
-
-def _die_with_parent() -> None:
-    """End this worker when its parent is killed: the pool's own workers would wait for their next task for ever."""
-
-    def watch() -> None:
-        parent = parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 @cache

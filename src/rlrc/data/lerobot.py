@@ -20,6 +20,7 @@ from rlrc.data.series import ParquetSeries, VideoSeries
 from rlrc.data.summaries import ImageSummary, VectorSummary
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, write_json
+from rlrc.ownership import DATASET
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def write_dataset(
     Raises:
         UserError: no episode was appended.
     """
-    with atomic_path(path) as aside:
+    with atomic_path(path, DATASET) as aside:
         with closing(DatasetWriter(aside, fps, robot_type, camera_dtype, names or {})) as writer:
             yield writer
         if writer.num_episodes == 0:

@@ -23,6 +23,7 @@ import numpy as np
 
 from rlrc.envs.world import Reading, Simulation, World, WorldSpec
 from rlrc.errors import UserError
+from rlrc.process import end_with_parent, shielded
 from rlrc.progress import say
 
 MAX_LOSSES = 3
@@ -73,7 +74,8 @@ class Images:
     def __init__(self, shape: tuple[int, ...], shared: bool, name: str | None = None) -> None:
         self.shape = shape
         self._owner = shared and name is None
-        self._memory = SharedMemory(name, create=name is None, size=int(np.prod(shape))) if shared else None
+        with shielded(signal.SIGHUP):  # multiprocessing's own helper, which starts here, frees what others leave
+            self._memory = SharedMemory(name, create=name is None, size=int(np.prod(shape))) if shared else None
         buffer = self._memory.buf if self._memory else None
         self.array: np.ndarray = np.ndarray(shape, np.uint8, buffer)
 
@@ -218,7 +220,7 @@ class ProcessWorker:
         pictures = None if self._images is None else (self._images.name, self._images.shape)
         arguments = (theirs, self._spec, self.part, pictures)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        with one_thread():
+        with one_thread(), shielded(signal.SIGINT, signal.SIGHUP):
             self._process.start()
         theirs.close()
 
@@ -245,6 +247,7 @@ def split(count: int, workers: int) -> list[slice]:
 
 def _serve(pipe: Connection, spec: WorldSpec, part: slice, pictures: tuple[str, tuple[int, ...]] | None) -> None:
     """The body of a worker process: answer calls until the other end hangs up."""
+    end_with_parent()
     images = None if pictures is None else Images(pictures[1], shared=True, name=pictures[0])
     try:
         worker = LocalWorker(spec, part, images)

@@ -30,6 +30,7 @@ from rlrc.models.processor import Processor
 from rlrc.models.shards import ShardWriter, TensorFiles, weight_files
 from rlrc.models.vision import is_dead
 from rlrc.models.warm_up import warm_up
+from rlrc.ownership import CHECKPOINT
 from rlrc.reading import read_json
 
 LINEAGE_FILE = "compression.json"
@@ -139,7 +140,7 @@ def save_policy(
         tensors: the weights by name, where the policy is an outline: they are written as they come.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or another folder than a checkpoint that rlrc wrote lies there.
     """
     lineage = {**policy.lineage, "rlrc_version": rlrc.__version__}
     if policy.source is not None:
@@ -151,7 +152,7 @@ def save_policy(
         lineage["stages"] = [*lineage["stages"], stage]
     shapes = {name: tensor.shape for name, tensor in policy.model.state_dict().items()}
     require_space(path, sum(tensor.nbytes for tensor in policy.model.state_dict().values()))
-    with atomic_path(path) as aside:
+    with atomic_path(path, CHECKPOINT) as aside:
         aside.mkdir()
         writer, size = ShardWriter(aside), 0
         for name, tensor in tensors or policy.model.state_dict().items():

@@ -26,8 +26,9 @@ from rlrc.models.llama_tokenizer import llama_like_tokenizer
 from rlrc.models.processor import ImageProcessor
 from rlrc.models.published import published_tensors
 from rlrc.models.shards import SHARD_BYTES, ShardWriter
+from rlrc.ownership import CHECKPOINT, require_own, require_plain
 from rlrc.progress import bar, say
-from rlrc.reading import read_json
+from rlrc.reading import FileModel, read_model
 from rlrc.tables import human_bytes
 
 VERB = "make-random"
@@ -49,7 +50,7 @@ def make_random(config: MakeRandomConfig, out: Path) -> dict[str, Any]:
     shapes = published_tensors(OpenVLAConfig.from_dict(values))
     parameters = sum(math.prod(shape) for shape in shapes.values())
     require_space(folder, parameters * torch.bfloat16.itemsize)
-    with atomic_path(folder) as aside:
+    with atomic_path(folder, CHECKPOINT) as aside:
         aside.mkdir()
         write_weights(shapes, config.seed, aside)
         write_json(aside / "config.json", values)
@@ -114,11 +115,21 @@ def _refuse_to_overwrite(folder: Path) -> None:
     Raises:
         UserError: something else is there.
     """
+    require_plain(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     lineage = folder / LINEAGE_FILE
-    if not lineage.is_file() or [stage["verb"] for stage in read_json(lineage)["stages"]] != [VERB]:
+    if not lineage.is_file() or [stage.verb for stage in read_model(lineage, _Lineage).stages] != [VERB]:
         raise UserError(f"{folder} holds something else; choose another folder, or delete it first")
+    require_own(folder, CHECKPOINT.files)
+
+
+class _LineageStage(FileModel):
+    verb: str
+
+
+class _Lineage(FileModel):
+    stages: list[_LineageStage]
 
 
 # -- the published files -----------------------------------------------------------------------------------------------

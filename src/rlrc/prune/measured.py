@@ -2,7 +2,6 @@
 which a run that was cut off goes on."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
+from rlrc.ownership import remove_files
 
 Measured = dict[str, torch.Tensor]
 """Tensors by name; only the method itself knows what they mean."""
@@ -44,7 +44,7 @@ class SavedSums:
 
     def forget(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_files(self._folder, (self._path.name,))
 
     @property
     def _path(self) -> Path:

@@ -6,7 +6,6 @@ step. What is left to store is the trainable parameters, the optimizer's moments
 """
 
 import atexit
-import json
 import math
 import re
 import time
@@ -22,7 +21,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather, reduce
 from peft import LoraConfig, LoraModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -31,7 +30,7 @@ from rlrc.errors import UserError
 from rlrc.files import atomic_path
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
-from rlrc.progress import MetricsLog, bar
+from rlrc.progress import MetricsLog, bar, read_metrics
 from rlrc.recover.optimizer import optimizers
 
 STATE_FILE = "state.safetensors"
@@ -181,10 +180,20 @@ class Learner:
         """
         if not self._state_path.exists():
             return 0
-        with safe_open(self._state_path, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            step = int(file.metadata()["step"])
-        if {name.partition("/")[2] for name in stored if name.startswith("parameter/")} != set(self.parameters):
+        try:
+            with safe_open(self._state_path, framework="pt") as file:
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+                step = int((file.metadata() or {})["step"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{self._state_path}: this training state cannot be read ({error}); delete it, and training starts anew"
+            ) from error
+        names = {name.partition("/")[2] for name in stored if name.startswith("parameter/")}
+        owners = {name: self.parameters.get(name.partition("/")[2]) for name in stored}
+        fits = all(
+            owner is not None and stored[name].shape in (owner.shape, torch.Size([])) for name, owner in owners.items()
+        )
+        if names != set(self.parameters) or not fits:
             raise UserError(
                 f"{self._state_path}: the state of another training run; choose another folder or delete it"
             )
@@ -251,7 +260,7 @@ class Learner:
             self._lora.merge_and_unload()
         last_row: dict[str, Any] = {}
         if self.is_main:
-            last_row = json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])
+            last_row = read_metrics(self.out / "metrics.jsonl")[-1]
             stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row}
             self.policy.save(self.out / "checkpoint", stage, dtype=self._stored_dtype)
             self._state_path.unlink(missing_ok=True)

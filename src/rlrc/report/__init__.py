@@ -3,7 +3,6 @@
 rlrc report runs/default --out runs/default/report
 """
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,13 +11,21 @@ import yaml
 
 from rlrc.configs.report import ReportConfig
 from rlrc.episodes import Outcome, by_condition, success_rate
+from rlrc.errors import UserError
 from rlrc.files import write_text
-from rlrc.progress import say
+from rlrc.ownership import require_plain
+from rlrc.progress import read_metrics, say
 from rlrc.report.charts import Chart, curve, stage_bars, success_bars
 from rlrc.report.films import side_by_side
 from rlrc.report.summary import PolicyRow, Summary, format_comparison, headline_table, summarise_run
 from rlrc.stage import Finished
 from rlrc.tables import human_bytes, human_count, human_seconds
+
+MARKS_OF_A_PAGE = (
+    '<meta name="generator" content="rlrc report">',
+    '<meta name="description" content="What compressing a vision-language-action policy kept and saved:',
+)
+"""What a page has that a report wrote; the second one before there was the first."""
 
 CURVES: dict[str, list[tuple[str, list[str], bool]]] = {
     "supervised": [
@@ -43,8 +50,10 @@ def report(config: ReportConfig, out: Path) -> dict[str, Any]:
     """Write `report.html`.
 
     Raises:
-        UserError: the folder is not a run's, or nothing has been measured in it yet.
+        UserError: the folder is not a run's, nothing has been measured in it yet, or another page lies in `out`.
     """
+    path = out / "report.html"
+    _require_own_page(path)
     summary = summarise_run(config.run)
     first, last = summary.reference, summary.rows[-1]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("rlrc", "report"), autoescape=True)
@@ -64,10 +73,22 @@ def report(config: ReportConfig, out: Path) -> dict[str, Any]:
         machine=summary.bench["machine"] if summary.bench else {},
         recipe=summary.recipe.to_yaml(),
     )
-    path = out / "report.html"
     write_text(path, page)
     say(f"{path}: {human_bytes(path.stat().st_size)}")
     return {"page": str(path), "policies": [row.name for row in summary.rows]}
+
+
+def _require_own_page(path: Path) -> None:
+    """
+    Raises:
+        UserError: a page that no report wrote is there.
+    """
+    require_plain(path.parent)
+    require_plain(path)
+    if path.is_file():
+        text = path.read_bytes()[:10_000].decode(errors="replace")
+        if not any(mark in text for mark in MARKS_OF_A_PAGE):
+            raise UserError(f"{path}: rlrc did not write this page, so it does not replace it; choose another --out")
 
 
 def _cards(first: PolicyRow, last: PolicyRow) -> list[tuple[str, str, str, str]]:
@@ -90,7 +111,7 @@ def _training_charts(stage: Finished) -> list[Chart]:
     path = stage.folder / "metrics.jsonl"
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_metrics(path)
     kind, step_name = ("rl", "iteration") if stage.verb == "rl" else ("supervised", "step")
     charts = (curve(rows, keys, title, step_name, percent) for title, keys, percent in CURVES[kind])
     return [chart for chart in charts if chart is not None]

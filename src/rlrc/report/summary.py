@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, read_episodes, success_rate
 from rlrc.errors import UserError
-from rlrc.reading import read_json
-from rlrc.recipe import Recipe, read_recipe, stage_name
+from rlrc.progress import say
+from rlrc.reading import FileModel, read_object, validate
+from rlrc.recipe import RECIPE_FILE, Recipe, check_names, read_recipe, stage_name
 from rlrc.stage import Finished, read_finished
 from rlrc.tables import human_bytes, human_count, print_table
 
@@ -50,16 +53,19 @@ class Summary:
 
 
 def summarise_run(folder: Path) -> Summary:
-    """Read what the stages of a run left behind.
+    """Read what the stages of a run left behind, and say which ones have not ended.
 
     Raises:
         UserError: `folder` is not a run's, or no evaluation or benchmark has ended in it yet.
     """
-    if not (folder / "recipe.yaml").exists():
+    if not (folder / RECIPE_FILE).exists():
         raise UserError(f"{folder}: not a run's folder (it has no recipe.yaml); start one with `rlrc run RECIPE`")
-    recipe = read_recipe(folder / "recipe.yaml")
-    finished = [read_finished(folder / stage_name(entry)) for entry in recipe.stages]
-    stages = [stage for stage in finished if stage is not None]
+    recipe = read_recipe(folder / RECIPE_FILE)
+    check_names(recipe)
+    finished = {name: read_finished(folder / name) for name in map(stage_name, recipe.stages)}
+    stages = [stage for stage in finished.values() if stage is not None]
+    if absent := [name for name, stage in finished.items() if stage is None]:
+        say(f"{folder}: not shown, since they have not ended: {', '.join(absent)}")
     rows: dict[str, PolicyRow] = {}
 
     def row(policy: str) -> PolicyRow:
@@ -68,10 +74,10 @@ def summarise_run(folder: Path) -> Summary:
 
     for stage in stages:
         if stage.verb == "evaluate":
-            this = row(stage.config["policy"])
+            this = row(_policy_of(stage))
             this.evaluations.append(stage.folder)
             this.episodes.extend(read_episodes(stage.folder / "episodes.parquet"))
-    bench = next((read_json(stage.folder / "bench.json") for stage in stages if stage.verb == "bench"), None)
+    bench = next((_read_bench(stage.folder / "bench.json") for stage in stages if stage.verb == "bench"), None)
     for cost in bench["policies"] if bench else []:
         row(cost["policy"]).cost = cost
     if not rows:
@@ -83,6 +89,52 @@ def summarise_run(folder: Path) -> Summary:
             if number > 0 and condition in reference:
                 this.comparisons[condition] = compare(episodes, reference[condition])
     return Summary(recipe, stages, list(rows.values()), bench)
+
+
+class _Total(FileModel):
+    total: int
+
+
+class _Memory(FileModel):
+    memory: int
+
+
+class _Median(FileModel):
+    p50: float
+
+
+class _Cost(FileModel):
+    policy: str
+    parameters: _Total
+    bytes: _Memory
+    latency_ms: _Median
+    speedup: float
+
+
+class _Bench(FileModel):
+    machine: dict[str, Any] = Field(default={})
+    policies: list[_Cost]
+
+
+def _read_bench(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: the file is damaged.
+    """
+    values = read_object(path)
+    validate(values, _Bench, str(path))
+    return {"machine": {}, **values}
+
+
+def _policy_of(evaluation: Finished) -> str:
+    """
+    Raises:
+        UserError: the stage's record does not say whom it evaluated.
+    """
+    policy = evaluation.config.get("policy")
+    if not isinstance(policy, str):
+        raise UserError(f"{evaluation.folder}/config.yaml: 'config.policy': a text is needed")
+    return policy
 
 
 def headline_table(summary: Summary) -> tuple[list[str], list[list[str]]]:

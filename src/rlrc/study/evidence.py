@@ -1,6 +1,5 @@
 """What a study measured, read from its run: the cells, their episodes, sizes and learning curves."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -14,6 +13,7 @@ from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, succ
 from rlrc.errors import UserError
 from rlrc.inspect import describe
 from rlrc.models.checkpoint import outline
+from rlrc.progress import read_metrics
 from rlrc.recipe import Recipe, StudyPlan
 from rlrc.report.summary import PolicyRow, Summary, summarise_run
 from rlrc.stage import Finished
@@ -88,7 +88,7 @@ class Evidence:
         curves: dict[str, list[tuple[float, ...]]] = {}
         for stage in self.plan.seeds:
             if stage in self.stages:
-                rows = map(json.loads, (self.stages[stage].folder / "metrics.jsonl").read_text().splitlines())
+                rows = read_metrics(self.stages[stage].folder / "metrics.jsonl")
                 points = [(r["step"], *(r[k] for k in names)) for r in rows if all(r.get(k) is not None for k in names)]
                 curves |= {stage: points} if points else {}
         return curves

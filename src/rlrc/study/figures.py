@@ -24,15 +24,9 @@ STEPS_OF_A_RATIO = ("right after pruning", "+ SFT", "+ SFT + RL")
 
 def draw(evidence: Evidence, out: Path, prefix: str = "") -> dict[str, Path]:
     """Write what can be drawn so far, to files whose names begin with `prefix`; returns them by caption."""
-    figures: dict[str, tuple[str, Callable[[Evidence], Figure | None]]] = {
-        "success.png": ("Success with 95 % intervals", success),
-        "variants.png": ("Success in each of the challenges", variants),
-        "curves.png": ("Learning curves", curves),
-        "ratios.png": ("Success against the pruning ratio", ratios),
-    }
     drawn = {}
     with mpl.rc_context(STYLE):
-        for name, (caption, make) in figures.items():
+        for name, (caption, make) in FIGURES.items():
             figure = make(evidence)
             if figure is not None:
                 with atomic_path(out / f"{prefix}{name}") as aside:
@@ -177,3 +171,12 @@ def _percent_axis(axes: Axes) -> None:
 
 def _least_n(group: dict[str, Rate]) -> int:
     return min((rate.n for rate in group.values()), default=0)
+
+
+FIGURES: dict[str, tuple[str, Callable[[Evidence], Figure | None]]] = {
+    "success.png": ("Success with 95 % intervals", success),
+    "variants.png": ("Success in each of the challenges", variants),
+    "curves.png": ("Learning curves", curves),
+    "ratios.png": ("Success against the pruning ratio", ratios),
+}
+"""By file name: a caption, and what draws it."""

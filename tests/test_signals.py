@@ -1,0 +1,111 @@
+"""Ctrl-C, SIGTERM and SIGHUP at any time: one line, a status that says which, and nothing half-written left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import slow_verbs
+import yaml
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Begin a slow verb in a process group of its own, and wait until it has begun what must be cleaned up."""
+    (folder / "base").mkdir()
+    (folder / "base" / "skill.txt").write_text("0.5")
+    command = [sys.executable, slow_verbs.__file__, *arguments]
+    environment = os.environ | {"READY": str(folder / "ready")}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "ready").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def shared_memory(pid: int) -> set[Path]:
+    """The blocks that the process has mapped, where the system tells."""
+    maps = Path(f"/proc/{pid}/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    return {Path(line.split()[-1]) for line in lines if "/dev/shm/psm_" in line}
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("number", STATUS)
+def test_a_verb_ends_with_one_line_and_leaves_nothing(number: signal.Signals, to_group: bool, tmp_path: Path) -> None:
+    """Its worlds' processes and shared memory are gone, and so is the half checkpoint with the folder made for it."""
+    process = start(tmp_path, "sft", "--policy", "base", "--dataset", "base", "--out", "runs/x")
+    children = psutil.Process(process.pid).children(recursive=True)
+    blocks = shared_memory(process.pid)
+    assert len(children) >= 2 and (blocks or sys.platform != "linux")
+    os.killpg(process.pid, number) if to_group else process.send_signal(number)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == STATUS[number]
+    assert printed.count("\n") == 1 and printed.startswith("rlrc: "), printed
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert not any(block.exists() for block in blocks)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "ready"}
+
+
+def test_stages_that_run_at_once_end_with_their_run(tmp_path: Path) -> None:
+    stages = [{"verb": "sft", "name": name, "policy": "base"} for name in "ab"]
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({"base": "base", "stages": stages}))
+    process = start(tmp_path, "run", "toy.yaml", "--jobs", "2")
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert printed.splitlines()[-1].startswith("rlrc: ended by SIGTERM") and "Traceback" not in printed, printed
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert not (tmp_path / "runs").exists()
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), {number})
+
+from rlrc.cli import main
+assert not {{"pydantic", "tyro", "yaml", "numpy", "multiprocessing"}} & set(sys.modules)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["rlrc", "inspect", "x"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["rlrc.verbs", "pydantic", "tyro", "torch"])
+def test_an_interrupt_while_modules_are_imported_is_one_line(module: str) -> None:
+    code = INTERRUPTED_IMPORT.format(module=module, number=int(signal.SIGINT))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "rlrc: interrupted\n")
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    code = (
+        "import os, signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from rlrc.process import handle_signals\nhandle_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\nprint('lives')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "lives\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_that_nobody_reads_is_quiet(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "rlrc", *arguments], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
