@@ -16,19 +16,17 @@ from typing import Any
 
 import torch
 
-import rlrc
 from rlrc.configs.make_random import MakeRandomConfig, Preset
-from rlrc.errors import UserError
 from rlrc.files import atomic_path, require_space, write_json, write_text
-from rlrc.models.checkpoint import LINEAGE_FILE
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.llama_tokenizer import llama_like_tokenizer
 from rlrc.models.processor import ImageProcessor
 from rlrc.models.published import published_tensors
+from rlrc.models.saving import LINEAGE_FILE, require_replaceable
 from rlrc.models.shards import SHARD_BYTES, ShardWriter
 from rlrc.progress import bar, say
-from rlrc.reading import read_json
 from rlrc.tables import human_bytes
+from rlrc.version import __version__
 
 VERB = "make-random"
 CHUNK = 2**20
@@ -44,7 +42,7 @@ def make_random(config: MakeRandomConfig, out: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     folder = config.out_folder or out
-    _refuse_to_overwrite(folder)
+    require_replaceable(folder, [VERB])
     values = published_config(config.preset)
     shapes = published_tensors(OpenVLAConfig.from_dict(values))
     parameters = sum(math.prod(shape) for shape in shapes.values())
@@ -57,7 +55,7 @@ def make_random(config: MakeRandomConfig, out: Path) -> dict[str, Any]:
         image_processor(*values["image_sizes"]).save(aside)
         llama_like_tokenizer().save_pretrained(aside)
         stage = {"verb": VERB, "config": config.model_dump(mode="json", exclude={"out_folder"})}
-        write_json(aside / LINEAGE_FILE, {"stages": [stage], "rlrc_version": rlrc.__version__})
+        write_json(aside / LINEAGE_FILE, {"stages": [stage], "rlrc_version": __version__})
         write_text(aside / "README.md", README.format(parameters=parameters, preset=config.preset, seed=config.seed))
     nbytes = sum(file.stat().st_size for file in folder.iterdir())
     say(f"{folder}: {parameters:,} random parameters, {human_bytes(nbytes)}")
@@ -106,19 +104,6 @@ def _deviation(name: str, shape: tuple[int, ...]) -> float:
 
 def _tensor_seed(name: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little")
-
-
-def _refuse_to_overwrite(folder: Path) -> None:
-    """Only what this verb wrote may be replaced, and nothing that was made from it since.
-
-    Raises:
-        UserError: something else is there.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    lineage = folder / LINEAGE_FILE
-    if not lineage.is_file() or [stage["verb"] for stage in read_json(lineage)["stages"]] != [VERB]:
-        raise UserError(f"{folder} holds something else; choose another folder, or delete it first")
 
 
 # -- the published files -----------------------------------------------------------------------------------------------
