@@ -11,8 +11,12 @@ import pytest
 from checkpoint_files import REMOVED, set_field
 
 import rlrc
+from rlrc.configs.prune import PruneConfig
+from rlrc.configs.quantize import QuantizeConfig
 from rlrc.errors import UserError
 from rlrc.models.checkpoint import outline
+from rlrc.prune import prune
+from rlrc.quantize import quantize
 
 NAN, INFINITY = float("nan"), float("inf")
 LAYER = "text_config.per_layer_config"
@@ -220,4 +224,8 @@ def test_the_statistics_in_use_become_the_default_of_what_is_saved(folder: Path,
     stats = json.loads((folder / "config.json").read_text())["norm_stats"]["tabletop"]
     set_field(folder, "config.json", "norm_stats", {"first": stats, "second": stats})
     rlrc.load(folder, unnorm_key="second").save(tmp_path / "saved")
-    assert outline(tmp_path / "saved").unnorm_key == "second"
+    depth = {"policy": folder, "unnorm_key": "second", "method": {"kind": "depth", "keep": [0]}}
+    prune(PruneConfig.parse(depth, "test"), tmp_path / "prune")
+    quantize(QuantizeConfig(policy=folder, unnorm_key="second"), tmp_path / "quantize")
+    for name in ("saved", "prune/checkpoint", "quantize/checkpoint"):
+        assert outline(tmp_path / name).unnorm_key == "second"

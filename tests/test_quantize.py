@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rlrc
+from rlrc.configs.quantize import Part
 from rlrc.configs.train import Shape
 from rlrc.errors import UserError
 from rlrc.models.linear import (
@@ -26,7 +27,7 @@ from rlrc.models.linear import (
 )
 from rlrc.models.policy import Policy
 from rlrc.models.presets import new_policy
-from rlrc.quantize import Part, QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
+from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]

@@ -83,7 +83,7 @@ class Task:
 
     @classmethod
     def of(cls, config: PruneConfig, out: Path) -> Self:
-        parent = outline(config.policy, full_head=config.full_head)
+        parent = outline(config.policy, config.unnorm_key, config.full_head)
         files = parent.weights
         assert files is not None
         layers = _layers(parent)
@@ -132,7 +132,7 @@ class Task:
 
     def _with_calibration(self, source: Source) -> Source:
         assert self.parent.source is not None
-        around = outline(self.parent.source, full_head=self.config.full_head)
+        around = outline(self.parent.source, self.config.unnorm_key, self.config.full_head)
         if self.config.token_ids is not None:
             return replace(source, calibration=text_calibration(around, self.files, self.config.token_ids))
         assert self.demonstrations is not None
@@ -154,7 +154,7 @@ class Task:
         model = empty_model(config, self.files.folder).eval().to(self.parent.model.dtype)
         if self.parent.model.value_head is not None:
             model.add_value_head()
-        policy = Policy(model, self.parent.processor, None, self.parent.lineage)
+        policy = Policy(model, self.parent.processor, self.parent.unnorm_key, self.parent.lineage)
         policy.weights = self.parent.weights
         return policy
 

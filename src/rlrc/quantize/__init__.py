@@ -61,7 +61,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
             infinity, or no layer can be packed.
     """
-    policy = rlrc.load(config.policy)
+    policy = rlrc.load(config.policy, config.unnorm_key)
     if getattr(policy.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
     before = {
