@@ -29,7 +29,7 @@ from rlrc.files import write_json, write_text
 from rlrc.inspect import describe
 from rlrc.models.checkpoint import outline
 from rlrc.models.random import MakeRandomConfig, make_random
-from rlrc.models.shards import stored_bytes
+from rlrc.models.weights import stored_bytes
 from rlrc.ownership import remove_stage
 from rlrc.reading import read_json
 from rlrc.tables import human_bytes, markdown_table

@@ -13,6 +13,9 @@ os.environ["RLRC_FRAME_CACHE_GB"] = "0"
 """Tests leave no frames on the disk, except those that are about that."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+FIXTURES = (Path(__file__).parent / "fixtures", SHARED / "fixtures")
+"""Where tensors of reference implementations are: the small ones come with the tests, all of them lie beside the
+checkout."""
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,19 @@ def shared() -> Path:
     if not (SHARED / "fixtures").is_dir():
         pytest.skip(f"reference tensors not found: {SHARED / 'fixtures'} does not exist")
     return SHARED
+
+
+def fixture_folder(name: str) -> Path:
+    """The folder of reference tensors of this name; the test that asks for it skips where there is none."""
+    found = next((root / name for root in reversed(FIXTURES) if (root / name).exists()), None)
+    if found is None:
+        pytest.skip(f"reference tensors not found: {FIXTURES[-1] / name} does not exist")
+    return found
+
+
+def fixture_cases(name: str) -> list[str]:
+    """The cases of a fixture that are here."""
+    return sorted({path.name for root in FIXTURES if (root / name).is_dir() for path in (root / name).iterdir()})
 
 
 TINY_STATS = {

@@ -1,10 +1,10 @@
 """FLAP's own code is the judge: metrics, what stays, compensation biases, and the logits of what is left."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import fixture_cases, fixture_folder
 from llama_source import LlamaFixture, apply, source_of
 
 from rlrc.configs.prune import Flap
@@ -20,9 +20,9 @@ class Fixture(LlamaFixture):
 KINDS = (("heads", "heads", "o_proj"), ("channels", "mlp", "down_proj"))
 
 
-@pytest.fixture(scope="module", params=["hd16", "hd128"])
-def fixture(request: pytest.FixtureRequest, shared: Path) -> Fixture:
-    return Fixture(shared / "fixtures" / "flap" / request.param)
+@pytest.fixture(scope="module", params=fixture_cases("flap"))
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    return Fixture(fixture_folder(f"flap/{request.param}"))
 
 
 @pytest.mark.parametrize("metric", ["IFV", "WIFV", "WIFN"])

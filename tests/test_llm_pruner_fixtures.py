@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fixture_folder
 from llama_source import LlamaFixture, apply, source_of
 
 from rlrc.configs.prune import LlmPruner
@@ -32,8 +33,8 @@ class Fixture(LlamaFixture):
 
 
 @pytest.fixture(scope="module")
-def fixture(shared: Path) -> Fixture:
-    return Fixture(shared / "fixtures" / "llm_pruner")
+def fixture() -> Fixture:
+    return Fixture(fixture_folder("llm_pruner"))
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)

@@ -270,3 +270,11 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns) == 1
     assert explained_variance(torch.full((4,), 7.0), returns) == 0
     assert explained_variance(-returns, returns) == pytest.approx(-3)
+
+
+def test_a_float16_checkpoint_is_trained_in_float32_and_saved_as_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rlrc.load(tiny_checkpoint).save(tmp_path / "half", dtype=torch.float16)
+    assert rlrc.load(tmp_path / "half").model.dtype == torch.float16
+    rl(config(tmp_path / "half", iterations=1), tmp_path / "rl")
+    trained = rlrc.load(tmp_path / "rl" / "checkpoint")
+    assert trained.model.dtype == torch.float16 and changed(tmp_path / "half", tmp_path / "rl" / "checkpoint")

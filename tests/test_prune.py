@@ -22,7 +22,6 @@ from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
 from rlrc.models.checkpoint import outline
 from rlrc.models.policy import Policy
-from rlrc.models.shards import TensorFiles
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames
@@ -229,8 +228,8 @@ def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
     assert (np.abs(decoded - frames.actions) <= scale * (1 / 255 + 1e-6)).all()
 
     calibration = drawn.calibration()
-    assert tiny_policy.source is not None
-    layers = StoredLayers(TensorFiles(tiny_policy.source), tiny_policy.model.config.text_config)
+    assert tiny_policy.weights is not None
+    layers = StoredLayers(tiny_policy.weights, tiny_policy.model.config.text_config)
     flow, hidden = Stream(calibration, tiny_policy.model.language_model.model.rotary_emb), calibration.embeddings
     for layer in layers:
         hidden = flow.step(layer, hidden)
@@ -244,7 +243,9 @@ def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
 
 
 def draw(checkpoint: Path, frames: Demonstrations, samples: int) -> Frames:
-    return Frames.draw(outline(checkpoint), TensorFiles(checkpoint), frames, samples, seed=0)
+    policy = outline(checkpoint)
+    assert policy.weights is not None
+    return Frames.draw(policy, policy.weights, frames, samples, seed=0)
 
 
 def test_flap_prunes_a_compensated_model_again(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Which episodes there are, against RL4VLA's own numbering (fixtures recorded from its code)."""
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import fixture_folder
 
 from rlrc import envs
 from rlrc.envs.putonplate import episodes
@@ -15,8 +15,8 @@ VARIANT_OF = {variant.task: name for name, variant in CATALOGUE.items()}
 
 
 @pytest.fixture(scope="module")
-def resets(shared: Path) -> dict[str, np.ndarray]:
-    return dict(np.load(shared / "fixtures" / "maniskill" / "resets.npz", allow_pickle=False))
+def resets() -> dict[str, np.ndarray]:
+    return dict(np.load(fixture_folder("maniskill/resets.npz"), allow_pickle=False))
 
 
 def test_every_recorded_number_names_the_same_episode(resets: dict[str, np.ndarray]) -> None:
@@ -50,8 +50,8 @@ def test_every_split_that_a_variant_is_said_to_have_can_be_played() -> None:
     assert world.splits_of("main") == ("ind", "ood") and world.splits_of("single") == ("ood",)
 
 
-def test_the_tables_of_positions_and_starts_are_the_recorded_ones(shared: Path) -> None:
-    recorded = np.load(shared / "fixtures" / "maniskill" / "poses.npz", allow_pickle=False)
+def test_the_tables_of_positions_and_starts_are_the_recorded_ones() -> None:
+    recorded = np.load(fixture_folder("maniskill/poses.npz"), allow_pickle=False)
     layouts = {"main": "pairs", "position": "pairs-and-ring", "multicarrot": "two-objects", "multiplate": "two-plates"}
     for name, layout in layouts.items():
         np.testing.assert_allclose(episodes._positions(layout), recorded[f"{name}_positions"], atol=1e-7)
@@ -62,10 +62,10 @@ def test_the_tables_of_positions_and_starts_are_the_recorded_ones(shared: Path) 
         np.testing.assert_allclose(yaws, recorded[f"{name}_quaternions"][:, 0], atol=1e-7)
 
 
-def test_the_sets_have_as_many_episodes_as_recorded(shared: Path) -> None:
+def test_the_sets_have_as_many_episodes_as_recorded() -> None:
     import json
 
-    recorded = json.loads((shared / "fixtures" / "maniskill" / "constants.json").read_text())["env_ids"]
+    recorded = json.loads(fixture_folder("maniskill/constants.json").read_text())["env_ids"]
     assert set(recorded) == set(VARIANT_OF)
     for task, facts in recorded.items():
         for obj_set, sizes in facts["sizes"].items():

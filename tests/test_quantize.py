@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rlrc
+from rlrc.configs.quantize import Part
 from rlrc.configs.train import Shape
 from rlrc.errors import UserError
 from rlrc.models.linear import (
@@ -26,7 +27,7 @@ from rlrc.models.linear import (
 )
 from rlrc.models.policy import Policy
 from rlrc.models.presets import new_policy
-from rlrc.quantize import Part, QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
+from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
@@ -298,7 +299,7 @@ def test_bad_input_is_told_in_one_line(checkpoint: Path, tmp_path: Path) -> None
     policy = rlrc.load(checkpoint)
     names = linear_names(policy.model, ["decoder"])
     policy.model.get_submodule(names[3]).weight.data[0, 0] = torch.nan
-    with pytest.raises(UserError, match=f"{names[3]}: the weight holds NaN"):
+    with pytest.raises(UserError, match=f"'{names[3]}.weight' holds NaN"):
         quantize_linears(policy.model, names, bits=4, group_size=32)
     for values in ({"bits": 3}, {"group_size": 0}, {"parts": ["hands"]}, {"parts": []}):
         with pytest.raises(UserError):

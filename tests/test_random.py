@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_openvla_fixtures import tower_shape
+from conftest import fixture_cases, fixture_folder
+from test_openvla_fixtures import tower_shape, whole_checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import rlrc
@@ -45,21 +46,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
 # -- the published layout ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["fused56", "fused224"])
-def test_names_and_shapes_are_those_of_a_published_checkpoint(case: str, shared: Path) -> None:
-    folder = shared / "fixtures" / "openvla" / case
+@pytest.mark.parametrize("case", fixture_cases("openvla"))
+def test_names_and_shapes_are_those_of_a_published_checkpoint(case: str, tmp_path: Path) -> None:
+    folder = fixture_folder(f"openvla/{case}")
+    checkpoint = whole_checkpoint(folder, tmp_path / "checkpoint")
     meta = json.loads((folder / "meta.json").read_text())["config"]
-    config = read_config(folder / "checkpoint")
+    config = read_config(checkpoint)
     config.vision_towers = [
         tower_shape(meta[key], meta["image_size"]) for key in ("dinov2_like_timm_args", "siglip_like_timm_args")
     ]
-    files = TensorFiles(folder / "checkpoint")
+    files = TensorFiles(checkpoint)
     assert published_tensors(config) == {name: tuple(files.outline(name).shape) for name in files}
 
 
-@pytest.mark.parametrize("case", ["fused56", "fused224"])
-def test_the_files_beside_the_weights_are_those_of_a_published_checkpoint(case: str, shared: Path) -> None:
-    folder = shared / "fixtures" / "openvla" / case / "checkpoint"
+@pytest.mark.parametrize("case", fixture_cases("openvla"))
+def test_the_files_beside_the_weights_are_those_of_a_published_checkpoint(case: str) -> None:
+    folder = fixture_folder(f"openvla/{case}") / "checkpoint"
     published = ImageProcessor.load(folder)
     assert image_processor(published.image_size, published.image_size).config == published.config
     assert set(published_config("openvla-7b")) == set(json.loads((folder / "config.json").read_text()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import fixture_folder
 from safetensors.torch import load_file
 from test_openvla_fixtures import tower_shape
 
@@ -32,8 +33,8 @@ class Fixture:
 
 
 @pytest.fixture(scope="module")
-def fixture(shared: Path) -> Fixture:
-    folder = shared / "fixtures" / "rl4vla"
+def fixture() -> Fixture:
+    folder = fixture_folder("rl4vla")
     return Fixture(folder, json.loads((folder / "meta.json").read_text()))
 
 
@@ -80,9 +81,9 @@ def test_huber(fixture: Fixture) -> None:
 
 
 @pytest.fixture(scope="module")
-def policy(fixture: Fixture, shared: Path) -> Policy:
+def policy(fixture: Fixture) -> Policy:
     """The tiny OpenVLA that RL4VLA's code ran, with its value head."""
-    folder = shared / "fixtures" / "openvla" / "fused224"
+    folder = fixture_folder("openvla/fused224")
     config = read_config(folder / "checkpoint")
     shapes = json.loads((folder / "meta.json").read_text())["config"]
     config.vision_towers = [
@@ -95,9 +96,9 @@ def policy(fixture: Fixture, shared: Path) -> Policy:
 
 
 @pytest.fixture(scope="module")
-def inputs(fixture: Fixture, shared: Path) -> PolicyInputs:
+def inputs(fixture: Fixture) -> PolicyInputs:
     data = fixture["policy"]
-    pixels = load_file(shared / "fixtures" / "openvla" / "fused224" / "processor.safetensors")
+    pixels = load_file(fixture_folder("openvla/fused224") / "processor.safetensors")
     pixel_values = torch.stack([pixels[f"expected.pixel_values.{i}"] for i in range(3)])
     return PolicyInputs(data["input_ids"], data["attention_mask"], pixel_values)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import fixture_folder
 from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from safetensors.numpy import load_file
 
@@ -301,9 +301,9 @@ def test_bad_input_is_told_in_one_line() -> None:
         WorkerVectorEnv(SPEC, num_envs=0)
 
 
-def test_reward_agrees_with_rl4vla(shared: Path) -> None:
+def test_reward_agrees_with_rl4vla() -> None:
     """RL4VLA's wrapper ran on random flags: 0.1 grasped + 0.1 consecutive + 1.0 success and grasped, differenced."""
-    recorded = load_file(shared / "fixtures/rl4vla/env.safetensors")
+    recorded = load_file(fixture_folder("rl4vla/env.safetensors"))
     grasped = recorded["reward.is_src_obj_grasped"].astype(bool)
     consecutive = recorded["reward.consecutive_grasp"].astype(bool)
     success = recorded["reward.success"].astype(bool)

@@ -1,12 +1,12 @@
 """VLA-Cache: its selection against the published code's tensors, its reuse against plain acting."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import fixture_folder
 from safetensors.torch import load_file
 
 from rlrc import cache
@@ -20,8 +20,8 @@ INSTRUCTION = ["put carrot on plate"]
 
 
 @pytest.fixture(scope="module")
-def fixture(shared: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    folder = shared / "fixtures" / "vla_cache"
+def fixture() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    folder = fixture_folder("vla_cache")
     return load_file(folder / "cases.safetensors"), json.loads((folder / "meta.json").read_text())
 
 

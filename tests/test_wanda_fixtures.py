@@ -1,11 +1,11 @@
 """Wanda's own code is the judge: input norms, what becomes zero, and the logits of what is left."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import fixture_folder
 from llama_source import LlamaFixture, source_of
 
 from rlrc.configs.prune import Magnitude, Wanda
@@ -16,8 +16,8 @@ PREFIX = r"(wanda|magnitude)\.(unstructured|variant|(\d+)of(\d+))(?:\.p([\d.]+))
 
 
 @pytest.fixture(scope="module")
-def fixture(shared: Path) -> LlamaFixture:
-    return LlamaFixture(shared / "fixtures" / "wanda")
+def fixture() -> LlamaFixture:
+    return LlamaFixture(fixture_folder("wanda"))
 
 
 def runs(fixture: LlamaFixture) -> list[re.Match[str]]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rlrc import autoclasses
 from rlrc.process import prepare_for_torch
+from rlrc.version import __version__
 
 if TYPE_CHECKING:
     from rlrc.models.checkpoint import load
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 prepare_for_torch()

@@ -31,7 +31,7 @@ from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy
-from rlrc.models.shards import stored_bytes
+from rlrc.models.weights import stored_bytes
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages

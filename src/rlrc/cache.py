@@ -93,7 +93,7 @@ class VlaCachedPolicy(Policy):
 
     def __init__(self, policy: Policy, config: VlaCacheConfig | None = None) -> None:
         super().__init__(policy.model, policy.processor, policy.unnorm_key, policy.lineage)
-        self.source = policy.source
+        self.weights = policy.weights
         self.config = config or VlaCacheConfig()
         layers = len(policy.model.language_model.model.layers)
         if self.config.attention_layer >= layers - 1:

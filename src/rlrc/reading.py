@@ -6,6 +6,7 @@ pointer in the place of a file is told as what it is.
 """
 
 import json
+import math
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,6 +142,21 @@ def validate(values: Any, model: type[Model], where: str) -> Model:
         raise UserError(f"{where}: objects lie more than {MAX_DEPTH} deep in each other") from error
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error, model)}") from error
+
+
+def require_finite(value: Any, where: str) -> None:
+    """Refuse NaN and infinity anywhere in what a JSON file holds; `where` names its origin in the error.
+
+    Raises:
+        UserError: there is one.
+    """
+    waiting = [(value, "")]
+    while waiting:
+        item, key = waiting.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise UserError(f"{where}: '{shorten(key)}' is {item}, and a finite number is needed")
+        pairs = list(item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ())
+        waiting += [(child, f"{key}.{name}" if key else str(name)) for name, child in reversed(pairs)]
 
 
 def read_yaml(path: Path) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
+from rlrc.models.schema import ActionStatistics
+from rlrc.reading import shorten, validate
 
 
 class ActionTokenizer:
@@ -39,24 +41,36 @@ class ActionTokenizer:
         return self.bin_centers[index]
 
 
-def action_statistics(norm_stats: dict[str, Any] | None, unnorm_key: str | None) -> dict[str, np.ndarray]:
-    """The `action` entry of `norm_stats[unnorm_key]` as arrays; the key may be left out where there is only one.
+def action_statistics(
+    norm_stats: dict[str, Any] | None, unnorm_key: str | None, action_dim: int | None = None
+) -> dict[str, np.ndarray]:
+    """The `action` entry of `norm_stats[unnorm_key]` as arrays (D,); the key may be left out where there is only one.
+
+    Args:
+        action_dim: how many dimensions they must have; None takes any number.
 
     Raises:
-        UserError: the key is unknown, or missing where several exist.
+        UserError: the key is unknown, or missing where several exist, or the entry is damaged or of another size.
     """
     if not norm_stats:
         raise UserError("the checkpoint holds no action statistics ('norm_stats'); actions cannot be un-normalised")
+    names = shorten(", ".join(norm_stats))
     if unnorm_key is None:
         if len(norm_stats) > 1:
-            raise UserError(f"choose an unnorm_key: the checkpoint holds statistics for {', '.join(norm_stats)}")
+            raise UserError(f"choose an unnorm_key: the checkpoint holds statistics for {names}")
         unnorm_key = next(iter(norm_stats))
     if unnorm_key not in norm_stats:
-        raise UserError(f"unknown unnorm_key '{unnorm_key}': the checkpoint knows {', '.join(norm_stats)}")
-    stats = norm_stats[unnorm_key]["action"]
-    low = np.asarray(stats["q01"], dtype=np.float64)
-    mask = np.asarray(stats.get("mask", np.ones(len(low))), dtype=bool)
-    return {"q01": low, "q99": np.asarray(stats["q99"], dtype=np.float64), "mask": mask}
+        raise UserError(f"unknown unnorm_key '{shorten(unnorm_key)}': the checkpoint knows {names}")
+    where = f"norm_stats.{shorten(unnorm_key)}.action"
+    stats = validate(norm_stats[unnorm_key].get("action"), ActionStatistics, where)
+    if action_dim is not None and len(stats.q01) != action_dim:
+        raise UserError(
+            f"{where} has {len(stats.q01)} dimensions, and the policy's action_dim is {action_dim}; "
+            "rlrc reads policies whose statistics and actions have the same number"
+        )
+    mask = np.ones(len(stats.q01), dtype=bool) if stats.mask is None else np.asarray(stats.mask, dtype=bool)
+    low, high = (np.asarray(values, dtype=np.float64) for values in (stats.q01, stats.q99))
+    return {"q01": low, "q99": high, "mask": mask}
 
 
 def normalise(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:

@@ -1,20 +1,15 @@
 """The model card (`README.md`) of a saved policy, written from its lineage."""
 
-from typing import TYPE_CHECKING, Any
-
-from rlrc.models.linear import count_parameters
-
-if TYPE_CHECKING:
-    from rlrc.models.policy import Policy
+from typing import Any
 
 
-def model_card(policy: "Policy", lineage: dict[str, Any], size: int) -> str:
+def model_card(parameters: int, lineage: dict[str, Any], size: int) -> str:
     """Markdown with Hugging Face front matter: what the policy is, how it was made, how to load it.
 
     Args:
+        parameters: how many numbers it has, packed ones included.
         size: bytes of its weights as they are stored.
     """
-    parameters = count_parameters(policy.model)
     lines = [
         "---",
         "library_name: rlrc",

@@ -105,7 +105,9 @@ class OpenVLAConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.image_sizes is None:
-            self.image_sizes = [224, 224]
+            self.image_sizes = (
+                [224, 224] if self.vision_towers is None else [t["image_size"] for t in self.vision_towers]
+            )
         if self.vision_towers is None and self.timm_model_ids is None:
             self.timm_model_ids = list(TIMM_TOWERS)
 
@@ -114,7 +116,7 @@ class OpenVLAConfig(PreTrainedConfig):
         """Shapes of the vision towers, in the order in which their features are concatenated.
 
         Raises:
-            UserError: neither `vision_towers` nor a known `timm_model_ids` gives them.
+            UserError: neither `vision_towers` nor a known `timm_model_ids` gives them, or these have other sizes.
         """
         if self.vision_towers is not None:
             return [VisionTowerConfig(**tower) for tower in self.vision_towers]
@@ -124,10 +126,11 @@ class OpenVLAConfig(PreTrainedConfig):
                 f"config.json: shapes of vision tower {unknown[0]!r} are unknown; add 'vision_towers' to the config "
                 f"(known timm_model_ids: {', '.join(TIMM_TOWERS)})"
             )
-        sizes = self.image_sizes or []
+        names, sizes = self.timm_model_ids or [], self.image_sizes or []
+        if len(names) != len(sizes):
+            raise UserError(f"config.json: image_sizes has {len(sizes)} entries and timm_model_ids has {len(names)}")
         return [
-            VisionTowerConfig(**TIMM_TOWERS[name], image_size=size)
-            for name, size in zip(self.timm_model_ids or [], sizes, strict=True)
+            VisionTowerConfig(**TIMM_TOWERS[name], image_size=size) for name, size in zip(names, sizes, strict=True)
         ]
 
     @property

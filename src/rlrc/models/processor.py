@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from rlrc.errors import UserError
 from rlrc.files import write_json
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.openvla import PolicyInputs
+from rlrc.models.schema import PreprocessorFields
+from rlrc.models.tokenizer import load_tokenizer, token_ids
 from rlrc.pixels import resize
-from rlrc.reading import read_json
+from rlrc.reading import read_object, require_finite, shorten, validate
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -50,13 +52,33 @@ class ImageProcessor:
 
     @classmethod
     def load(cls, folder: Path) -> "ImageProcessor":
-        config = read_json(folder / PREPROCESSOR_FILE)
-        if config.get("image_resize_strategy") != "resize-naive":
-            raise UserError(
-                f"{folder / PREPROCESSOR_FILE}: image_resize_strategy {config.get('image_resize_strategy')!r} "
-                "is not supported, only 'resize-naive'"
-            )
+        """Read `preprocessor_config.json`.
+
+        Raises:
+            UserError: it is missing or damaged, or a field is out of range.
+        """
+        path = folder / PREPROCESSOR_FILE
+        config = read_object(path)
+        require_finite(config, str(path))
+        validate(config, PreprocessorFields, str(path))
+        config.pop("auto_map", None)  # it names code that is neither run nor written
         return cls(config)
+
+    def require_sizes(self, sizes: Sequence[int], folder: Path) -> None:
+        """Check that the pictures have the sizes (pixels a side) that the vision towers read, one each.
+
+        Args:
+            folder: where the file lies, for the error.
+
+        Raises:
+            UserError: they have not.
+        """
+        given = [size[-1] for size in self.config["input_sizes"]]
+        if given != list(sizes):
+            raise UserError(
+                f"{folder / PREPROCESSOR_FILE}: 'input_sizes' are pictures of {given} pixels a side, and the vision "
+                f"towers of config.json read {list(sizes)}"
+            )
 
     def save(self, folder: Path) -> None:
         write_json(folder / PREPROCESSOR_FILE, self.config)
@@ -85,6 +107,8 @@ class ImageProcessor:
             )
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
+        if not images.size:
+            raise UserError(f"images hold no pictures: their shape is {images.shape}")
         kinds = list(zip(self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True))
         towers: list[torch.Tensor] = []
         for place, (size, norm) in enumerate(kinds):
@@ -135,7 +159,7 @@ class Processor:
     @classmethod
     def load(cls, folder: Path, config: OpenVLAConfig) -> "Processor":
         """Read the files of a checkpoint; one without a tokenizer still loads, and says so when a prompt is needed."""
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+        tokenizer = load_tokenizer(folder, config.text_config.vocab_size)
         return cls(ImageProcessor.load(folder), tokenizer, config)
 
     def save(self, folder: Path) -> None:
@@ -146,12 +170,14 @@ class Processor:
     def __call__(self, images: np.ndarray, instructions: Sequence[str]) -> PolicyInputs:
         """Pictures uint8 (B, H, W, 3) and B instructions to a left-padded batch."""
         pixel_values = self.images(images)
+        _require_texts(instructions)
         if len(images) != len(instructions):
             raise UserError(f"{len(images)} images came with {len(instructions)} instructions; give one to each")
         return replace(self.prompts(instructions), pixel_values=pixel_values)
 
     def prompts(self, instructions: Sequence[str]) -> PolicyInputs:
         """B instructions to a left-padded batch without pictures."""
+        _require_texts(instructions)
         rows = [self.prompt_ids(instruction) for instruction in instructions]
         length = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), length), self.config.pad_token_id or 0)
@@ -169,7 +195,15 @@ class Processor:
             raise UserError("the checkpoint has no tokenizer.json: put the tokenizer's files beside its config.json")
         if instruction not in self._prompt_ids:
             prompt = self.config.prompt_template.format(instruction=instruction.lower())
-            ids = list(self.tokenizer(prompt)["input_ids"])
+            ids = token_ids(self.tokenizer, prompt)
             end = self.config.prompt_end_token_id
             self._prompt_ids[instruction] = ids if end is None or ids[-1] == end else [*ids, end]
         return self._prompt_ids[instruction]
+
+
+def _require_texts(instructions: Sequence[str]) -> None:
+    if isinstance(instructions, str | bytes) or not isinstance(instructions, Sequence | np.ndarray):
+        raise UserError("instructions must be a list of texts, one for each picture")
+    wrong = next((item for item in instructions if not isinstance(item, str)), None)
+    if wrong is not None or not len(instructions):
+        raise UserError(f"instructions must be texts, and at least one; got {shorten(repr(wrong))}")

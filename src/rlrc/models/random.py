@@ -16,20 +16,21 @@ from typing import Any
 
 import torch
 
-import rlrc
 from rlrc.configs.make_random import MakeRandomConfig, Preset
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, require_space, write_json, write_text
-from rlrc.models.checkpoint import LINEAGE_FILE
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.llama_tokenizer import llama_like_tokenizer
 from rlrc.models.processor import ImageProcessor
 from rlrc.models.published import published_tensors
+from rlrc.models.saving import LINEAGE_FILE
+from rlrc.models.schema import LineageFields
 from rlrc.models.shards import SHARD_BYTES, ShardWriter
 from rlrc.ownership import CHECKPOINT, require_own, require_plain
 from rlrc.progress import bar, say
-from rlrc.reading import FileModel, read_model
+from rlrc.reading import read_model
 from rlrc.tables import human_bytes
+from rlrc.version import __version__
 
 VERB = "make-random"
 CHUNK = 2**20
@@ -58,7 +59,7 @@ def make_random(config: MakeRandomConfig, out: Path) -> dict[str, Any]:
         image_processor(*values["image_sizes"]).save(aside)
         llama_like_tokenizer().save_pretrained(aside)
         stage = {"verb": VERB, "config": config.model_dump(mode="json", exclude={"out_folder"})}
-        write_json(aside / LINEAGE_FILE, {"stages": [stage], "rlrc_version": rlrc.__version__})
+        write_json(aside / LINEAGE_FILE, {"stages": [stage], "rlrc_version": __version__})
         write_text(aside / "README.md", README.format(parameters=parameters, preset=config.preset, seed=config.seed))
     nbytes = sum(file.stat().st_size for file in folder.iterdir())
     say(f"{folder}: {parameters:,} random parameters, {human_bytes(nbytes)}")
@@ -119,17 +120,9 @@ def _refuse_to_overwrite(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     lineage = folder / LINEAGE_FILE
-    if not lineage.is_file() or [stage.verb for stage in read_model(lineage, _Lineage).stages] != [VERB]:
+    if not lineage.is_file() or [stage.verb for stage in read_model(lineage, LineageFields).stages] != [VERB]:
         raise UserError(f"{folder} holds something else; choose another folder, or delete it first")
     require_own(folder, CHECKPOINT.files)
-
-
-class _LineageStage(FileModel):
-    verb: str
-
-
-class _Lineage(FileModel):
-    stages: list[_LineageStage]
 
 
 # -- the published files -----------------------------------------------------------------------------------------------

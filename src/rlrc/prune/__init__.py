@@ -22,11 +22,11 @@ from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
-from rlrc.models.checkpoint import empty_model, outline, save_policy
+from rlrc.models.checkpoint import empty_model, outline
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.linear import count_parameters
 from rlrc.models.policy import Policy
-from rlrc.models.shards import TensorFiles
+from rlrc.models.weights import Weights
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
@@ -34,7 +34,7 @@ from rlrc.prune.groups import Group, coupled_groups, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
-from rlrc.prune.stream import DECODER, StoredLayers, check_finite
+from rlrc.prune.stream import DECODER, StoredLayers
 from rlrc.prune.structured import layer_shape
 
 
@@ -62,7 +62,7 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
         stage = {"verb": "prune", "config": config.model_dump(mode="json"), **task.provenance, **result}
         stage["kept"] = plan.kept
         tensors = task.tensors(plan, child, result["metrics"])
-        save_policy(child, out / "checkpoint", stage, tensors=tensors)
+        child.save(out / "checkpoint", stage, tensors=tensors)
         write_measured(out / "measured.safetensors", measured, task.key)
         task.saved.forget()
     return result
@@ -78,7 +78,7 @@ class Task:
 
     config: PruneConfig
     parent: Policy
-    files: TensorFiles
+    files: Weights
     groups: Sequence[Group]
     target: Target
     demonstrations: Demonstrations | None
@@ -89,8 +89,8 @@ class Task:
     @classmethod
     def of(cls, config: PruneConfig, out: Path) -> Self:
         parent = outline(config.policy, policy_key(config), config.full_head)
-        assert parent.source is not None
-        files = TensorFiles(parent.source)
+        files = parent.weights
+        assert files is not None
         layers = _layers(parent)
         groups = coupled_groups(layers)
         protected = _protected(config.protect, len(layers))
@@ -163,8 +163,8 @@ class Task:
         model = empty_model(config, self.files.folder).eval().to(self.parent.model.dtype)
         if self.parent.model.value_head is not None:
             model.add_value_head()
-        policy = Policy(model, self.parent.processor, None, self.parent.lineage)
-        policy.source = self.parent.source
+        policy = Policy(model, self.parent.processor, self.parent.unnorm_key, self.parent.lineage)
+        policy.weights = self.parent.weights
         return policy
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -174,7 +174,6 @@ class Task:
             if name in wanted and not name.startswith(f"{DECODER}."):
                 whole = wanted[name].shape == self.files.outline(name).shape
                 tensor = self.files.read(name, slice(None) if whole else child.model.config.action_ids)
-                check_finite(name, tensor)
                 yield name, tensor
         layers, zeros = self.layers, 0
         for new, old in track(list(enumerate(plan.layers)), "write"):

@@ -18,10 +18,10 @@ from rlrc.data import Demonstrations
 from rlrc.data.frames import read_frames
 from rlrc.data.statistics import require_fit
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import HEAD, fill
+from rlrc.models.checkpoint import fill
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
-from rlrc.models.shards import TensorFiles
+from rlrc.models.weights import HEAD, Weights
 from rlrc.progress import track
 from rlrc.prune.stream import DECODER, Calibration
 
@@ -45,7 +45,7 @@ class Frames:
     _embedded: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def draw(cls, policy: Policy, files: TensorFiles, demonstrations: Demonstrations, samples: int, seed: int) -> Self:
+    def draw(cls, policy: Policy, files: Weights, demonstrations: Demonstrations, samples: int, seed: int) -> Self:
         """`samples` random frames; `policy` is an outline, and gets the weights around its decoder from `files`.
 
         Raises:
@@ -110,7 +110,7 @@ class Frames:
         return model.action_head(last).float()
 
 
-def text_calibration(source: Policy, files: TensorFiles, path: Path) -> Calibration:
+def text_calibration(source: Policy, files: Weights, path: Path) -> Calibration:
     """Given token ids and the loss of predicting each from those before it, as language models are calibrated.
 
     `path` is a safetensors file with `input_ids`, integers (N, T).

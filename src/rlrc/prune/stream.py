@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from rlrc.errors import UserError
 from rlrc.models.config import DecoderConfig
 from rlrc.models.decoder import decoder_layer
-from rlrc.models.shards import TensorFiles
+from rlrc.models.weights import Weights
 from rlrc.prune.groups import matrix
 
 DECODER = "language_model.model.layers"
@@ -32,7 +32,7 @@ class StoredLayers(Sequence[LlamaDecoderLayer]):
         UserError: a weight holds NaN or infinity.
     """
 
-    def __init__(self, files: TensorFiles, config: DecoderConfig) -> None:
+    def __init__(self, files: Weights, config: DecoderConfig) -> None:
         self._files, self._config = files, config
 
     def __len__(self) -> int:
@@ -50,22 +50,10 @@ class StoredLayers(Sequence[LlamaDecoderLayer]):
         with torch.device("meta"):
             layer = decoder_layer(self._config, index)
         for name, _ in list(layer.named_parameters()):
-            stored = f"{DECODER}.{index}.{name}"
-            tensor = self._files.read(stored)
-            check_finite(stored, tensor)
+            tensor = self._files.read(f"{DECODER}.{index}.{name}")
             owner, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
         return layer.eval()
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        UserError: there is one.
-    """
-    if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise UserError(f"'{name}' holds NaN or infinity; the checkpoint is broken, copy or download it again")
 
 
 @dataclass

@@ -24,7 +24,8 @@ from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
 from rlrc.models.policy import Policy
-from rlrc.models.shards import stored_bytes
+from rlrc.models.shards import require_finite_tensor
+from rlrc.models.weights import stored_bytes
 from rlrc.progress import say, track
 from rlrc.quantize.gptq import Samples, quantize_compensating, second_moments
 from rlrc.tables import human_bytes
@@ -186,8 +187,7 @@ def quantize_linears(
     for name in track(names, "quantize"):
         linear = get_linear(model, name)
         weight = linear.weight.detach()
-        if not weight.isfinite().all():
-            raise UserError(f"{name}: the weight holds NaN or infinity; the checkpoint is broken")
+        require_finite_tensor(f"{name}.weight", weight, "quantize")
         quantized = empty_packed(linear, bits, group_size)
         if moments is None:
             quantized.fill(linear)

@@ -71,6 +71,8 @@ class Learner:
         atexit.register(self._processes.destroy_process_group)
         self.device = self._processes.device
         self._stored_dtype = policy.model.dtype
+        if self._stored_dtype == torch.float16:
+            policy.model.float()  # autocast's bf16 and float16 do not mix; float32 loses nothing
         if self.device.type == "cpu":
             # The backward pass of the fused CPU kernel takes several times as long as attention written out.
             policy.model.set_attn_implementation("eager")
