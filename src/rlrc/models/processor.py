@@ -19,6 +19,7 @@ from rlrc.errors import UserError
 from rlrc.files import write_json
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.openvla import PolicyInputs
+from rlrc.pixels import resize
 from rlrc.reading import read_json
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -65,6 +66,13 @@ class ImageProcessor:
         """Side in pixels of the first tower's picture."""
         return self.config["input_sizes"][0][-1]
 
+    @property
+    def one_size(self) -> tuple[int, int] | None:
+        """Height and width that all towers see, to which pictures may be brought beforehand; None where they differ."""
+        height, width = self.config["input_sizes"][0][1:]
+        same = all(list(size[1:]) == [height, width] for size in self.config["input_sizes"])
+        return (height, width) if same else None
+
     def __call__(self, images: np.ndarray) -> torch.Tensor:
         """Pictures uint8 (B, H, W, 3) to pixel values float32 (B, 3 * towers, size, size).
 
@@ -98,8 +106,7 @@ class ImageProcessor:
 def _resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     if images.shape[1:3] == (height, width):
         return np.ascontiguousarray(images)
-    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
-    return np.stack([np.asarray(image) for image in resized])
+    return np.stack([resize(image, (height, width)) for image in images])
 
 
 def crop_center(images: np.ndarray, area: float = 0.9) -> np.ndarray:
