@@ -8,6 +8,7 @@ keeps nothing). A new one for which there is no room makes room: those that were
 and never one that a process uses. What is not a cache in that folder is left alone.
 """
 
+import functools
 import math
 import os
 import re
@@ -143,7 +144,7 @@ def obtain(files: FrameFiles, dataset: str, planned_bytes: int, produce: Produce
         OSError: the disk cannot be written to, or its file system has no locks.
         UserError: a picture is missing.
     """
-    waiting = f"{dataset}: another process prepares its frames; waiting for it"
+    waiting = functools.cache(lambda: say(f"{dataset}: another process prepares its frames; waiting for it"))
     while True:
         descriptor = lock(files.folder, True, waiting)
         assert descriptor is not None
@@ -166,7 +167,7 @@ def obtain(files: FrameFiles, dataset: str, planned_bytes: int, produce: Produce
 
 def _make(files: FrameFiles, dataset: str, planned_bytes: int, produce: Produce) -> bool:
     """Make a cache whole; whether there was room for it."""
-    only_me = lock(folder(), False, f"{dataset}: another process makes room for frames; waiting for it")
+    only_me = lock(folder(), False, lambda: None)
     assert only_me is not None
     try:  # so that two processes do not share out the same room
         if not _make_room(files.folder, dataset, planned_bytes):

@@ -231,14 +231,14 @@ def _record(data: IO[bytes], record: IO[bytes], index: np.ndarray, rows: list[in
     os.fsync(record.fileno())
 
 
-def lock(folder: Path, shared: bool, waiting: str | None) -> int | None:
+def lock(folder: Path, shared: bool, waiting: Callable[[], None] | None) -> int | None:
     """Lock the cache in `folder`, which is made where it is missing; closing the descriptor lets go of it.
 
     Args:
-        waiting: what to say, once, if another process holds the lock. None: do not wait for it.
+        waiting: called where another process holds the lock, before waiting for it. None: do not wait.
 
     Returns:
-        A descriptor, or None where another process holds the lock and nothing was to be said.
+        A descriptor, or None where another process holds the lock and is not waited for.
 
     Raises:
         OSError: the folder cannot be made, or its file system has no locks.
@@ -258,7 +258,7 @@ def lock(folder: Path, shared: bool, waiting: str | None) -> int | None:
                 if waiting is None:
                     os.close(descriptor)
                     return None
-                say(waiting)
+                waiting()
                 fcntl.flock(descriptor, kind)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor

@@ -149,23 +149,38 @@ class DecodedFrames:
         return len(self._pictures)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        wanted, place = np.unique(rows, return_inverse=True)
-        frames = np.empty((len(wanted), *self.size, 3), np.uint8)
-        missing = set(wanted.tolist())
-        for row, frame in self.produce(wanted):
-            frames[np.searchsorted(wanted, row)] = frame if isinstance(frame, np.ndarray) else _from_jpeg(frame)
-            missing.discard(row)
-        if missing:
-            raise UserError(f"the picture of row {min(missing)} is missing")
-        return frames[place]
+        return decode_rows(self._pictures, rows, self.size, self._frame)
 
     def produce(self, rows: np.ndarray) -> Produced:
         """Yield each of `rows` and what is kept of its frame, in any order."""
-        return in_threads(self._pictures, rows, self._prepare)
+        return in_threads(self._pictures, rows, self._keep)
 
-    def _prepare(self, picture: np.ndarray) -> np.ndarray | bytes:
-        frame = np.ascontiguousarray(resize(picture, self.size))
+    def _keep(self, picture: np.ndarray) -> np.ndarray | bytes:
+        frame = resize(picture, self.size)
         return frame if self.kind == "raw" else _to_jpeg(frame)
+
+    def _frame(self, picture: np.ndarray) -> np.ndarray:
+        kept = self._keep(picture)
+        return _from_jpeg(kept) if isinstance(kept, bytes) else kept
+
+
+def decode_rows(
+    pictures: Pictures, rows: np.ndarray, size: tuple[int, int], work: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Decode the pictures of `rows`, integers (B,), and return what `work` makes of each, uint8 (B, *size, 3).
+
+    Raises:
+        UserError: a picture is missing.
+    """
+    wanted, place = np.unique(rows, return_inverse=True)
+    frames = np.empty((len(wanted), *size, 3), np.uint8)
+    missing = set(wanted.tolist())
+    for row, frame in in_threads(pictures, wanted, work):
+        frames[np.searchsorted(wanted, row)] = frame
+        missing.discard(row)
+    if missing:
+        raise UserError(f"the picture of row {min(missing)} is missing")
+    return frames[place]
 
 
 def in_threads(

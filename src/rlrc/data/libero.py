@@ -8,6 +8,7 @@ open and 0 closed (LIBERO: -1 and +1), no steps in which nothing is commanded.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlrc.configs.convert_libero import ConvertLiberoConfig
 from rlrc.data import format as fmt
 from rlrc.data.collect import ACTION_NAMES
 from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.frames import decode_rows
 from rlrc.data.lerobot import write_dataset
 from rlrc.envs.libero.render import as_openvla_sees
 from rlrc.envs.libero.simulation import CONTROL_HZ
@@ -111,13 +113,14 @@ def _lerobot(config: ConvertLiberoConfig) -> Iterator[Episode]:
     if recorded.state is None or recorded.actions.shape[1] != len(ACTION_NAMES):
         dimensions = "no state" if recorded.state is None else f"actions of {recorded.actions.shape[1]} dimensions"
         raise UserError(f"{config.source}: LIBERO's demonstrations have a state and 7-D actions; this has {dimensions}")
+    size = config.image_size, config.image_size
     starts = np.flatnonzero(np.diff(recorded.episode_index, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
-        images = recorded.images[start:stop]
+        images = decode_rows(recorded.pictures, np.arange(start, stop), size, partial(_resized, size=config.image_size))
         yield (
             recorded.instruction(int(start)),
             {
-                fmt.FRONT_IMAGE: np.stack([_resized(image, config.image_size) for image in images]),
+                fmt.FRONT_IMAGE: images,
                 fmt.STATE: recorded.state[start:stop],
                 fmt.ACTION: recorded.actions[start:stop],
             },

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rlrc.data import Demonstrations
+from rlrc.data.frames import read_frames
 from rlrc.data.statistics import require_fit
 from rlrc.errors import UserError
 from rlrc.models.checkpoint import HEAD, fill
@@ -35,7 +36,7 @@ class Frames:
     policy: Policy
     """Its decoder layers have no weights."""
     images: np.ndarray
-    """uint8 (N, H, W, 3)"""
+    """uint8 (N, H, W, 3), at the size that the policy sees"""
     instructions: list[str]
     tokens: torch.Tensor
     """The demonstrated action ids (N, 7)."""
@@ -55,7 +56,8 @@ class Frames:
         fill(policy.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
         instructions = [demonstrations.instruction(i) for i in chosen]
         tokens = policy.encode(demonstrations.actions[chosen]).cpu()
-        return cls(policy, demonstrations.images[chosen], instructions, tokens)
+        images = read_frames(demonstrations.pictures, chosen, policy.processor.images.one_size)
+        return cls(policy, images, instructions, tokens)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rlrc.data import Demonstrations
+from rlrc.data.frames import read_frames
 from rlrc.data.statistics import require_fit
 from rlrc.models.linear import quantize_groups
 from rlrc.models.openvla import PolicyInputs
@@ -45,7 +46,8 @@ class Samples:
         batches = []
         for frames in np.split(demonstrations.draw(count, seed), range(batch_size, count, batch_size)):
             instructions = [demonstrations.instruction(i) for i in frames]
-            inputs = policy.prepare(demonstrations.images[frames], instructions)
+            images = read_frames(demonstrations.pictures, frames, policy.processor.images.one_size)
+            inputs = policy.prepare(images, instructions)
             batches.append((inputs, policy.encode(demonstrations.actions[frames])))
         return cls(batches)
 

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -250,8 +250,11 @@ class Learner:
 
             yield record
 
-    def finish(self, verb: str) -> dict[str, Any]:
+    def finish(self, verb: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Merge the adapters, write `out/checkpoint` in the precision that was loaded, and drop the training state.
+
+        Args:
+            facts: what the checkpoint's lineage tells of this stage beside its config and metrics.
 
         Returns:
             The last row of metrics; on processes other than the main one, nothing.
@@ -261,7 +264,7 @@ class Learner:
         last_row: dict[str, Any] = {}
         if self.is_main:
             last_row = read_metrics(self.out / "metrics.jsonl")[-1]
-            stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row}
+            stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row, **facts}
             self.policy.save(self.out / "checkpoint", stage, dtype=self._stored_dtype)
             self._state_path.unlink(missing_ok=True)
         self._processes.wait_for_everyone()

@@ -22,6 +22,7 @@ from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.data.batches import ShuffledBatches, vary
 from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.frames import JPEG_QUALITY, open_frames
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics, normalise
@@ -86,7 +87,7 @@ def fit(
                 values["samples_per_second"] = samples / (time.monotonic() - started)
                 record(step + 1, values, f"loss {values['loss']:.3f}")
                 learner.save_if_due(step + 1)
-    return learner.finish(verb)
+    return learner.finish(verb, frames.facts)
 
 
 def action_losses(
@@ -138,6 +139,7 @@ class Frames:
         require_fit(policy, demonstrations)
         self._policy = policy
         self._demonstrations = demonstrations
+        self._images = open_frames(demonstrations.pictures, policy.processor.images.one_size, demonstrations.path.name)
         self._learner = learner
         self._batch_size = batch_size
         self._augment, self._word_dropout = augment, word_dropout
@@ -147,6 +149,11 @@ class Frames:
         self._actions = normalise(demonstrations.actions, action_statistics(policy.norm_stats, policy.unnorm_key))
         self._thread = ThreadPoolExecutor(1)
         self._ahead: Future[Batch] | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint's lineage tells of them: whether their pictures have passed through JPEG."""
+        return {"frames": f"JPEG, quality {JPEG_QUALITY}"} if self._images.kind == "jpeg" else {}
 
     def seek(self, number: int) -> None:
         """Let the next batch be the one of this number."""
@@ -167,7 +174,7 @@ class Frames:
 
     def _prepare(self) -> Batch:
         rows = next(self._order)
-        images = self._demonstrations.images[rows]
+        images = self._images[rows]
         if self._augment is not None:
             generator = self._learner.generator("augment", self._number, device="cpu")
             images = vary(torch.from_numpy(images), self._augment, generator).numpy()
