@@ -4,9 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ import psutil
 
 from rlrc.errors import UserError
 from rlrc.ownership import LEFTOVER, Owned, is_proven, remove_files, remove_folder, require_own, require_plain
+
+REMEMBERED_BYTES = 2**24
+"""Files from this size on are hashed once for all processes."""
+SETTLED_NS = 2 * 10**9
+"""How old a file's last change must be: a clock may tick too slowly to tell it from one that comes now."""
 
 
 def cache_folder() -> Path:
@@ -80,15 +87,37 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hash of a file's contents; read once, for as long as its size and time stay what they are."""
+    """Hash of a file's contents; read once, for as long as its size and its times stay what they are."""
     status = path.stat()
-    return _sha256(path.absolute(), status.st_size, status.st_mtime_ns)
+    state = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return _sha256(path.absolute(), *state)
 
 
 @lru_cache(maxsize=4096)
-def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+def _sha256(path: Path, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    if size < REMEMBERED_BYTES:
+        return _read_sha256(path)
+    text = f"{path}\0{inode}\0{size}\0{mtime_ns}\0{ctime_ns}"
+    record = hashes_folder() / hashlib.sha256(text.encode()).hexdigest()
+    with suppress(OSError, ValueError):
+        known = record.read_text()
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+    found = _read_sha256(path)
+    if time.time_ns() - max(mtime_ns, ctime_ns) > SETTLED_NS:
+        with suppress(OSError, UserError):  # without a record it is read again the next time
+            write_text(record, found)
+    return found
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_folder() -> Path:
+    """Where the hashes of large files are remembered from one process to the next."""
+    return cache_folder() / "hashes"
 
 
 def sha256_tree(folder: Path) -> str:
