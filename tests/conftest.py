@@ -1,5 +1,6 @@
 """Shared fixtures: where the reference tensors are, and small policies to test on."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,9 @@ import pytest
 
 if TYPE_CHECKING:
     from rlrc.models.policy import Policy
+
+os.environ["RLRC_FRAME_CACHE_GB"] = "0"
+"""Tests leave no frames on the disk, except those that are about that."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -37,6 +38,9 @@ class FakePictures:
 
     def identity(self) -> str:
         return f"{self._name}, {self._count} pictures"
+
+    def take(self, rows: np.ndarray) -> Self:
+        raise NotImplementedError
 
 
 def picture(row: int) -> np.ndarray:

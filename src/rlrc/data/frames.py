@@ -29,7 +29,8 @@ from rlrc.progress import say
 JPEG_QUALITY = 95
 SAMPLES = 32
 """Pictures, evenly spread, from which the bytes of all are estimated as JPEG."""
-THREADS = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+THREADS = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+"""Threads that decode; each may hold the pictures that a video decoder looks back at, 50 MB for 1080p."""
 
 T = TypeVar("T")
 

@@ -139,7 +139,7 @@ class Frames:
         require_fit(policy, demonstrations)
         self._policy = policy
         self._demonstrations = demonstrations
-        self._images = open_frames(demonstrations.pictures, policy.processor.images.one_size, demonstrations.path.name)
+        self._images = open_frames(demonstrations.pictures, policy.processor.images.one_size, str(demonstrations.path))
         self._learner = learner
         self._batch_size = batch_size
         self._augment, self._word_dropout = augment, word_dropout
