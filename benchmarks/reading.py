@@ -5,9 +5,10 @@
 
 Three datasets: `memory` fits into memory (5000 pictures of 96 px, the tabletop's kind), `hd` is 5000 frames of 1080p in
 video, `synthetic` is 400,000 frames of 224 px in video. They are read through `sft.Frames`, with the augmentation of
-the tabletop's recipes; a mini policy then trains for some steps on `hd`. "before" is the code of another commit, checked out into a temporary folder; a process that asks for
-more memory than the machine has fails, and the reason is kept. "after" is measured in a fresh process, once the cache
-is made by another one (`cache_s`). What fits into memory is measured in alternate rounds as well.
+the tabletop's recipes; a mini policy then trains for some steps on `hd`. "before" is the code of another commit,
+checked out into a temporary folder; a process that asks for more memory than the machine has fails, and the reason is
+kept. "after" is measured in a fresh process, once the cache is made by another one (`cache_s`). What fits into memory
+is measured in alternate rounds as well.
 """
 
 import argparse
