@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -250,7 +250,7 @@ class Learner:
 
             yield record
 
-    def finish(self, verb: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(self, verb: str, **facts: Any) -> dict[str, Any]:
         """Merge the adapters, write `out/checkpoint` in the precision that was loaded, and drop the training state.
 
         Args:

@@ -87,7 +87,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
             record(iteration + 1, values, f"success {100 * values['success_at_end']:.0f} %")
             learner.save_if_due(iteration + 1)
     policy.model.value_head = None
-    return learner.finish("rl", {} if frames is None else frames.facts)
+    return learner.finish("rl", **({} if frames is None else frames.facts))
 
 
 def evaluate_actions(

@@ -87,7 +87,7 @@ def fit(
                 values["samples_per_second"] = samples / (time.monotonic() - started)
                 record(step + 1, values, f"loss {values['loss']:.3f}")
                 learner.save_if_due(step + 1)
-    return learner.finish(verb, frames.facts)
+    return learner.finish(verb, **frames.facts)
 
 
 def action_losses(
