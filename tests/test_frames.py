@@ -8,17 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from fake_pictures import SEEN, SIZE, FakePictures, picture
 from PIL import Image
+from toy_demonstrations import FRAMES, toy_demonstrations
 
 from rlrc.configs.cache import CacheConfig
 from rlrc.data import cache, frame_files
 from rlrc.data.frames import DecodedFrames, JpegFrames, RawFrames, open_frames, read_frames
 from rlrc.errors import UserError
+
+if TYPE_CHECKING:
+    from rlrc.models.policy import Policy
 
 COUNT = 60
 RAW_BYTES = SEEN[0] * SEEN[1] * 3
@@ -91,6 +97,28 @@ def test_a_picture_of_the_policys_size_stays_as_it_is() -> None:
     frames = open_frames(FakePictures(COUNT), None, "fake")
     assert frames.size == SIZE
     np.testing.assert_array_equal(frames[np.array([7])][0], picture(7))
+
+
+def test_a_policy_sees_the_same_as_if_it_had_resized_the_pictures_itself(
+    tiny_policy: "Policy", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from rlrc.configs.learner import LearnerConfig
+    from rlrc.recover.loop import Learner
+    from rlrc.recover.sft import Frames
+
+    learner = Learner(tiny_policy, LearnerConfig(), tmp_path / "out")
+    demonstrations = replace(toy_demonstrations(), pictures=FakePictures(FRAMES))
+    batches = Frames(tiny_policy, demonstrations, 5, learner)
+    inputs, _, numbers = batches.next()
+    pictures = np.stack([picture(row) for row in numbers.tolist()])
+    expected = tiny_policy.prepare(pictures, [demonstrations.instruction(row) for row in numbers.tolist()])
+    assert torch.equal(inputs.pixel_values, expected.pixel_values)
+    assert batches.facts == {}
+    height, width = tiny_policy.processor.images.one_size or (0, 0)
+    allow(monkeypatch, FRAMES * height * width * 3 - 1)
+    assert Frames(tiny_policy, demonstrations, 5, learner).facts == {"frames": "JPEG, quality 95"}
 
 
 def test_a_few_rows_are_decoded_directly(home: Path) -> None:

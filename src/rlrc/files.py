@@ -18,7 +18,7 @@ import psutil
 from rlrc.errors import UserError
 from rlrc.ownership import LEFTOVER, Owned, is_proven, remove_files, remove_folder, require_own, require_plain
 
-REMEMBERED_BYTES = 2**24
+REMEMBERED_BYTES = 2**22
 """Files from this size on are hashed once for all processes."""
 SETTLED_NS = 2 * 10**9
 """How old a file's last change must be: a clock may tick too slowly to tell it from one that comes now."""
@@ -105,8 +105,9 @@ def _sha256(path: Path, inode: int, size: int, mtime_ns: int, ctime_ns: int) -> 
             return known
     found = _read_sha256(path)
     if time.time_ns() - max(mtime_ns, ctime_ns) > SETTLED_NS:
-        with suppress(OSError, UserError):  # without a record it is read again the next time
-            write_text(record, found)
+        with suppress(OSError):  # without a record, or with a torn one, it is read again the next time
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.write_text(found)
     return found
 
 
