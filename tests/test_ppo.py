@@ -21,12 +21,13 @@ from toy_demonstrations import toy_demonstrations
 import rlrc
 from rlrc import envs
 from rlrc.configs.augmentation import Augmentation
+from rlrc.configs.learner import Lora
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
 from rlrc.models.policy import Policy
 from rlrc.recover import ppo
 from rlrc.recover.gae import approx_kl, explained_variance
-from rlrc.recover.loop import STATE_FILE, Learner, Lora
+from rlrc.recover.loop import STATE_FILE, Learner
 from rlrc.recover.ppo import RlConfig, act, evaluate_actions, rl, targets
 
 NUM_ENVS = 16
