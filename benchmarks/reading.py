@@ -41,7 +41,7 @@ from rlrc.tables import human_bytes, print_table
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("reading_worker.py")
 SIDES = {"memory": 96, "hd": 224, "synthetic": 224}
-BATCHES = {"memory": 40, "hd": 40, "synthetic": 40}
+BATCHES = {"memory": 200, "hd": 40, "synthetic": 40}
 TRAIN_STEPS = {"memory": 0, "hd": 5, "synthetic": 0}
 FPS = 10
 EPISODE = 200
