@@ -199,6 +199,6 @@ def test_only_an_earlier_checkpoint_is_written_over(tiny_policy: Policy, tmp_pat
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     before = sorted(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     for name in ("new", "photos", "file", "link", "dangling"):
-        with pytest.raises(UserError, match="rlrc did not write|this is a link|holds something else"):
+        with pytest.raises(UserError, match=r"rlrc did not write|this is a link|holds something else"):
             tiny_policy.save(tmp_path / name)
     assert sorted(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()) == before
