@@ -1,89 +1,36 @@
-"""Command lines: every option with values that it cannot have, environment variables, places that cannot be written."""
+"""Command lines: what is no verb or option, places that cannot be read or written, environment variables."""
 
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic import BaseModel
+from typing import Any
 
 from case import Case, Expected
-from valid import put, put_user_files
+from command_case import LAST, QUICK, user_place
+from command_case import command_case as _case
 
-POLICY = ("--policy", "policy")
-DATA = ("--dataset", "data")
-QUICK = {
-    "collect": ("--episodes", "1", "--num-workers", "1"),
-    "convert-libero": ("--source", "data"),
-    "train": (*DATA, "--steps", "1", "--batch-size", "2", "--warmup-steps", "0"),
-    "prune": (*POLICY, "--ratio", "0.5"),
-    "sft": (*POLICY, *DATA, "--steps", "1", "--batch-size", "2", "--warmup-steps", "0"),
-    "rl": (*POLICY, "--iterations", "1", "--num-envs", "2", "--num-workers", "0", "--batch-size", "2"),
-    "quantize": (*POLICY,),
-    "evaluate": (*POLICY, "--episodes", "1", "--num-envs", "1", "--num-workers", "0", "--videos", "0"),
-    "bench": ("--policies", "policy", "--batch-sizes", "1", "--repeats", "1", "--warmup", "0"),
-    "report": ("finished",),
-    "run": ("recipe.yaml",),
-    "study": ("recipe.yaml",),
-    "inspect": ("policy",),
-    "assets": ("maniskill",),
-    "make-random": ("--preset", "openvla-tiny"),
-}
-"""The least that each verb needs to end soon."""
-LAST = {"prune": ("method:random",)}
-NUMBERS = ("nan", "inf", "-inf", "-1", "-1000000000", "1e30", "", "abc", "1e999", "0x10", "1_000", "٣", "9" * 5000)
-NEVER_INTEGERS = ("1.5", "1e3")
-NEGATIVE_IS_RIGHT = ("protect", "reward")
-TOO_LARGE = ("batch_size", "num_envs", "num_workers", "image_size", "batch_sizes", "samples", "jobs", "patch_size")
-"""Options whose billion cannot be had, by any verb."""
+FULL_DISK = """
+rlrc() {{ "{python}" -m rlrc "$@"; }}
+mkdir full && mount -t tmpfs -o size={size} tmpfs full || exit 98
+{line}
+status=$?
+ls -A full/out 2>/dev/null | grep -q "tmp$" && status=97
+umount full
+rmdir full
+exit $status
+"""
+"""Runs a verb into a file system of its own, and ends with 97 where something half-written is left."""
 
 
 def cases() -> Iterator[Case]:
     yield from _usage()
-    yield from _options()
-    yield from _shapes()
     yield from _paths()
     yield from _particular()
     yield from _environment()
     yield from _places()
-
-
-def _place(place: Path) -> None:
-    put_user_files(place)
-    put("policy", place / "policy")
-    put("images", place / "data")
-    put("finished", place / "finished")
-    (place / "recipe.yaml").write_text("name: one\nbase: policy\nstages:\n  - {verb: prune, policy: base, ratio: 0.5}\n")
-
-
-def _case(
-    name: str,
-    verb: str,
-    *arguments: str,
-    words: tuple[str, ...] = (),
-    expected: Expected = "refused",
-    place: Callable[[Path], None] = _place,
-    **more: Any,
-) -> Case:
-    given = tuple(arguments)
-    quick = _without(QUICK[verb], given)
-    line = (verb, *quick, *given, "--out", "out", *LAST.get(verb, ()))
-    return Case(f"command/{name}", line, place, expected, words, **more)
-
-
-def _without(quick: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
-    """The quick arguments less those that are given otherwise."""
-    kept: list[str] = []
-    position = 0
-    while position < len(quick):
-        if quick[position].startswith("--"):
-            if quick[position] not in given:
-                kept += quick[position : position + 2]
-            position += 2
-        else:
-            kept.append(quick[position])
-            position += 1
-    return tuple(kept)
 
 
 def _usage() -> Iterator[Case]:
@@ -96,101 +43,29 @@ def _usage() -> Iterator[Case]:
         "control-verb": ("\x1b[31mred",),
         "version-and-more": ("--version", "x"),
     }.items():
-        yield Case(f"command/usage/{name}", arguments, _place, words=("verb",))
+        yield Case(f"command/usage/{name}", arguments, user_place, words=("verb",))
     from rlrc.verbs import VERBS
 
     for verb in VERBS:
-        yield Case(f"command/usage/{verb}-nothing", (verb,), _place, "either" if verb == "collect" else "refused")
-        yield Case(f"command/usage/{verb}-unknown-option", (verb, *QUICK[verb], "--magic", "1"), _place, words=("magic",))
-        yield Case(f"command/usage/{verb}-positional", (verb, *QUICK[verb], "stray", "stray2", "stray3"), _place, words=("stray",))
-        yield Case(f"command/usage/{verb}-help", (verb, "--help"), _place, "works")
+        yield Case(f"command/usage/{verb}-nothing", (verb,), user_place, "either" if verb == "collect" else "refused")
+        yield Case(
+            f"command/usage/{verb}-unknown-option", (verb, *QUICK[verb], "--magic", "1"), user_place, words=("magic",)
+        )
+        yield Case(
+            f"command/usage/{verb}-positional",
+            (verb, *QUICK[verb], "stray", "stray2", "stray3"),
+            user_place,
+            words=("stray",),
+        )
+        yield Case(f"command/usage/{verb}-help", (verb, "--help"), user_place, "works")
     for arguments in ((), ("--help",), ("-h",), ("--version",)):
-        yield Case(f"command/usage/works-{' '.join(arguments)}", arguments, _place, "works")
-
-
-def _numeric(annotation: Any) -> set[type]:
-    """int or float, where an option takes them."""
-    if annotation in (int, float):
-        return {annotation}
-    if get_origin(annotation) is Literal:
-        return set()
-    return {kind for inner in get_args(annotation) for kind in _numeric(inner)}
-
-
-def _literal(annotation: Any) -> bool:
-    return get_origin(annotation) is Literal or any(_literal(inner) for inner in get_args(annotation))
-
-
-def _model(annotation: Any) -> bool:
-    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
-        return True
-    return any(_model(inner) for inner in get_args(annotation))
-
-
-def _options() -> Iterator[Case]:
-    from rlrc.verbs import VERBS, config_class
-
-    for verb in VERBS:
-        for field, info in config_class(verb).model_fields.items():
-            option = f"--{field.replace('_', '-')}"
-            kinds = _numeric(info.annotation)
-            if _model(info.annotation):
-                continue
-            if kinds:
-                values = NUMBERS + (NEVER_INTEGERS if kinds == {int} else ())
-                for value in values:
-                    if value.startswith("-1") and field in NEGATIVE_IS_RIGHT:
-                        continue
-                    soft = value in ("0x10", "1_000", "٣") or (value == "1e30" and float in kinds)
-                    expected: Expected = "either" if soft else "refused"
-                    if soft and verb in ("collect", "rl", "evaluate", "bench"):  # right perhaps, and then long
-                        continue
-                    name = f"option/{verb}{option}={value[:12]}"
-                    yield _case(name, verb, f"{option}={value}" if value.startswith("-") else option, *(() if value.startswith("-") else (value,)), words=(field,), expected=expected)
-                if field in TOO_LARGE:
-                    yield _case(f"option/{verb}{option}=billion", verb, option, "1000000000", words=(field,))
-                elif verb not in ("collect",):  # long, but right: refused for its policy, not for its size
-                    gone = _without(QUICK[verb], (option,))
-                    missing = tuple("missing" if value in ("policy", "data") else value for value in gone)
-                    line = (verb, *missing, option, "1000000000", "--out", "out", *LAST.get(verb, ()))
-                    if missing != gone:
-                        yield Case(f"command/option/{verb}{option}=billion", line, _place, words=(f"missing|{field}",))
-            elif _literal(info.annotation):
-                for value in ("bogus", "", "x" * 10_000, "1", "None "):
-                    yield _case(f"option/{verb}{option}={value[:10]}", verb, option, value, words=(field,))
-            yield _case(f"option/{verb}{option}-alone", verb, option, words=(field,), expected="either")
-
-
-def _shapes() -> Iterator[Case]:
-    for field in ("image-size", "patch-size", "hidden-size", "num-hidden-layers", "num-attention-heads", "intermediate-size"):
-        for value in ("0", "-1", "1000000000", "abc", "nan", "1.5", "7", "1" * 30):
-            expected: Expected = "either" if value == "7" else "refused"
-            yield _case(f"shape/{field}={value}", "train", f"--shape.{field}={value}", words=(field,), expected=expected)
-    for field in ("hidden-size", "num-hidden-layers", "num-attention-heads", "num-register-tokens", "intermediate-size"):
-        for value in ("-1", "0", "1000000000"):
-            fine = field == "num-register-tokens" and value == "0"
-            yield _case(f"shape/tower-{field}={value}", "train", f"--shape.towers.0.{field}={value}", words=(field + "|towers",), expected="either" if fine else "refused")
-    for value in ("0", "-1", "1000000000"):
-        yield _case(f"shape/stem={value}", "train", f"--shape.towers.0.stem-channels={value}", words=("stem|towers",))
-    for option in ("grasped", "success", "consecutive-grasp"):
-        for value in ("nan", "inf", "abc", "1e999"):
-            yield _case(f"reward/{option}={value}", "rl", f"--reward.{option}={value}", words=(option + "|reward",))
-    for group, options in {
-        "augment:augmentation": ("crop-area", "shift", "brightness", "contrast", "saturation", "hue"),
-        "lora:lora": ("rank", "alpha", "dropout"),
-    }.items():
-        part = group.partition(":")[0]
-        for option in options:
-            for value in ("nan", "inf", "-1", "abc", "1000000000000", "1e30"):
-                huge = value in ("1000000000000", "1e30")
-                line = ("sft", *QUICK["sft"], "--out", "out", group, f"--{part}.{option}={value}")
-                yield Case(f"command/group/{part}.{option}={value}", line, _place, "either" if huge else "refused", (f"{option}|{part}",))
+        yield Case(f"command/usage/works-{' '.join(arguments)}", arguments, user_place, "works")
 
 
 def _paths() -> Iterator[Case]:
     def extra(make: Callable[[Path], Any]) -> Callable[[Path], None]:
         def build(place: Path) -> None:
-            _place(place)
+            user_place(place)
             make(place / "thing")
 
         return build
@@ -222,7 +97,14 @@ def _paths() -> Iterator[Case]:
     weights = {"text": b"hello", "cut": (100).to_bytes(8, "little") + b"{"}
     for kind, content in weights.items():
         for option in ("token-ids", "measured"):
-            yield _case(f"path/prune-{option}-{kind}", "prune", f"--{option}", "thing", words=("thing",), place=extra(lambda path, c=content: path.write_bytes(c)))
+            yield _case(
+                f"path/prune-{option}-{kind}",
+                "prune",
+                f"--{option}",
+                "thing",
+                words=("thing",),
+                place=extra(lambda path, c=content: path.write_bytes(c)),
+            )
 
     def ids(tensor: Callable[[], Any], name: str = "input_ids") -> Callable[[Path], None]:
         def make(path: Path) -> None:
@@ -244,7 +126,20 @@ def _paths() -> Iterator[Case]:
         "no-columns": lambda: torch.zeros(2, 0, dtype=torch.int64),
     }
     for kind, tensor in tokens.items():
-        line = ("prune", "--policy", "policy", "--ratio", "0.5", "--token-ids", "thing", "--samples", "2", "--out", "out", "method:wanda")
+        line = (
+            "prune",
+            "--policy",
+            "policy",
+            "--ratio",
+            "0.5",
+            "--token-ids",
+            "thing",
+            "--samples",
+            "2",
+            "--out",
+            "out",
+            "method:wanda",
+        )
         yield Case(f"command/path/token-ids-{kind}", line, ids(tensor), words=("thing|input_ids|token",))
     line = ("prune", "--policy", "policy", "--ratio", "0.5", "--token-ids", "thing", "--out", "out", "method:wanda")
     yield Case("command/path/token-ids-other-name", line, ids(tokens["negative"], "ids"), words=("input_ids",))
@@ -302,7 +197,12 @@ def _particular() -> Iterator[Case]:
         "quantize-device-9": ("quantize", ("--device", "cuda:99"), "cuda", "refused"),
         "sft-camera-unknown": ("sft", ("--cameras", "nothing"), "nothing", "refused"),
         "sft-camera-empty": ("sft", ("--cameras", ""), "camera", "refused"),
-        "sft-two-cameras": ("sft", ("--cameras", "observation.images.front", "observation.images.front"), "camera", "refused"),
+        "sft-two-cameras": (
+            "sft",
+            ("--cameras", "observation.images.front", "observation.images.front"),
+            "camera",
+            "refused",
+        ),
         "sft-action-unknown": ("sft", ("--action-key", "nothing"), "nothing", "refused"),
         "sft-state-unknown": ("sft", ("--state-key", "nothing"), "nothing", "refused"),
         "sft-episodes-beyond": ("sft", ("--dataset-episodes", "5:9"), "episode", "refused"),
@@ -334,12 +234,31 @@ def _environment() -> Iterator[Case]:
             soft = name == "LOCAL_RANK" or value in ("", "-1")
             for verb in ("sft", "prune", "run"):
                 soft_here = soft or (name == "WORLD_SIZE" and verb == "prune") or (verb == "run" and name == "RANK")
-                yield _case(f"environment/{name}={value}-{verb}", verb, words=(name,) if not soft_here else (), expected="either" if soft_here else "refused", environment={name: value})
-    yield _case("environment/two-processes-run", "run", words=("process|WORLD_SIZE",), environment={"WORLD_SIZE": "2", "RANK": "0"})
+                yield _case(
+                    f"environment/{name}={value}-{verb}",
+                    verb,
+                    words=(name,) if not soft_here else (),
+                    expected="either" if soft_here else "refused",
+                    environment={name: value},
+                )
+    yield _case(
+        "environment/two-processes-run",
+        "run",
+        words=("process|WORLD_SIZE",),
+        environment={"WORLD_SIZE": "2", "RANK": "0"},
+    )
     tabletop = ("--world", "tabletop")
     for name, value in {"MUJOCO_GL": "bogus", "PYOPENGL_PLATFORM": "bogus", "OMP_NUM_THREADS": "abc"}.items():
         line = " ".join(("rlrc evaluate", *QUICK["evaluate"], *tabletop, "--out out"))
-        yield Case(f"command/environment/{name}-{value}", (), _place, "refused" if name == "MUJOCO_GL" else "either", (name,) if name == "MUJOCO_GL" else (), {name: value}, shell=line)
+        yield Case(
+            f"command/environment/{name}-{value}",
+            (),
+            user_place,
+            "refused" if name == "MUJOCO_GL" else "either",
+            (name,) if name == "MUJOCO_GL" else (),
+            {name: value},
+            shell=line,
+        )
     inspect = "rlrc inspect policy"
     sft = " ".join(("rlrc sft", *QUICK["sft"], "--out out"))
     homes = {
@@ -354,40 +273,49 @@ def _environment() -> Iterator[Case]:
         "columns": "COLUMNS=abc TERM=dumb",
     }
     for kind, variables in homes.items():
-        yield Case(f"command/environment/home-{kind}", (), _place, "works", shell=f"{variables} {inspect}" if False else f"export {variables}; {inspect}")
+        yield Case(
+            f"command/environment/home-{kind}",
+            (),
+            user_place,
+            "works",
+            shell=f"export {variables}; {inspect}",
+        )
     for kind in ("missing", "cache-file", "proc"):
-        yield Case(f"command/environment/home-{kind}-sft", (), _place, "works", shell=f"export {homes[kind]}; {sft}")
+        yield Case(
+            f"command/environment/home-{kind}-sft", (), user_place, "works", shell=f"export {homes[kind]}; {sft}"
+        )
 
 
 def _places() -> Iterator[Case]:
-    def full(place: Path) -> None:
-        _place(place)
-
     if os.geteuid() == 0 and _can_mount():
-        for name, verb in {"sft": "sft", "prune": "prune", "quantize": "quantize", "make-random": "make-random"}.items():
+        for verb in ("sft", "prune", "quantize", "make-random"):
             for size in ("4k", "64k", "1m"):
                 line = " ".join((f"rlrc {verb}", *QUICK[verb], "--out full/out", *LAST.get(verb, ())))
-                mount = f'mkdir full && mount -t tmpfs -o size={size} tmpfs full || exit 98; {line}; s=$?; ls -A full/out 2>/dev/null | grep -q "tmp$" && s=97; umount full; rmdir full; exit $s'
-                yield Case(f"command/full/{name}-{size}", (), full, "refused", ("disk is full",), shell=f"unshare -m bash -c '{_definition()}{_quoted(mount)}'")
-    outs = {"file": "user/thesis.txt", "below-file": "user/thesis.txt/x", "proc": "/proc/x", "null": "/dev/null/x", "dev": "/dev/null", "user": "user", "here": ".", "dots": "user/photos/.."}
+                script = FULL_DISK.format(python=sys.executable, size=size, line=line)
+                yield Case(
+                    f"command/full/{verb}-{size}",
+                    (),
+                    user_place,
+                    "refused",
+                    ("disk is full",),
+                    shell=f"unshare -m bash -c {shlex.quote(script)}",
+                )
+    outs = {
+        "file": "user/thesis.txt",
+        "below-file": "user/thesis.txt/x",
+        "proc": "/proc/x",
+        "null": "/dev/null/x",
+        "dev": "/dev/null",
+        "user": "user",
+        "here": ".",
+        "dots": "user/photos/..",
+    }
     outs |= {"long": "x" * 5000, "long-part": "x" * 300, "not-unicode": "\udcff" * 300}
     for verb in ("prune", "quantize", "sft", "evaluate", "collect", "make-random"):
         for kind, out in outs.items():
             line = (verb, *QUICK[verb], "--out", out, *LAST.get(verb, ()))
-            yield Case(f"command/out/{verb}-{kind}", line, _place, "refused")
+            yield Case(f"command/out/{verb}-{kind}", line, user_place, "refused")
 
 
 def _can_mount() -> bool:
-    import subprocess
-
     return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
-
-
-def _definition() -> str:
-    import sys
-
-    return f'rlrc() {{ "{sys.executable}" -m rlrc "$@"; }}; '
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "'\\''")

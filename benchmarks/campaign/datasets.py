@@ -1,4 +1,4 @@
-"""Damaged and unusual LeRobotDatasets."""
+"""Damaged info.json, files, videos and pictures of LeRobotDatasets; version 2.1; the datasets of bug reports."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,52 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from case import Case, Expected
-from damage import (
-    JSON_FILE,
-    NO_FILE,
-    VALUES,
-    Change,
-    at,
-    edit_column,
-    edit_table,
-    inside,
-    remove,
-    set_field,
-    truncate,
-    write,
-)
+from damage import JSON_FILE, NO_FILE, VALUES, Change, at, edit_column, inside, remove, set_field, truncate, write
+from data_case import READERS, SFT, TRAIN, arrow_type, number_edits, vector_edits
+from data_case import dataset_case as _case
 from valid import (
     CAMERA,
     DATA_FILE,
     EPISODES_FILE,
     LENGTHS,
-    TRAIN_ONE_STEP,
     VIDEO_FILE,
-    data_case,
     nothing,
     put,
     put_user_files,
     write_video,
 )
 
-SFT = ("sft", "--policy", "policy", "--dataset", "data", "--out", "out", *TRAIN_ONE_STEP)
-TRAIN = ("train", "--dataset", "data", "--out", "out", *TRAIN_ONE_STEP)
-READERS = {
-    "sft": SFT,
-    "train": TRAIN,
-    "prune": ("prune", "--policy", "policy", "--ratio", "0.5", "--dataset", "data", "--samples", "2", "--out", "out")
-    + ("method:wanda",),
-    "gptq": ("quantize", "--policy", "policy", "--rounding", "gptq", "--dataset", "data", "--samples", "2", "--out", "out"),
-    "convert-libero": ("convert-libero", "--source", "data", "--image-key", CAMERA, "--out", "out"),
-}
 FRAMES = sum(LENGTHS)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def cases() -> Iterator[Case]:
-    yield from _columns()
-    yield from _episode_columns()
-    yield from _tasks()
     yield from _info()
     yield from _files()
     yield from _videos()
@@ -59,240 +33,6 @@ def cases() -> Iterator[Case]:
     yield from _v21()
     yield from _given()
     yield from _readers()
-
-
-def _case(
-    name: str,
-    change: Change,
-    *words: str,
-    expected: Expected = "refused",
-    arguments: tuple[str, ...] = SFT,
-    base: str = "images",
-) -> Case:
-    return Case(f"dataset/{name}", arguments, data_case(change, base), expected, words)
-
-
-def _lists(kind: str) -> Callable[[], Any]:
-    def make() -> Any:
-        import pyarrow as pa
-
-        return pa.list_(getattr(pa, kind)())
-
-    return make
-
-
-def _arrow(kind: str) -> Callable[[], Any]:
-    def make() -> Any:
-        import pyarrow as pa
-
-        return getattr(pa, kind)()
-
-    return make
-
-
-Edit = tuple[Callable[[list[Any]], list[Any]], Any]
-
-
-def _number_edits() -> dict[str, Edit]:
-    """Edits of a column of numbers."""
-    return {
-        "all-null": (lambda values: [None] * len(values), None),
-        "one-null": (at(3, None), None),
-        "text": (lambda values: [str(value) for value in values], _arrow("string")),
-        "bytes": (lambda values: [b"\xff\x00"] * len(values), _arrow("binary")),
-        "bool": (lambda values: [True] * len(values), _arrow("bool_")),
-        "lists": (lambda values: [[value] for value in values], _lists("float64")),
-        "long-lists": (lambda values: [[value, value] for value in values], _lists("float64")),
-        "negative": (at(3, -1), None),
-        "all-negative": (lambda values: [-1 - value for value in values], None),
-        "nan": (at(3, float("nan")), _arrow("float64")),
-        "infinity": (at(3, float("inf")), _arrow("float64")),
-        "1e300": (at(3, 1e300), _arrow("float64")),
-        "huge": (at(3, 2**62), _arrow("int64")),
-        "disordered": (lambda values: values[::-1], None),
-        "equal": (lambda values: [values[0]] * len(values), None),
-        "times": (lambda values: [0] * len(values), _arrow("timestamp_s")),
-    }
-
-
-def _vector_edits() -> dict[str, Edit]:
-    """Edits of a column of vectors."""
-
-    def one_number(value: Any) -> Callable[[list[Any]], list[Any]]:
-        return lambda values: [*values[:3], [*values[3][:-1], value], *values[4:]]
-
-    return {
-        "all-null": (lambda values: [None] * len(values), None),
-        "one-null": (at(3, None), None),
-        "null-inside": (one_number(None), None),
-        "all-null-inside": (lambda values: [[None] * len(value) for value in values], None),
-        "nan": (one_number(float("nan")), None),
-        "infinity": (one_number(float("inf")), None),
-        "minus-infinity": (one_number(float("-inf")), None),
-        "1e300": (one_number(1e300), _lists("float64")),
-        "ragged-longer": (at(3, [0.0] * 12), _lists("float32")),
-        "ragged-shorter": (at(3, [0.0]), _lists("float32")),
-        "ragged-equal-sum": (lambda v: [v[0][:-1], [*v[1], 0.0], *v[2:]], _lists("float32")),
-        "one-empty": (at(3, []), _lists("float32")),
-        "all-empty": (lambda values: [[] for _ in values], _lists("float32")),
-        "text": (lambda values: ["abc"] * len(values), _arrow("string")),
-        "texts-inside": (lambda values: [["abc"] * len(value) for value in values], _lists("string")),
-        "numbers": (lambda values: [0.5] * len(values), _arrow("float32")),
-        "lists-of-lists": (lambda values: [[value] for value in values], None),
-        "bytes": (lambda values: [b"abc"] * len(values), _arrow("binary")),
-    }
-
-
-def _edit(name: str, edit: Edit) -> Change:
-    values, kind = edit
-    if kind is None and any(values is edits[key][0] for edits in () for key in edits):
-        raise AssertionError
-    return edit_column(name, values, kind)
-
-
-def _columns() -> Iterator[Case]:
-    for column in ("action", "observation.state"):
-        for kind, (edit, arrow) in _vector_edits().items():
-            if kind == "lists-of-lists":
-                arrow = _nested
-            yield _case(f"column/{column}-{kind}", inside(DATA_FILE, edit_column(column, edit, arrow)), "data", column)
-    for column in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
-        for kind, (edit, arrow) in _number_edits().items():
-            arrow = _seconds if kind == "times" else arrow
-            change = inside(DATA_FILE, edit_column(column, edit, arrow))
-            read = column in ("episode_index", "task_index")
-            fine = not read or kind in ("lists", "bool", "equal") or (column == "task_index" and kind == "disordered")
-            fine = fine or kind == "text"
-            yield _case(f"column/{column}-{kind}", change, "data", column, expected="either" if fine else "refused")
-            if column == "timestamp":
-                soft = kind in ("lists", "text")
-                expected: Expected = "either" if soft else "refused"
-                yield _case(f"video-column/{column}-{kind}", change, "data", column, expected=expected, base="video")
-            if column == "episode_index":
-                expected = "either" if kind in ("lists", "bool", "text") else "refused"
-                yield _case(f"video-column/{column}-{kind}", change, "data", column, expected=expected, base="video")
-        drop = edit_table(lambda table, column=column: table.drop_columns([column]))
-        needed = column in ("episode_index", "task_index")
-        yield _case(f"column/{column}-missing", inside(DATA_FILE, drop), "data", column, expected="refused" if needed else "either")
-        if column == "timestamp":
-            yield _case(f"video-column/{column}-missing", inside(DATA_FILE, drop), "data", column, base="video")
-    for column, expected in {"action": "refused", "observation.state": "works", CAMERA: "refused"}.items():
-        drop = edit_table(lambda table, column=column: table.drop_columns([column]))
-        word = "action" if column == "action" else column
-        yield _case(f"column/{column}-missing", inside(DATA_FILE, drop), "data", word, expected=expected)  # type: ignore[arg-type]
-    for column in ("action", "observation.state", "observation.environment_state"):
-        both = _both(inside(DATA_FILE, edit_table(lambda t, c=column: t.drop_columns([c]))), inside("meta/info.json", set_field(("features", column), None)))
-        expected = "refused" if column == "action" else "works"
-        yield _case(f"column/{column}-missing-in-info-too", both, "data", "action", expected=expected)  # type: ignore[arg-type]
-    train = _both(
-        inside(DATA_FILE, edit_table(lambda t: t.drop_columns(["observation.environment_state"]))),
-        inside("meta/info.json", set_field(("features", "observation.environment_state"), None)),
-    )
-    yield _case("column/environment-state-missing-train", train, "environment_state", expected="either", arguments=TRAIN)
-    for kind in ("nan", "infinity", "ragged-longer", "one-null", "1e300"):
-        edit, arrow = _vector_edits()[kind]
-        change = inside(DATA_FILE, edit_column("observation.environment_state", edit, arrow))
-        yield _case(f"column/environment_state-{kind}-train", change, "data", "environment_state", arguments=TRAIN)
-    renamed = edit_table(lambda t: t.rename_columns(["Action" if n == "action" else n for n in t.column_names]))
-    yield _case("column/action-other-name", inside(DATA_FILE, renamed), "data", "action")
-    twice = edit_table(lambda t: t.append_column("action", t["action"]))
-    yield _case("column/action-twice", inside(DATA_FILE, twice), "data", "action", expected="either")
-    for size in (0, 1, 6, 8, 14):
-        wide = edit_column("action", lambda values, size=size: [[0.01] * size for _ in values], _lists("float32"))
-        yield _case(f"column/action-of-{size}", inside(DATA_FILE, wide), "data", str(size) if size else "action")
-    yield _case("rows/none", inside(DATA_FILE, edit_table(lambda t: t.slice(0, 0))), "data")
-    yield _case("rows/one-less", inside(DATA_FILE, edit_table(lambda t: t.slice(0, FRAMES - 1))), "data")
-    yield _case("rows/first-missing", inside(DATA_FILE, edit_table(lambda t: t.slice(1))), "data")
-    yield _case("rows/twice", inside(DATA_FILE, edit_table(_twice)), "data")
-    yield _case("rows/shuffled", inside(DATA_FILE, edit_table(lambda t: t.take(list(range(FRAMES))[::-1]))), "data")
-    big = inside(DATA_FILE, edit_column("action", lambda values: [[1e6] * 7 for _ in values]))
-    yield _case("column/action-far-outside", big, "data", expected="either")
-    gap = edit_column("episode_index", lambda values: [5 * value for value in values])
-    yield _case("column/episode_index-gap", inside(DATA_FILE, gap), "data", "episode", expected="either")
-
-
-def _nested() -> Any:
-    import pyarrow as pa
-
-    return pa.list_(pa.list_(pa.float32()))
-
-
-def _seconds() -> Any:
-    import pyarrow as pa
-
-    return pa.timestamp("s")
-
-
-def _twice(table: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.concat_tables([table, table])
-
-
-def _both(*changes: Change) -> Change:
-    def change(path: Path) -> None:
-        for one in changes:
-            one(path)
-
-    return change
-
-
-def _episode_columns() -> Iterator[Case]:
-    """Where episodes lie in the videos."""
-    at_1 = {kind: edit for kind, edit in _number_edits().items() if kind not in ("disordered", "equal", "times")}
-    replaced = {"one-null": at(1, None), "negative": at(1, -1), "nan": at(1, float("nan"))}
-    replaced |= {"infinity": at(1, float("inf")), "1e300": at(1, 1e300), "huge": at(1, 2**62)}
-    names = ("episode_index", "length", "dataset_from_index")
-    names += tuple(f"videos/{CAMERA}/{name}" for name in ("from_timestamp", "chunk_index", "file_index"))
-    for column in names:
-        short = column.rpartition("/")[2]
-        needed = column not in ("length", "dataset_from_index")
-        for kind, (edit, arrow) in at_1.items():
-            edited = edit_column(column, replaced.get(kind, edit), arrow)
-            soft = not needed or kind in ("lists", "bool", "text") or (kind == "nan" and "index" in short)
-            expected: Expected = "either" if soft else "refused"
-            yield _case(f"episodes/{short}-{kind}", inside(EPISODES_FILE, edited), "data", short, expected=expected, base="video")
-        drop = edit_table(lambda table, column=column: table.drop_columns([column]))
-        yield _case(f"episodes/{short}-missing", inside(EPISODES_FILE, drop), "data", short, expected="refused" if needed else "either", base="video")
-    equal = edit_column(f"videos/{CAMERA}/from_timestamp", lambda values: [0.0] * len(values))
-    yield _case("episodes/from_timestamp-equal", inside(EPISODES_FILE, equal), "data", "from_timestamp|timestamp|episode", base="video")
-    late = edit_column(f"videos/{CAMERA}/from_timestamp", lambda values: [value + 100 for value in values])
-    yield _case("episodes/from_timestamp-late", inside(EPISODES_FILE, late), "data", "episode", base="video")
-    yield _case("episodes/none", inside(EPISODES_FILE, edit_table(lambda t: t.slice(0, 0))), "data", base="video")
-    yield _case("episodes/one-missing", inside(EPISODES_FILE, edit_table(lambda t: t.slice(0, 1))), "data", "episode", base="video")
-    yield _case("episodes/twice", inside(EPISODES_FILE, edit_table(_twice)), "data", expected="either", base="video")
-
-
-def _tasks() -> Iterator[Case]:
-    edits: dict[str, tuple[Any, Any]] = {
-        "null": (at(1, None), None),
-        "bytes": (lambda values: [b"\xff\xfe"] * len(values), _arrow("binary")),
-        "numbers": (lambda values: list(range(len(values))), _arrow("int64")),
-        "lists": (lambda values: [[value] for value in values], _lists("string")),
-        "empty": (lambda values: ["" for _ in values], None),
-        "million-letters": (lambda values: ["put " * 250_000 for _ in values], None),
-        "braces": (lambda values: ["{0} {x.__class__}" for _ in values], None),
-        "control": (lambda values: ["put\x00 \x1b[31m carrot"] * len(values), None),
-        "special-tokens": (lambda values: ["<s></s><PAD>"] * len(values), None),
-    }
-    for kind, (edit, arrow) in edits.items():
-        fine = kind in ("braces", "control", "special-tokens", "empty")
-        yield _case(f"tasks/task-{kind}", inside("meta/tasks.parquet", edit_column("task", edit, arrow)), "task", expected="either" if fine else "refused")
-    for kind, (edit, arrow) in _number_edits().items():
-        arrow = _seconds if kind == "times" else arrow
-        edit = at(1, None) if kind == "one-null" else at(1, -1) if kind == "negative" else edit
-        if kind in ("nan", "infinity", "1e300", "huge"):
-            edit = at(1, {"nan": float("nan"), "infinity": float("inf"), "1e300": 1e300, "huge": 2**62}[kind])
-        fine = kind in ("disordered", "bool", "text", "lists")
-        yield _case(f"tasks/task_index-{kind}", inside("meta/tasks.parquet", edit_column("task_index", edit, arrow)), "task", expected="either" if fine else "refused")
-    for name in ("task", "task_index"):
-        drop = edit_table(lambda table, name=name: table.drop_columns([name]))
-        yield _case(f"tasks/{name}-missing", inside("meta/tasks.parquet", drop), "tasks.parquet")
-    plus = edit_table(lambda table: table.append_column("notes", table["task"]))
-    yield _case("tasks/another-column", inside("meta/tasks.parquet", plus), "tasks.parquet", expected="works")
-    yield _case("tasks/none", inside("meta/tasks.parquet", edit_table(lambda t: t.slice(0, 0))), "task")
-    yield _case("tasks/one-missing", inside("meta/tasks.parquet", edit_table(lambda t: t.slice(0, 1))), "task")
-    yield _case("tasks/duplicates", inside("meta/tasks.parquet", edit_table(_twice)), "task", expected="either")
 
 
 def _info() -> Iterator[Case]:
@@ -366,7 +106,9 @@ def _files() -> Iterator[Case]:
         yield _case(f"info.json/{kind}", inside("meta/info.json", change), *words)
         yield _case(f"stats.json/{kind}", inside("meta/stats.json", change), "stats.json", expected="either")
     for name, word in ((DATA_FILE, "file-000.parquet"), ("meta/tasks.parquet", "tasks.parquet")):
-        for kind, change in (NO_FILE | {"text": write("hello"), "cut": truncate(0.7), "start-only": truncate(0.01)}).items():
+        for kind, change in (
+            NO_FILE | {"text": write("hello"), "cut": truncate(0.7), "start-only": truncate(0.01)}
+        ).items():
             words = (word, "git lfs pull") if kind == "lfs-pointer" else (word,)
             yield _case(f"files/{word}-{kind}", inside(name, change), *words)
     for kind, change in (NO_FILE | {"text": write("hello"), "cut": truncate(0.7)}).items():
@@ -443,16 +185,20 @@ def _pictures() -> Iterator[Case]:
         "bytes-text": (row(b"hello"), struct),
         "all-null": (lambda values: [None] * len(values), struct),
         "cut": (lambda v: [*v[:3], {"bytes": v[3]["bytes"][:60], "path": None}, *v[4:]], struct),
-        "numbers": (lambda values: list(range(len(values))), _arrow("int64")),
-        "texts": (lambda values: ["images/a.png"] * len(values), _arrow("string")),
+        "numbers": (lambda values: list(range(len(values))), arrow_type("int64")),
+        "texts": (lambda values: ["images/a.png"] * len(values), arrow_type("string")),
         "path-only": (lambda values: [{"bytes": None, "path": "../user/thesis.txt"}] * len(values), struct),
         "path-pipe": (lambda values: [{"bytes": None, "path": "/dev/zero"}] * len(values), struct),
         "bomb": (row(_bomb()), struct),
     }
     for kind, (edit, arrow) in edits.items():
-        yield _case(f"pictures/{kind}", inside(DATA_FILE, edit_column(CAMERA, edit, arrow)), "data", CAMERA + "|frame|row")
+        yield _case(
+            f"pictures/{kind}", inside(DATA_FILE, edit_column(CAMERA, edit, arrow)), "data", CAMERA + "|frame|row"
+        )
     sizes = _encoded((32, 48))
-    yield _case("pictures/other-size", inside(DATA_FILE, edit_column(CAMERA, row(sizes), struct)), "data", expected="either")
+    yield _case(
+        "pictures/other-size", inside(DATA_FILE, edit_column(CAMERA, row(sizes), struct)), "data", expected="either"
+    )
     deep = _encoded((64, 64), "I;16")
     every = edit_column(CAMERA, lambda values: [{"bytes": deep, "path": None}] * len(values), struct)
     yield _case("pictures/16-bit", inside(DATA_FILE, every), "depth|colour|16")
@@ -491,8 +237,20 @@ def _v21() -> Iterator[Case]:
             if kind in ("20-GiB",) and optional:
                 continue
             words = (name, "git lfs pull") if kind == "lfs-pointer" else (name,)
-            yield _case(f"v21/{name}-{kind}", inside(f"meta/{name}", change), *words, base="images-v21", expected="either" if optional or name == "episodes.jsonl" else "refused")
-        yield _case(f"v21/{name}-removed", inside(f"meta/{name}", remove), name, base="images-v21", expected="either" if name != "tasks.jsonl" else "refused")
+            yield _case(
+                f"v21/{name}-{kind}",
+                inside(f"meta/{name}", change),
+                *words,
+                base="images-v21",
+                expected="either" if optional or name == "episodes.jsonl" else "refused",
+            )
+        yield _case(
+            f"v21/{name}-removed",
+            inside(f"meta/{name}", remove),
+            name,
+            base="images-v21",
+            expected="either" if name != "tasks.jsonl" else "refused",
+        )
     lines = {
         "task-null": '{"task_index": 0, "task": null}\n{"task_index": 1, "task": "x"}\n',
         "task-number": '{"task_index": 0, "task": 5}\n{"task_index": 1, "task": "x"}\n',
@@ -514,15 +272,23 @@ def _v21() -> Iterator[Case]:
         for kind in ("null", "negative", "zero", "nan", "text", "empty-list", "deep", "huge"):
             soft = field in ("data_path", "chunks_size") or (kind == "huge" and field == "fps")
             change = inside("meta/info.json", set_field((field,), VALUES[kind]))
-            yield _case(f"v21/info-{field}={kind}", change, "data", base="video-v21", expected="either" if soft else "refused")
+            yield _case(
+                f"v21/info-{field}={kind}", change, "data", base="video-v21", expected="either" if soft else "refused"
+            )
     for column in ("action", "timestamp", "task_index"):
-        edit, arrow = (_vector_edits() if column == "action" else _number_edits())["one-null"]
-        yield _case(f"v21/{column}-null", inside(first, edit_column(column, edit, arrow)), "data", column, base="video-v21")
+        edit, arrow = (vector_edits() if column == "action" else number_edits())["one-null"]
+        yield _case(
+            f"v21/{column}-null", inside(first, edit_column(column, edit, arrow)), "data", column, base="video-v21"
+        )
 
 
 def _given() -> Iterator[Case]:
     """The datasets of public bug reports, where they are on this machine."""
-    folders = (ROOT / "tests" / "cases", ROOT / "tests" / "cases" / "datasets", ROOT.parent / "shared" / "cases" / "datasets")
+    folders = (
+        ROOT / "tests" / "cases",
+        ROOT / "tests" / "cases" / "datasets",
+        ROOT.parent / "shared" / "cases" / "datasets",
+    )
     found = next((folder for folder in folders if (folder / "plain").is_dir()), None)
     if found is None:
         return
@@ -564,7 +330,9 @@ def _given() -> Iterator[Case]:
                 named = (*SFT, "--cameras", key)
                 yield Case(f"dataset/given/{name}-camera-{key}", named, linked(found / name), "works")
             unknown = (*SFT, "--cameras", "nothing")
-            yield Case(f"dataset/given/{name}-camera-unknown", unknown, linked(found / name), "refused", ("nothing", keys[0]))
+            yield Case(
+                f"dataset/given/{name}-camera-unknown", unknown, linked(found / name), "refused", ("nothing", keys[0])
+            )
         scaled = (*SFT, "--statistics", "dataset", "--unnorm-key", "new")
         yield Case("dataset/given/scale-own-statistics", scaled, linked(found / "scale"), "works")
 
@@ -578,13 +346,13 @@ def _cameras(folder: Path) -> list[str]:
 
 def _readers() -> Iterator[Case]:
     """The same faults in every verb that reads a dataset."""
-    nan = inside(DATA_FILE, edit_column("action", _vector_edits()["nan"][0], None))
+    nan = inside(DATA_FILE, edit_column("action", vector_edits()["nan"][0], None))
     faults: dict[str, tuple[Change, str]] = {
         "nan-action": (nan, "action"),
         "no-info": (inside("meta/info.json", remove), "info.json"),
         "cut-table": (inside(DATA_FILE, truncate(0.6)), "file-000.parquet"),
-        "ragged": (inside(DATA_FILE, edit_column("action", *_vector_edits()["ragged-longer"])), "action"),
-        "task-index": (inside(DATA_FILE, edit_column("task_index", *_number_edits()["negative"])), "task_index"),
+        "ragged": (inside(DATA_FILE, edit_column("action", *vector_edits()["ragged-longer"])), "action"),
+        "task-index": (inside(DATA_FILE, edit_column("task_index", *number_edits()["negative"])), "task_index"),
     }
     for verb, arguments in READERS.items():
         yield _case(f"readers/fine-{verb}", nothing, expected="works", arguments=arguments)
@@ -609,5 +377,3 @@ def _readers() -> Iterator[Case]:
     for verb, arguments in READERS.items():
         for kind, make in nowhere.items():
             yield Case(f"dataset/readers/{kind}-{verb}", arguments, place(make), words=("data",))
-    stranger = Path("data")
-    del stranger

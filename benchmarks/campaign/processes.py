@@ -59,7 +59,7 @@ def _streams() -> Iterator[Case]:
         "version-full": ("rlrc --version > /dev/full", "refused"),
         "stderr-full": ("rlrc inspect policy 2> /dev/full", "either"),
         "stdout-is-file": ("rlrc inspect policy --json > /dev/null", "works"),
-        "nohup": ("nohup \"$BASH\" -c true > /dev/null 2>&1; rlrc --version > /dev/null", "works"),
+        "nohup": ('nohup "$BASH" -c true > /dev/null 2>&1; rlrc --version > /dev/null', "works"),
         "two-runs": ("rlrc inspect policy > /dev/null & rlrc inspect policy > /dev/null; wait", "works"),
     }
     for name, (line, expected) in lines.items():
