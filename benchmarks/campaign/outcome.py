@@ -26,6 +26,8 @@ OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "DefaultCPUAllocator", "Unable to a
 PYTHON = ("Traceback (most recent call last)", "Exception ignored", "leaked shared_memory", "Segmentation fault")
 RAW = ("Error(", "Error:", "<class '", "object at 0x", "('", "[Errno")
 """What a line for people does not contain."""
+WHOLE_FILE = ("not valid json", "not valid yaml", "deep in each other")
+"""Faults of a file as a whole, told before its fields are known."""
 MAX_HASHED = 64 * 2**20
 
 
@@ -100,7 +102,10 @@ def _unclear(case: Case, last: str) -> str | None:
             return f"Python's text {raw!r}"
     # Lower case, and _ for -: options have two spellings.
     said = last.lower().replace("-", "_")
-    for word in case.words:
+    words = case.words
+    if any(kind in said for kind in WHOLE_FILE):  # no field is known yet
+        words = (".json|.yaml|.jsonl",)
+    for word in words:
         if not any(choice.lower().replace("-", "_") in said for choice in word.split("|")):
             return f"no word of {word!r}"
     return None
