@@ -40,7 +40,7 @@ class Case:
     beside_file: str = ""
     """What that run has written once it is under way."""
     leaves: tuple[str, ...] = ()
-    """Folders where a refused run may leave finished work, such as the stages before the wrong one."""
+    """Folders that are the run's own: what it leaves or replaces there is no matter of this case."""
 
     @property
     def area(self) -> str:

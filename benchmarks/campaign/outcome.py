@@ -51,7 +51,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def classify(
-    case: Case, status: int | None, output: str, before: dict[str, str], after: dict[str, str], baseline: str = ""
+    case: Case, status: int | None, output: str, before: dict[str, str], after: dict[str, str]
 ) -> tuple[str, str]:
     """The outcome (a key of OUTCOMES) and what shows it.
 
@@ -62,7 +62,7 @@ def classify(
     """
     lines = [line for line in output.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
-    gone = sorted(name for name in before if after.get(name) != before[name])
+    gone = sorted(name for name in before if after.get(name) != before[name] and not _own(case, name))
     if gone:
         return "changed_files", f"{gone[0]}: {last}"
     if status is None:
@@ -80,7 +80,7 @@ def classify(
         return ("traceback", last) if last.startswith("rlrc: ") else ("worked", last)
     if status != 2:
         return "traceback", f"exit {status}: {last}"
-    left = [name for name in new if not any(Path(name).is_relative_to(folder) for folder in case.leaves)]
+    left = [name for name in new if not _own(case, name)]
     half = [name for name in new if name.endswith((".tmp", ".old"))]
     if case.expected == "works":
         return "refused", last
@@ -89,6 +89,11 @@ def classify(
     if half or left:
         return "left_files", f"{(half or left)[0]}: {last}"
     return "one_line", last
+
+
+def _own(case: Case, name: str) -> bool:
+    """Whether the path lies where the run may write in any case."""
+    return any(Path(name).is_relative_to(folder) for folder in case.leaves)
 
 
 def _unclear(case: Case, last: str) -> str | None:

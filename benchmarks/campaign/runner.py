@@ -153,6 +153,8 @@ def _child(case: Case, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     (folder / "started").touch()
     if case.alone:
+        for number in (signal.SIGINT, signal.SIGPIPE):  # ignored where the campaign runs in the background
+            signal.signal(number, signal.SIG_DFL)
         line = case.shell or 'exec rlrc "$@"'
         command = f'rlrc() {{ command "{sys.executable}" -m rlrc "$@"; }}\n'
         line = line.replace("exec rlrc", f'exec "{sys.executable}" -m rlrc')

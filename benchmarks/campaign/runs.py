@@ -164,6 +164,7 @@ def _records() -> Iterator[Case]:
 
         return then
 
+    own = ("runs/small",)
     again_run = ("run", "small.yaml", "--out", "runs/small")
     for name in ("prune/done.json", "prune/config.yaml", "quantize/done.json"):
         kinds = JSON_FILE if name != "quantize/done.json" else NO_FILE
@@ -175,6 +176,7 @@ def _records() -> Iterator[Case]:
                 Path(name).name,
                 then=again(name, change),
                 arguments=again_run,
+                leaves=own,
                 expected="either" if soft else "refused",
             )
     for kind, change in {key: NO_FILE[key] for key in ("pipe", "folder", "empty")}.items():
@@ -184,6 +186,7 @@ def _records() -> Iterator[Case]:
             "recipe.yaml",
             then=again("recipe.yaml", change),
             arguments=again_run,
+            leaves=own,
             expected="either",
         )
     fields = {"fingerprint": "prune/done.json", "result": "prune/done.json", "seconds": "prune/done.json"}
@@ -197,12 +200,15 @@ def _records() -> Iterator[Case]:
                 "done.json",
                 then=again(name, change),
                 arguments=again_run,
+                leaves=own,
                 expected="either" if soft else "refused",
             )
         gone = again(name, set_field((field,), None))
-        yield _case(f"record/{field}-removed", "", "done.json", then=gone, arguments=again_run)
+        yield _case(f"record/{field}-removed", "", "done.json", then=gone, arguments=again_run, leaves=own)
     gone_file = again("prune/done.json", lambda path: path.unlink())
-    yield _case("record/done.json-removed", "", "runs/small", then=gone_file, arguments=again_run, expected="either")
+    yield _case(
+        "record/done.json-removed", "", "runs/small", then=gone_file, arguments=again_run, expected="either", leaves=own
+    )
     yield _case(
         "record/fine", "", then=again("prune/log.txt", lambda path: None), arguments=again_run, expected="works"
     )
