@@ -95,7 +95,7 @@ def _info() -> Iterator[Case]:
         yield _case(f"video-info/video_path-{kind}", change, "data", base="video")
     for kind, raw in VALUES.items():
         change = inside("meta/info.json", set_field(("video_path",), raw))
-        yield _case(f"video-info/video_path={kind}", change, "data", "video_path|info.json|videos", base="video")
+        yield _case(f"video-info/video_path={kind}", change, "data/", base="video")
     gone = inside("meta/info.json", set_field(("video_path",), None))
     yield _case("video-info/video_path-removed", gone, "info.json", "video_path", base="video")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -24,8 +25,11 @@ GOOD = ("one_line", "worked")
 MAX_LINE = 600
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "DefaultCPUAllocator", "Unable to allocate", "Cannot allocate memory")
 PYTHON = ("Traceback (most recent call last)", "Exception ignored", "leaked shared_memory", "Segmentation fault")
-RAW = ("Error(", "Error:", "<class '", "object at 0x", "('", "[Errno")
-"""What a line for people does not contain."""
+RAW = re.compile(
+    r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)|\(\d+\)$|\[Errno|NoneType|object has no attribute|not subscriptable"
+    r"|unsupported operand|not supported between instances|unexpected keyword argument|values to unpack"
+)
+"""What a line for people does not contain: the text of Python's own exceptions."""
 WHOLE_FILE = ("not valid json", "not valid yaml", "deep in each other")
 """Faults of a file as a whole, told before its fields are known."""
 MAX_HASHED = 64 * 2**20
@@ -102,9 +106,8 @@ def _unclear(case: Case, last: str) -> str | None:
         return "a box" if last.startswith("╰") else "not the last line"
     if len(last) > MAX_LINE:
         return f"{len(last)} characters"
-    for raw in RAW:
-        if raw in last:
-            return f"Python's text {raw!r}"
+    if raw := RAW.search(last):
+        return f"Python's text {raw[0]!r}"
     # Lower case, and _ for -: options have two spellings.
     said = last.lower().replace("-", "_")
     words = case.words
