@@ -54,6 +54,7 @@ RIGHT_SOMEWHERE = {
     ("prompt_template", "null"),
     ("rms_norm_eps", "fraction"),
     ("rms_norm_eps", "zero"),
+    ("pad_to_multiple_of", "zero"),
 }
 """What may also be read: null for a default, statistics that are not needed."""
 

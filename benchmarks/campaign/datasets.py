@@ -63,7 +63,9 @@ def _info() -> Iterator[Case]:
             change = inside("meta/info.json", set_field(keys, raw))
             word = "info.json|camera" if "camera" in field or field == "features" else "info.json"
             yield _case(f"info/{field}={kind}", change, word, expected=expected)
-        yield _case(f"info/{field}-removed", inside("meta/info.json", set_field(keys, None)), "info.json|camera")
+        yield _case(
+            f"info/{field}-removed", inside("meta/info.json", set_field(keys, None)), "info.json|camera|feature"
+        )
     for field, keys in soft.items():
         for kind in ("null", "negative", "nan", "text", "empty-list", "deep", "5000-digits", "huge"):
             change = inside("meta/info.json", set_field(keys, VALUES[kind]))

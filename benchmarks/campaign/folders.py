@@ -33,7 +33,9 @@ def cases() -> Iterator[Case]:
                 if path.name not in keep:
                     path.unlink()
             (folder / "adapter_config.json").write_text(json.dumps(config))
-            save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+            layer = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
+            pair = {f"{layer}.lora_A.weight": torch.zeros(2, 64), f"{layer}.lora_B.weight": torch.zeros(64, 2)}
+            save_file(pair, folder / "adapter_model.safetensors")
 
         return change
 
@@ -58,7 +60,13 @@ def cases() -> Iterator[Case]:
         "vision_backbone--1_checkpoint.pt",
     )
     yield _case("folder/oft-all", both, "action_head|OFT|proprio|vision_backbone--")
-    lora = {"peft_type": "LORA", "base_model_name_or_path": "openvla/openvla-7b", "r": 32, "target_modules": ["q_proj"]}
+    lora = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "openvla/openvla-7b",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj"],
+    }
     for name, keep in (("without-config", ()), ("with-config", ("config.json", "preprocessor_config.json"))):
         yield _case(f"folder/adapter-{name}", adapter(keep, lora), "adapter", "openvla/openvla-7b")
         for kind, raw in VALUES.items():

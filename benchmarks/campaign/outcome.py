@@ -26,8 +26,8 @@ MAX_LINE = 600
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "DefaultCPUAllocator", "Unable to allocate", "Cannot allocate memory")
 PYTHON = ("Traceback (most recent call last)", "Exception ignored", "leaked shared_memory", "Segmentation fault")
 RAW = re.compile(
-    r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)|\(\d+\)$|\[Errno|NoneType|object has no attribute|not subscriptable"
-    r"|unsupported operand|not supported between instances|unexpected keyword argument|values to unpack"
+    r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)|\(\d+\)$|\[Errno|NoneType|object has no attribute"
+    r"|not subscriptable|unsupported operand|not supported between instances|unexpected keyword argument|values to unpack"
 )
 """What a line for people does not contain: the text of Python's own exceptions."""
 WHOLE_FILE = ("not valid json", "not valid yaml", "deep in each other")
