@@ -37,7 +37,7 @@ def user_place(place: Path) -> None:
     put("images", place / "data")
     put("finished", place / "finished")
     (place / "recipe.yaml").write_text(
-        "name: one\nbase: policy\nstages:\n  - {verb: prune, policy: base, ratio: 0.5}\n"
+        "name: one\nbase: policy\nstages:\n  - {verb: prune, policy: base, ratio: 0.5, method: {kind: random}}\n"
     )
 
 

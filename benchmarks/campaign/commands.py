@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def _usage() -> Iterator[Case]:
     from rlrc.verbs import VERBS
 
     for verb in VERBS:
-        yield Case(f"command/usage/{verb}-nothing", (verb,), user_place, "either" if verb == "collect" else "refused")
+        if verb != "collect":  # all that it needs has a default
+            yield Case(f"command/usage/{verb}-nothing", (verb,), user_place)
         yield Case(
             f"command/usage/{verb}-unknown-option", (verb, *QUICK[verb], "--magic", "1"), user_place, words=("magic",)
         )
@@ -90,21 +92,16 @@ def _paths() -> Iterator[Case]:
                 else:
                     plus = ("--rounding", "gptq") if verb == "quantize" else ()
                     plus = ("--bc-coefficient", "0.1") if verb == "rl" else plus
-                    yield _case(name, verb, f"--{option}", "thing", *plus, words=("thing",), place=extra(make))
+                    made = _case(name, verb, f"--{option}", "thing", *plus, words=("thing",), place=extra(make))
+                    yield replace(made, arguments=_wanda(f"--{option}")) if verb == "prune" else made
             if option != "recipe":
                 for kind, value in {"empty": "", "long": "x" * 5000, "not-unicode": "\udcff"}.items():
                     yield _case(f"path/{verb}-{option}-{kind}", verb, f"--{option}", value, expected="refused")
     weights = {"text": b"hello", "cut": (100).to_bytes(8, "little") + b"{"}
     for kind, content in weights.items():
         for option in ("token-ids", "measured"):
-            yield _case(
-                f"path/prune-{option}-{kind}",
-                "prune",
-                f"--{option}",
-                "thing",
-                words=("thing",),
-                place=extra(lambda path, c=content: path.write_bytes(c)),
-            )
+            place = extra(lambda path, c=content: path.write_bytes(c))
+            yield Case(f"command/path/prune-{option}-{kind}", _wanda(f"--{option}"), place, words=("thing",))
 
     def ids(tensor: Callable[[], Any], name: str = "input_ids") -> Callable[[Path], None]:
         def make(path: Path) -> None:
@@ -126,23 +123,17 @@ def _paths() -> Iterator[Case]:
         "no-columns": lambda: torch.zeros(2, 0, dtype=torch.int64),
     }
     for kind, tensor in tokens.items():
-        line = (
-            "prune",
-            "--policy",
-            "policy",
-            "--ratio",
-            "0.5",
-            "--token-ids",
-            "thing",
-            "--samples",
-            "2",
-            "--out",
-            "out",
-            "method:wanda",
-        )
-        yield Case(f"command/path/token-ids-{kind}", line, ids(tensor), words=("thing|input_ids|token",))
-    line = ("prune", "--policy", "policy", "--ratio", "0.5", "--token-ids", "thing", "--out", "out", "method:wanda")
-    yield Case("command/path/token-ids-other-name", line, ids(tokens["negative"], "ids"), words=("input_ids",))
+        words = ("thing|input_ids|token",)
+        yield Case(f"command/path/token-ids-{kind}", _wanda("--token-ids"), ids(tensor), words=words)
+    other = ids(tokens["negative"], "ids")
+    yield Case("command/path/token-ids-other-name", _wanda("--token-ids"), other, words=("input_ids",))
+
+
+def _wanda(option: str) -> tuple[str, ...]:
+    """Pruning that reads the file `thing` as this option."""
+    data = ("--dataset", "data") if option == "--measured" else ()
+    line = ("prune", "--policy", "policy", "--ratio", "0.5", "--samples", "2", option, "thing", *data, "--out", "out")
+    return (*line, "method:wanda")
 
 
 def _particular() -> Iterator[Case]:

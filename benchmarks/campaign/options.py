@@ -63,7 +63,7 @@ def _options() -> Iterator[Case]:
                         verb,
                         f"{option}={value}" if value.startswith("-") else option,
                         *(() if value.startswith("-") else (value,)),
-                        words=(field,),
+                        words=() if soft else (field,),
                         expected=expected,
                     )
                 if field in TOO_LARGE:
@@ -94,7 +94,11 @@ def _shapes() -> Iterator[Case]:
         for value in ("0", "-1", "1000000000", "abc", "nan", "1.5", "7", "1" * 30):
             expected: Expected = "either" if value == "7" else "refused"
             yield _case(
-                f"shape/{field}={value}", "train", f"--shape.{field}={value}", words=(field,), expected=expected
+                f"shape/{field}={value}",
+                "train",
+                f"--shape.{field}={value}",
+                words=(f"{field}|--shape",),
+                expected=expected,
             )
     for field in (
         "hidden-size",

@@ -27,7 +27,8 @@ OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "DefaultCPUAllocator", "Unable to a
 PYTHON = ("Traceback (most recent call last)", "Exception ignored", "leaked shared_memory", "Segmentation fault")
 RAW = re.compile(
     r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)|\(\d+\)$|\[Errno|NoneType|object has no attribute"
-    r"|not subscriptable|unsupported operand|not supported between instances|unexpected keyword argument|values to unpack"
+    r"|not subscriptable|unsupported operand|not supported between instances|unexpected keyword argument"
+    r"|values to unpack"
 )
 """What a line for people does not contain: the text of Python's own exceptions."""
 WHOLE_FILE = ("not valid json", "not valid yaml", "deep in each other")
