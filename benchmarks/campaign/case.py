@@ -1,0 +1,52 @@
+"""One wrong input: how it is made, what is run on it, and what is right."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Expected = Literal["refused", "works", "either", "stopped"]
+"""`refused`: one line and nothing written. `works`: exit 0. `either`: one or the other, since both are reasonable.
+`stopped`: a signal ends it, with one line and nothing half-written."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal for a running case."""
+
+    number: int
+    after_s: float = 0.0
+    """Seconds after `file` is there, or after the start."""
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command line on one wrong input. The working directory is a folder of its own that `build` fills."""
+
+    name: str
+    """area/kind/instance"""
+    arguments: tuple[str, ...]
+    build: Callable[["Path"], None]
+    expected: Expected = "refused"
+    words: tuple[str, ...] = ()
+    """What the line must contain; "a|b" asks for one of several."""
+    environment: dict[str, str] = field(default_factory=dict)
+    shell: str | None = None
+    """Instead of `arguments`: a line of bash in which `rlrc` is the command, run as a process of its own."""
+    signal: Signal | None = None
+    beside: tuple[str, ...] = ()
+    """Arguments of another run that is under way meanwhile."""
+    beside_file: str = ""
+    """What that run has written once it is under way."""
+    leaves: tuple[str, ...] = ()
+    """Folders that are the run's own: what it leaves or replaces there is no matter of this case."""
+
+    @property
+    def area(self) -> str:
+        return self.name.partition("/")[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether it runs as a process of its own, which takes seconds where torch is imported."""
+        return self.shell is not None or self.signal is not None

@@ -1,0 +1,72 @@
+"""What cases about command lines have in common."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from case import Case, Expected
+from valid import put, put_user_files
+
+POLICY = ("--policy", "policy")
+DATA = ("--dataset", "data")
+QUICK = {
+    "collect": ("--episodes", "1", "--num-workers", "1"),
+    "convert-libero": ("--source", "data"),
+    "train": (*DATA, "--steps", "1", "--batch-size", "2", "--warmup-steps", "0"),
+    "prune": (*POLICY, "--ratio", "0.5"),
+    "sft": (*POLICY, *DATA, "--steps", "1", "--batch-size", "2", "--warmup-steps", "0"),
+    "rl": (*POLICY, "--iterations", "1", "--num-envs", "2", "--num-workers", "0", "--batch-size", "2"),
+    "quantize": (*POLICY,),
+    "evaluate": (*POLICY, "--episodes", "1", "--num-envs", "1", "--num-workers", "0", "--videos", "0"),
+    "bench": ("--policies", "policy", "--batch-sizes", "1", "--repeats", "1", "--warmup", "0"),
+    "report": ("finished",),
+    "run": ("recipe.yaml",),
+    "study": ("recipe.yaml",),
+    "inspect": ("policy",),
+    "assets": ("maniskill",),
+    "make-random": ("--preset", "openvla-tiny"),
+}
+"""The least that each verb needs to end soon."""
+LAST = {"prune": ("method:random",)}
+
+
+def user_place(place: Path) -> None:
+    """A policy, a dataset, a finished run, a recipe, and the user's files."""
+    put_user_files(place)
+    put("policy", place / "policy")
+    put("images", place / "data")
+    put("finished", place / "finished")
+    (place / "recipe.yaml").write_text(
+        "name: one\nbase: policy\nstages:\n  - {verb: prune, policy: base, ratio: 0.5, method: {kind: random}}\n"
+    )
+
+
+def command_case(
+    name: str,
+    verb: str,
+    *arguments: str,
+    words: tuple[str, ...] = (),
+    expected: Expected = "refused",
+    place: Callable[[Path], None] = user_place,
+    **more: Any,
+) -> Case:
+    """A verb with these arguments, and with the least that it needs beside them."""
+    given = tuple(arguments)
+    quick = without(QUICK[verb], given)
+    line = (verb, *quick, *given, "--out", "out", *LAST.get(verb, ()))
+    return Case(f"command/{name}", line, place, expected, words, **more)
+
+
+def without(quick: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """The quick arguments less those that are given otherwise."""
+    kept: list[str] = []
+    position = 0
+    while position < len(quick):
+        if quick[position].startswith("--"):
+            if quick[position] not in given:
+                kept += quick[position : position + 2]
+            position += 2
+        else:
+            kept.append(quick[position])
+            position += 1
+    return tuple(kept)
