@@ -30,7 +30,6 @@ import shapes_7b as shapes
 from matplotlib.figure import Figure
 
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
-from rlrc.cache import VlaCachedPolicy
 from rlrc.files import atomic_path, write_json, write_text
 from rlrc.kernels import description
 from rlrc.models.config import OpenVLAConfig
@@ -41,6 +40,7 @@ from rlrc.reading import read_json
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, markdown_table
+from rlrc.vla_cache import VlaCachedPolicy
 
 BASELINE = "dense-transformers"
 TWO_LAYERS = "two-layers"

@@ -1,90 +1,132 @@
 """Imports only point downwards, and `import rlrc` stays light."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from rlrc.command_line import commands
+from rlrc.config import Config
+from rlrc.errors import EXTRAS
 
 PACKAGE = Path(__file__).parents[1] / "src" / "rlrc"
 
 FLOORS = [
     {
-        "autoclasses",
-        "config",
-        "configs",
-        "errors",
-        "episode_ids",
-        "episodes",
-        "files",
-        "process",
-        "progress",
-        "reading",
-        "stats",
-        "tables",
-        "verbs",
-        "video",
-        "__init__",
+        *("config", "configs", "episode_ids", "episodes", "errors", "files", "jobs", "lock", "ownership", "pixels"),
+        *("process", "progress", "reading", "stats", "tables", "version", "video"),
     },
     {"kernels"},
     {"models"},
     {"envs", "data"},
-    {"prune", "quantize", "cache"},
+    {"prune", "quantize", "vla_cache"},
     {"rollouts", "evaluate", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
-    {"stage", "recipe", "report", "pipeline", "study"},
-    {"cli", "command_line", "__main__"},
+    {"finished", "pipeline", "recipe", "report", "resolve", "stage", "study", "verbs"},
+    {"__init__", "__main__", "autoclasses", "cli", "command_line"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(("rlrc", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
 def imported(path: Path) -> set[str]:
-    """The rlrc modules that a file imports, dotted and without the leading `rlrc.`, wherever in the file they are."""
+    """The modules of rlrc that a file imports, wherever in the file, and those that its tables name in text."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            module = node.module or ""
-            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "rlrc" else {module}
-    return {name.removeprefix("rlrc.") for name in names if name.startswith("rlrc.")}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in MODULES else str(node.module))
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("rlrc."):
+            names.add(str(node.value))
+    return (names & MODULES.keys()) - {module_name(path)}
 
 
-def room(module: str) -> str:
-    return module.split(".")[0]
+IMPORTS = {module: imported(path) for module, path in MODULES.items()}
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-
-
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_point_downwards(path: Path) -> None:
-    here = room(module_name(path))
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module: str) -> None:
+    here = room(module)
     assert here in FLOOR, f"{here} stands on no floor: give it one here and in docs/architecture.md"
-    if here == "__init__":
-        return  # the package's front door, which imports its rooms only when asked
-    above = {name for name in imported(path) if room(name) in FLOOR and FLOOR[room(name)] > FLOOR[here]}
-    assert not above, f"{module_name(path)} (floor {FLOOR[here]}) imports {sorted(above)} from above it"
+    above = {name for name in IMPORTS[module] if FLOOR[room(name)] > FLOOR[here]}
+    assert not above, f"{module} (floor {FLOOR[here]}) imports {sorted(above)} from above it"
 
 
-def test_rooms_of_one_floor_do_not_import_each_other_in_a_circle() -> None:
-    edges: dict[str, set[str]] = {}
-    for path in MODULES:
-        here = room(module_name(path))
-        others = {room(name) for name in imported(path)}
-        edges.setdefault(here, set()).update(o for o in others if o != here and FLOOR.get(o) == FLOOR.get(here))
-    edges.pop("__init__", None)
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
 
-    def visit(node: str, trail: tuple[str, ...]) -> None:
-        assert node not in trail, f"circle: {' -> '.join((*trail, node))}"
-        for other in edges.get(node, ()):
-            visit(other, (*trail, node))
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"circle: {' -> '.join((*trail, module))}"
+        if module not in done:
+            for other in IMPORTS[module]:
+                visit(other, (*trail, module))
+            done.add(module)
 
-    for node in edges:
-        visit(node, ())
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_tables_name_modules_that_are_there() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"rlrc(\.\w+)+", str(node.value)):
+                assert node.value in MODULES, f"{module} names {node.value}, which does not exist"
+    for verb in commands().values():
+        assert callable(verb.function()) and issubclass(verb.config_class(), Config)
+
+
+DECLARED = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+PACKAGES = {"PIL": "pillow", "cv2": "opencv-python", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
+"""What is installed under another name than it is imported."""
+OWN_INSTALL = {"libero", "robosuite"}
+"""What `make libero` installs, because these packages ask for other releases than ours."""
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    lines = [
+        *DECLARED["dependencies"],
+        *(line for extra in DECLARED["optional-dependencies"].values() for line in extra),
+    ]
+    declared = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in lines}
+    for module, path in MODULES.items():
+        for name in third_party(path):
+            package = PACKAGES.get(name, name).lower().replace("_", "-")
+            assert package in declared or name in OWN_INSTALL, f"{module} imports {name}: declare it in pyproject.toml"
+
+
+def test_the_core_needs_no_extra() -> None:
+    for module, path in MODULES.items():
+        if FLOOR[room(module)] <= 4 and not module.startswith(("rlrc.envs", "rlrc.stats")):
+            at_import = third_party(path, only_at_import=True)
+            assert not at_import & EXTRAS.keys() or module in ("rlrc.data.collect",), f"{module}: {at_import}"
+
+
+def third_party(path: Path, only_at_import: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in tree.body if only_at_import else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"rlrc"}
 
 
 def test_the_floors_are_those_of_the_architecture_page() -> None:

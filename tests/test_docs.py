@@ -13,11 +13,11 @@ import yaml
 from pydantic import BaseModel
 
 from rlrc import envs
+from rlrc.command_line import commands
 from rlrc.reading import read_json
 from rlrc.recipe import Recipe
 from rlrc.stats import wilson
 from rlrc.tables import human_bytes
-from rlrc.verbs import VERBS, config_class
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,13 +53,13 @@ def test_commands_exist(page: Path) -> None:
     makes = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^|`|&& )make ([a-z][\w-]*)", text, re.MULTILINE):
         assert target in makes, f"{name(page)}: make {target}"
-    for command in commands(text):
+    for command in shell_commands(text):
         words = shlex.split(command, comments=True)
         verb = words[1] if len(words) > 1 else ""
         if verb in ("VERB", "--version", "--help", ""):
             continue
-        assert verb in VERBS, f"{name(page)}: {command}"
-        known = options(config_class(verb)) | OF_EVERY_VERB
+        assert verb in commands(), f"{name(page)}: {command}"
+        known = options(commands()[verb].config_class()) | OF_EVERY_VERB
         for word in words[2:]:
             if word.startswith("--"):
                 option = word[2:].partition("=")[0]
@@ -68,11 +68,11 @@ def test_commands_exist(page: Path) -> None:
 
 def test_every_verb_is_listed() -> None:
     page = (ROOT / "docs" / "commands.md").read_text()
-    assert set(VERBS) <= set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+    assert set(commands()) <= set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
 
 
 def test_options_named_in_text_exist() -> None:
-    known = OF_EVERY_VERB.union(*(options(config_class(verb)) for verb in VERBS))
+    known = OF_EVERY_VERB.union(*(options(commands()[verb].config_class()) for verb in commands()))
     for page in PAGES:
         if page.parent.name == "journal":
             continue  # it also tells of other programs
@@ -186,7 +186,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def commands(text: str) -> Iterator[str]:
+def shell_commands(text: str) -> Iterator[str]:
     """Every `rlrc ...` of a block of shell or of inline code."""
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():

@@ -15,8 +15,9 @@ from command import rlrc
 from rlrc import envs
 from rlrc.envs.libero import SUITES, check_assets
 from rlrc.envs.libero.tasks import Goal, tasks
-from rlrc.envs.libero.world import ENVIRONMENT_STATE, FIRST_DRAWN_EPISODE, STATE, Libero
+from rlrc.envs.libero.world import ENVIRONMENT_STATE, STATE, Libero
 from rlrc.envs.vector import Reading
+from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import read_episodes
 from rlrc.errors import UserError
 
@@ -135,7 +136,7 @@ def upstream_draw(seed: int) -> np.ndarray:
 @needs_libero
 def test_drawn_episodes_are_those_of_a_model_built_anew(world: Libero) -> None:
     """Things on a fixture stand on it, wherever the draw before has put it."""
-    seed = FIRST_DRAWN_EPISODE + 17  # of the task of the bowl on the stove
+    seed = FIRST_CURVE_EPISODE + 17  # of the task of the bowl on the stove
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         theirs = pool.submit(upstream_draw, seed).result()
     world.reset("ind", "main", seed + 10)
@@ -169,7 +170,7 @@ def test_pictures_are_turned_by_half_a_turn_and_only_a_little_changed_by_jpeg(wo
 @needs_libero
 def test_equal_ids_are_equal_episodes_whatever_came_before(world: Libero) -> None:
     actions = random_actions(5)
-    for episode_id in (30, FIRST_DRAWN_EPISODE + 30):
+    for episode_id in (30, FIRST_CURVE_EPISODE + 30):
         first = play(world, "main", episode_id, actions)[-1]
         np.random.default_rng(1)
         play(world, "main", episode_id + 10, actions[:2])

@@ -15,7 +15,8 @@ from rlrc.envs.libero import SUITES, check_assets
 from rlrc.envs.libero.tasks import Suite
 from rlrc.errors import UserError
 from rlrc.pipeline import RunConfig, run
-from rlrc.recipe import read_recipe, resolve
+from rlrc.recipe import read_recipe
+from rlrc.resolve import resolve
 from rlrc.study import write_evidence
 from rlrc.study.evidence import gather
 

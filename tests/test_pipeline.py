@@ -16,7 +16,8 @@ import yaml
 from rlrc import ownership, verbs
 from rlrc.errors import UserError
 from rlrc.pipeline import RunConfig, run, schedule
-from rlrc.recipe import read_recipe, resolve
+from rlrc.recipe import read_recipe
+from rlrc.resolve import resolve
 from rlrc.stage import Stage
 
 STAGES = [

@@ -10,10 +10,10 @@ from conftest import fixture_folder
 from safetensors.torch import load_file
 
 from rlrc import cache
-from rlrc.cache import VlaCacheConfig, VlaCachedPolicy
 from rlrc.errors import UserError
 from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy
+from rlrc.vla_cache import VlaCacheConfig, VlaCachedPolicy
 
 CONFIG = VlaCacheConfig(attention_layer=0, layers=(1, 2), static_patches=9, relevant_patches=2)
 INSTRUCTION = ["put carrot on plate"]

@@ -45,9 +45,9 @@ def _usage() -> Iterator[Case]:
         "version-and-more": ("--version", "x"),
     }.items():
         yield Case(f"command/usage/{name}", arguments, user_place, words=("verb",))
-    from rlrc.verbs import VERBS
+    from rlrc.command_line import commands
 
-    for verb in VERBS:
+    for verb in commands():
         if verb != "collect":  # all that it needs has a default
             yield Case(f"command/usage/{verb}-nothing", (verb,), user_place)
         yield Case(

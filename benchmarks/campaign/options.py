@@ -40,10 +40,10 @@ def _model(annotation: Any) -> bool:
 
 
 def _options() -> Iterator[Case]:
-    from rlrc.verbs import VERBS, config_class
+    from rlrc.command_line import commands
 
-    for verb in VERBS:
-        for field, info in config_class(verb).model_fields.items():
+    for verb in commands():
+        for field, info in commands()[verb].config_class().model_fields.items():
             option = f"--{field.replace('_', '-')}"
             kinds = _numeric(info.annotation)
             if _model(info.annotation):

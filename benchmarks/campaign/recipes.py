@@ -152,9 +152,9 @@ def _keys() -> Iterator[Case]:
 
 def _stages() -> Iterator[Case]:
     """Stages of every verb without what they need, and with what they do not know."""
-    from rlrc.verbs import VERBS
+    from rlrc.command_line import commands
 
-    for verb in VERBS:
+    for verb in commands():
         never = verb in ("run", "study", "inspect", "assets", "make-random")
         yield _case(f"stage/{verb}-unknown-key", _recipe(f"{{verb: {verb}, magic: 1}}"), "magic|verb")
         yield _case(f"stage/{verb}-null-key", _recipe(f"{{verb: {verb}, null: 1}}"), "verb" if never else verb)
@@ -175,24 +175,24 @@ def _fields() -> Iterator[Case]:
     """Every field of every verb with values that it cannot have."""
     from pydantic import BaseModel
 
-    from rlrc.verbs import VERBS, config_class
+    from rlrc.command_line import commands
 
     raw = {"nan": ".nan", "infinity": ".inf", "negative": "-1", "text": "abc", "list": "[[1]]", "mapping": "{a: 1}"}
     raw |= {"empty": "''", "date": "2026-01-01", "huge": "1.0e+30", "binary": "!!binary aGVsbG8="}
     needed = {"policy": "base", "policies": "[base]", "dataset": "data", "ratio": "0.5", "source": "data"}
 
     def stage(verb: str, field: str, value: str) -> str:
-        values = {name: given for name, given in needed.items() if name in config_class(verb).model_fields}
+        values = {name: given for name, given in needed.items() if name in commands()[verb].config_class().model_fields}
         values = {name: given for name, given in values.items() if name != "dataset" or verb in ("sft", "train")}
         return f"{{verb: {verb}, {', '.join(f'{k}: {v}' for k, v in (values | {field: value}).items())}}}"
 
     def with_data(place: Path) -> None:
         put("images", place / "data")
 
-    for verb in VERBS:
+    for verb in commands():
         if verb in ("run", "study", "inspect", "assets", "make-random", "report"):
             continue
-        for field, info in config_class(verb).model_fields.items():
+        for field, info in commands()[verb].config_class().model_fields.items():
             annotation = str(info.annotation)
             nested = isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
             numeric = any(kind in annotation for kind in ("int", "float"))

@@ -54,11 +54,11 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from rlrc.verbs import VERBS, config_class
+    from rlrc.command_line import commands
 
     import_module("rlrc.cli")
-    for verb, entry in VERBS.items():
-        config_class(verb)
+    for verb, entry in commands().items():
+        commands()[verb].config_class()
         import_module(entry.module)
     for module in ("rlrc.models.checkpoint", "rlrc.data.lerobot", "rlrc.data.demonstrations", "rlrc.pipeline"):
         import_module(module)

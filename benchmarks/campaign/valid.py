@@ -105,10 +105,10 @@ stages:
 
 
 def _run(verb: str, out: Path, **values: Any) -> None:
-    from rlrc.verbs import config_class, function
+    from rlrc.verbs import VERBS
 
     out.mkdir(exist_ok=True)
-    function(verb)(config_class(verb)(**values), out)
+    VERBS[verb].function()(VERBS[verb].config_class()(**values), out)
 
 
 def _make_policy(path: Path) -> None:

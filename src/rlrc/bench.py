@@ -1,4 +1,4 @@
-"""What a policy costs: parameters, exact weight bytes, peak memory, latency by stage, throughput.
+"""Measure what a policy costs: parameters, exact weight bytes, peak memory, latency by stage, throughput.
 
     rlrc bench --policies checkpoints/tabletop-base runs/default/quantize/checkpoint --out runs/bench
 
@@ -24,21 +24,23 @@ import psutil
 import torch
 import transformers
 
-import rlrc
 from rlrc import kernels
 from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
+from rlrc.models.checkpoint import load
 from rlrc.models.decoding import Decoding
+from rlrc.models.device import resolve_device
 from rlrc.models.policy import Policy
 from rlrc.models.weights import stored_bytes
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, human_count, print_table
+from rlrc.version import __version__
 
 STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
-"""Of one action: picture and prompt to tensors, the towers, the projector, the decoder over the prompt with the first
+"""Stages: picture and prompt to tensors, the towers, the projector, the decoder over the prompt with the first
 token, the decoder over the other tokens, and what is left (embedding, choosing tokens, un-normalising)."""
 
 INSTRUCTION = "put carrot on plate"
@@ -46,9 +48,9 @@ INSTRUCTION = "put carrot on plate"
 
 def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     """Measure, print a table, and write `bench.json` and its picture `bench.png`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory = [peak_memory(path, device) for path in config.policies]
-    policies = [rlrc.load(path, device=device) for path in config.policies]
+    device = str(resolve_device(config.device))
+    memory = [peak_memory(path, device, config.unnorm_key) for path in config.policies]
+    policies = [load(path, config.unnorm_key, device) for path in config.policies]
     rounds = config.warmup + config.repeats
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
         latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
@@ -101,7 +103,7 @@ def _bar(entry: dict[str, Any]) -> Bar:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
+    """Describe the machine and the releases that figures were measured with."""
     info = {
         "system": platform.platform(),
         "cpu": kernels.processor(),
@@ -112,30 +114,30 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "rlrc": rlrc.__version__,
+        "rlrc": __version__,
     }
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     described = subprocess.run(git, capture_output=True, text=True, check=False)
     return info | {"commit": described.stdout.strip() or None}
 
 
-def peak_memory(path: Path, device: str) -> dict[str, int]:
+def peak_memory(path: Path, device: str, unnorm_key: str | None = None) -> dict[str, int]:
     """Bytes of memory that a fresh process takes to load the policy and act three times.
 
     `baseline` is that process with its libraries imported and nothing loaded, `peak` its largest resident size; on a
     GPU also the largest `allocated` and `reserved`.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_load_and_act, path, device).result()
+        return fresh.submit(_load_and_act, path, device, unnorm_key).result()
 
 
-def _load_and_act(path: Path, device: str) -> dict[str, int]:
+def _load_and_act(path: Path, device: str, unnorm_key: str | None) -> dict[str, int]:
     baseline = psutil.Process().memory_info().rss
-    policy = rlrc.load(path, device=device)
+    policy = load(path, unnorm_key, device)
     for _ in range(3):
         policy.act(*_inputs(policy, 1))
     measured = {"baseline": baseline, "peak": peak_resident()}
-    if device == "cuda":
+    if device.startswith("cuda"):
         measured |= {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
     return measured
 

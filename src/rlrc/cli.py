@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
 """Verbs that write to a folder of their recipe's name, and where that lies."""
-WITHOUT_STAGE = ("run", "study", "inspect", "report", "assets", "make-random")
+WITHOUT_STAGE = ("run", "study", "inspect", "report", "cache", "assets", "make-random")
 """Verbs that are no stage: they print, or their folder holds what they write and nothing beside it."""
 BUG, WRONG_INPUT, NOBODY_READS = 1, 2, 141
 """Exit statuses, beside 0 and those of signals: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP)."""
@@ -72,32 +72,32 @@ def _told(error: Exception) -> tuple[str, int]:
 
 
 def _run(arguments: list[str]) -> None:
-    import rlrc
-    from rlrc.command_line import parse
-    from rlrc.verbs import VERBS, function
+    from rlrc.command_line import commands, parse
+    from rlrc.version import __version__
 
     if arguments == ["--version"]:
-        print(rlrc.__version__)
+        print(__version__)
         return
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
-    verb = arguments[0]
-    if verb not in VERBS:
-        raise UserError(f"unknown verb '{verb}' (one of: {', '.join(VERBS)})")
+    name = arguments[0]
+    if name not in commands():
+        raise UserError(f"unknown verb '{name}' (one of: {', '.join(commands())})")
+    verb = commands()[name]
     check_environment()
-    default = f"{OUT_OF_RECIPE[verb]}/<the recipe's name>" if verb in OUT_OF_RECIPE else f"runs/{verb}"
+    default = f"{OUT_OF_RECIPE[name]}/<the recipe's name>" if name in OUT_OF_RECIPE else f"runs/{name}"
     command = parse(verb, arguments[1:], default)
-    out = command.out or _default_out(verb, command.config)
-    work = function(verb)
+    out = command.out or _default_out(name, command.config)
+    work = verb.function()
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
-    if verb in WITHOUT_STAGE or getattr(command.config, "dry_run", False):
+    if name in WITHOUT_STAGE or getattr(command.config, "dry_run", False):
         with cleaning_up():
             result = work(command.config, out)
     else:
         from rlrc.stage import standalone
 
-        stage = standalone(verb, command.config, out)
+        stage = standalone(name, command.config, out)
         with cleaning_up():
             result = stage.run(restart=False)
     if command.json:
@@ -117,10 +117,10 @@ def _default_out(verb: str, config: "Config") -> "Path":
 
 
 def _usage() -> str:
-    from rlrc.verbs import VERBS
+    from rlrc.command_line import commands
 
-    width = max(len(verb) for verb in VERBS)
-    verbs = "\n".join(f"  {verb:<{width}}  {entry.summary}" for verb, entry in VERBS.items())
+    width = max(map(len, commands()))
+    verbs = "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in commands().values())
     return (
         "usage: rlrc VERB [OPTIONS]\n\n"
         "Make a vision-language-action policy small and fast without losing the skill.\n\n"

@@ -13,13 +13,31 @@ from pydantic import ValidationError
 
 from rlrc.errors import UserError
 from rlrc.reading import shorten
-from rlrc.verbs import config_class
+from rlrc.verbs import VERBS, Verb
 
 BOX = str.maketrans({"│": "|", "─": "-"})
 """Tyro draws its boxes in ASCII, or their lines alone, where a terminal has nothing else."""
 
 
-def parse(verb: str, arguments: list[str], default_out: str) -> Any:
+RECIPE_VERBS = (
+    Verb("run", "rlrc.pipeline", "rlrc.configs.run", "RunConfig", "", "run a recipe: many stages, resumable"),
+    Verb(
+        "study",
+        "rlrc.study",
+        "rlrc.configs.run",
+        "StudyConfig",
+        "",
+        "run a recipe and write its evidence: tables, tests, figures",
+    ),
+)
+
+
+def commands() -> dict[str, Verb]:
+    """All verbs of the command line by name."""
+    return VERBS | {verb.name: verb for verb in RECIPE_VERBS}
+
+
+def parse(verb: Verb, arguments: list[str], default_out: str) -> Any:
     """The verb's `config`, with `out` (a path or None) and `json` (whether to print what was measured) beside it.
 
     Args:
@@ -29,7 +47,7 @@ def parse(verb: str, arguments: list[str], default_out: str) -> Any:
         UserError: an option is unknown, missing, or has a wrong value.
         SystemExit: the help was asked for and is printed.
     """
-    cls = config_class(verb)
+    cls = verb.config_class()
     where = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help=f"Where to write ({default_out} unless given).")]
     as_json = Annotated[bool, tyro.conf.arg(help="Print what was measured to stdout, as JSON.")]
     command = dataclasses.make_dataclass(
@@ -45,7 +63,7 @@ def parse(verb: str, arguments: list[str], default_out: str) -> Any:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 command,
-                prog=f"rlrc {verb}",
+                prog=f"rlrc {verb.name}",
                 description=cls.__doc__,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -54,11 +72,12 @@ def parse(verb: str, arguments: list[str], default_out: str) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]).replace("_", "-")
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{verb}: {f'--{shorten(key)}: ' if key else ''}{message}") from error
+        raise UserError(f"{verb.name}: {f'--{shorten(key)}: ' if key else ''}{message}") from error
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(f"{verb}: {_one_line(said.getvalue(), cls)}; `rlrc {verb} --help` lists the options") from None
+        wrong = _one_line(said.getvalue(), cls)
+        raise UserError(f"{verb.name}: {wrong}; `rlrc {verb.name} --help` lists the options") from None
 
 
 def _one_line(box: str, cls: type[Any]) -> str:

@@ -25,7 +25,7 @@ MOST_TASKS = 100
 
 @dataclass(frozen=True)
 class Episode:
-    """How one episode went."""
+    """Record of one episode."""
 
     policy: str
     world: str
@@ -54,7 +54,7 @@ class Episode:
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
-        """What makes two episodes of different policies a pair."""
+        """Key that two policies' episodes share if they are a pair."""
         return self.world, self.split, self.variant, self.episode_id, self.seed
 
 

@@ -1,4 +1,4 @@
-"""How often a policy succeeds: fixed episodes, so that any two policies can be compared pair by pair.
+"""Measure how often a policy succeeds, on fixed episodes, so that any two policies can be compared pair by pair.
 
 rlrc evaluate --policy checkpoints/tabletop-base --episodes 128 --out runs/base-eval
 """
@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import torch
 
-import rlrc
 from rlrc import envs
-from rlrc.cache import VlaCachedPolicy
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.episodes import (
     Episode,
@@ -30,11 +27,13 @@ from rlrc.episodes import (
 )
 from rlrc.errors import UserError
 from rlrc.files import write_json
+from rlrc.models.checkpoint import load
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
 from rlrc.rollouts import Camera, rollout_in_turns
 from rlrc.tables import print_table
+from rlrc.vla_cache import VlaCachedPolicy
 
 
 def check(config: EvaluateConfig) -> None:
@@ -72,7 +71,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     check(config)
     keep_freed_memory()
-    policy = rlrc.load(config.policy, config.unnorm_key, device="cuda" if torch.cuda.is_available() else "cpu")
+    policy = load(config.policy, config.unnorm_key, config.device)
     if config.center_crop:
         policy.processor.images = replace(policy.processor.images, center_crop=True)
     table = out / "episodes.parquet"
@@ -116,7 +115,7 @@ def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Polic
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
-    """By condition: n, the rates with their intervals, the mean motion, and the rates of each task."""
+    """Results by condition: n, the rates with their intervals, the mean motion, and the rates of each task."""
     return {
         condition: {
             **_rates(group),

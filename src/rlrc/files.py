@@ -25,7 +25,7 @@ SETTLED_NS = 2 * 10**9
 
 
 def cache_folder() -> Path:
-    """Where what was built, measured or fetched on this machine is kept."""
+    """Folder for everything that rlrc builds, decodes or fetches once for this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlrc"
 
 

@@ -1,4 +1,4 @@
-"""What a policy is made of: parameters and bytes by part, the shape of each layer, quantization and lineage.
+"""Describe a policy: parameters and bytes by part, the shape of each layer, quantization and lineage.
 
 Read from the headers of its files: the weights themselves are never loaded.
 """
@@ -24,7 +24,7 @@ def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
     parameters, sizes = described["parameters"], described["bytes"]
     rows = [[part, human_count(parameters[part]), human_bytes(sizes[part])] for part in parameters]
     print_table(str(config.policy), ["part", "parameters", "bytes"], rows)
-    say(f"as papers count, with what is never read: {described['published_parameters']:,} parameters")
+    say(f"papers count this as: {described['published_parameters']:,} parameters")
     layers = described["layers"]
     rows = [[str(i), *(str(layer[key]) for key in ("heads", "kv_heads", "channels"))] for i, layer in enumerate(layers)]
     print_table("decoder", ["layer", "heads", "key-value heads", "MLP channels"], rows)

@@ -25,8 +25,9 @@ from rlrc.ownership import made, remove_files, require_plain
 from rlrc.process import world_size
 from rlrc.progress import say
 from rlrc.reading import read_yaml
-from rlrc.recipe import PROGRESS, RECIPE_FILE, Recipe, measures, read_recipe, resolve
+from rlrc.recipe import PROGRESS, RECIPE_FILE, Recipe, read_recipe
 from rlrc.report.summary import as_json, print_summary, summarise_run
+from rlrc.resolve import measures, resolve
 from rlrc.stage import Stage
 from rlrc.tables import human_seconds
 from rlrc.verbs import VERBS
@@ -136,7 +137,9 @@ def _run_at_once(stages: dict[str, Stage], out: Path, jobs: int) -> dict[str, di
         with job_pool(jobs) as pool:
             return schedule(stages, out, jobs, pool, _run_job)
     except BrokenProcessPool as error:
-        raise UserError("a stage's process was killed (out of memory?); run the same command again") from error
+        raise UserError(
+            "a stage's process was killed, perhaps because memory ran out; run the same command again"
+        ) from error
 
 
 def schedule(

@@ -1,4 +1,4 @@
-"""What a process asks of its system: of OpenMP and the C library, of signals, and of its parent."""
+"""Settings of a process's system: of OpenMP and the C library, of signals, and of its parent."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What a long run tells its user: console lines and bars with an ETA (stderr), and its metrics on disk.
+"""Progress of long runs: console lines and bars with an ETA (stderr), and its metrics on disk.
 
 Bars redraw in place on a terminal. Elsewhere (a log file, CI) they become an occasional plain line, so that logs stay
 short.

@@ -108,7 +108,7 @@ def _play(
     seed: int,
     camera: Camera | None,
 ) -> Play:
-    """At most as many episodes as there are environments; pauses whenever these have begun to move."""
+    """Play at most as many episodes as there are environments. It pauses whenever these have begun to move."""
     padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
     observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
     policy.reset()

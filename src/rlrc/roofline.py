@@ -17,7 +17,7 @@ from rlrc.models.policy import Policy
 READ_BYTES = 2**30
 """Large enough to come from memory and not from a cache."""
 ROWS, WIDTH = 280, 4096
-"""Of the product that is timed: a prompt's positions and OpenVLA-7B's hidden size."""
+"""Size of the product that is timed: a prompt's positions and OpenVLA-7B's hidden size."""
 
 
 def rates(device: torch.device | str = "cpu") -> dict[str, float]:

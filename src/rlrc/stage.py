@@ -17,28 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
 
-import rlrc
-from rlrc import ownership, verbs
+from rlrc import ownership
 from rlrc.config import Config
 from rlrc.errors import UserError, is_bug
 from rlrc.files import require_space, sha256_file, sha256_tree, write_json, write_text
+from rlrc.finished import read_done
 from rlrc.lock import locked
 from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
 from rlrc.process import rank
-from rlrc.reading import FileModel, read_model, require_file, shorten
+from rlrc.reading import require_file, shorten
+from rlrc.verbs import VERBS
+from rlrc.version import __version__
 
 SMALLEST_SPACE = 2**22
 """Bytes that must be free before a stage starts."""
-
-
-class Done(FileModel):
-    """A stage's `done.json`."""
-
-    fingerprint: str
-    seconds: float = Field(ge=0)
-    result: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,12 +48,12 @@ class Stage:
     def fingerprint(self) -> str:
         """Equal for equal work: the config with every path replaced by the identity of what lies there."""
         values = _replace_strings(self.config.model_dump(mode="json"), self.sources)
-        text = json.dumps([self.verb, values, rlrc.__version__], sort_keys=True)
+        text = json.dumps([self.verb, values, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def artifact(self) -> Path:
-        return self.folder / verbs.VERBS[self.verb].artifact
+        return self.folder / VERBS[self.verb].artifact
 
     def result(self) -> dict[str, Any] | None:
         """What the finished stage measured, or None if it is not finished (or is another experiment).
@@ -70,7 +63,7 @@ class Stage:
         """
         if not ((self.folder / DONE).exists() and self.artifact.exists()):
             return None
-        done = _read_done(self.folder)
+        done = read_done(self.folder)
         return done.result if done.fingerprint == self.fingerprint else None
 
     def run(self, restart: bool) -> dict[str, Any]:
@@ -84,7 +77,7 @@ class Stage:
         """
         if (result := self.result()) is not None:
             return result
-        work = verbs.function(self.verb)
+        work = VERBS[self.verb].function()
         if rank() > 0:
             return work(self.config, self.folder)
         self.check(restart)
@@ -148,39 +141,6 @@ class Stage:
             raise
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a stage that ended left in its folder."""
-
-    name: str
-    folder: Path
-    verb: str
-    config: dict[str, Any]
-    seconds: float
-    result: dict[str, Any]
-
-
-def read_finished(folder: Path) -> Finished | None:
-    """The record of the stage in `folder`, or None if it has not ended.
-
-    Raises:
-        UserError: what it left is damaged.
-    """
-    if not (folder / DONE).exists():
-        return None
-    done, record = _read_done(folder), read_record(folder)
-    if record is None:
-        raise UserError(f"{folder / RECORD}: no such file, and {DONE} lies beside it; delete {DONE} and run it again")
-    return Finished(folder.name, folder, record.verb, record.config, done.seconds, done.result)
-
-
-def _read_done(folder: Path) -> Done:
-    try:
-        return read_model(folder / DONE, Done)
-    except UserError as error:
-        raise UserError(f"{error}; delete this file, and the same command brings the stage to its end again") from error
-
-
 def path_fields(config: Config) -> dict[str, list[Path]]:
     """The paths a config names, by field."""
     found: dict[str, list[Path]] = {}
@@ -193,7 +153,7 @@ def path_fields(config: Config) -> dict[str, list[Path]]:
 
 
 def content_hash(path: Path) -> str:
-    """What lies at `path`, whatever it is called.
+    """Hash of the contents of `path`, whatever it is called.
 
     Raises:
         UserError: nothing lies there, or a pipe or a device.

@@ -30,7 +30,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         UserError: there are no trials.
     """
     if n == 0:
-        raise UserError("no episodes: a success rate needs at least one")
+        raise UserError("a success rate needs at least one episode")
     interval = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 

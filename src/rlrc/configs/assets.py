@@ -1,4 +1,4 @@
-"""What one can ask of `assets`."""
+"""Options of `assets`."""
 
 from typing import Literal
 

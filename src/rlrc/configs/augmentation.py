@@ -1,4 +1,4 @@
-"""How training pictures are varied."""
+"""Options of how training pictures are varied."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""What one can ask of `bench`."""
+"""Options of `bench`."""
 
 from pathlib import Path
 from typing import Annotated

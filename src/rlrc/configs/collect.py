@@ -1,4 +1,4 @@
-"""What one can ask of `collect`."""
+"""Options of `collect`."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What one can ask of `convert-libero`."""
+"""Options of `convert-libero`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What one can ask of `evaluate`."""
+"""Options of `evaluate`."""
 
 from typing import Self
 
@@ -19,11 +19,11 @@ class VlaCacheConfig(Config):
     relevant_patches: int = Field(default=120, ge=0, le=100_000)
     """Number of patches that the instruction attends to most and that are never reused."""
     attention_layer: int = Field(default=15, ge=0, le=1000)
-    """Layer at which it is read off what the instruction attends to."""
+    """Layer whose attention tells which patches the instruction looks at."""
     layers: tuple[LayerNumber, ...] = (2, 6, 9, 11)
     """Layers at which patches leave the prompt."""
     growth: Share = 0.55
-    """How much of a rise in the reused share, from layer to layer, is followed."""
+    """Share of each rise in reuse, from layer to layer, that is followed. One follows rises at once, zero never."""
 
 
 class EvaluateConfig(PolicyPart):

@@ -1,4 +1,4 @@
-"""What one can ask of `inspect`."""
+"""Options of `inspect`."""
 
 from pathlib import Path
 

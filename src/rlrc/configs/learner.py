@@ -1,4 +1,4 @@
-"""What every kind of training lets one choose."""
+"""Options that all kinds of training share."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What one can ask of `make-random`."""
+"""Options of `make-random`."""
 
 from pathlib import Path
 from typing import Annotated, Literal

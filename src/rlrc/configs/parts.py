@@ -4,9 +4,9 @@ A verb's config inherits them as its last bases, so that they stand first in its
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlrc.config import Config
 
@@ -36,14 +36,6 @@ class PolicyPart(PolicyReadingPart, PolicyPathPart):
     """Which policy a verb reads, and how."""
 
 
-class StatisticsPart(Config):
-    """How a policy's actions are normalised when it meets a dataset."""
-
-    statistics: Literal["policy", "dataset"] = "policy"
-    """Statistics that normalise actions: those that the policy holds, or those of this dataset. The dataset's are
-    written into the new checkpoint, under unnorm_key or else under the dataset's name."""
-
-
 class DatasetPart(Config):
     """Which demonstrations a verb reads, where it can do without."""
 
@@ -65,3 +57,17 @@ class DemonstrationsPart(DatasetPart):
 
     dataset: Path
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
+
+
+class StatisticsPart(DatasetPart):
+    """Which demonstrations a verb reads, and how a policy's actions are normalised when it meets them."""
+
+    statistics: Literal["policy", "dataset"] = "policy"
+    """Statistics that normalise actions: those that the policy holds, or those of this dataset. The dataset's are
+    written into the new checkpoint, under unnorm_key or else under the dataset's name."""
+
+    @model_validator(mode="after")
+    def _statistics_have_data(self) -> Self:
+        if self.statistics == "dataset" and self.dataset is None:
+            raise ValueError("statistics of the dataset need a dataset: give one, or leave statistics out")
+        return self

@@ -1,4 +1,4 @@
-"""What one can ask of `prune`, and the options of each method. What a method does stands in `rlrc.prune`."""
+"""Options of `prune` and of each method. `rlrc.prune` holds what a method does."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from rlrc.config import Config, LayerNumber, Seed, Share
-from rlrc.configs.parts import DatasetPart, PolicyPart, StatisticsPart
+from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 Pattern = Annotated[str, StringConstraints(pattern=r"^\d{1,4}:\d{1,4}$")]
 
@@ -97,7 +97,7 @@ class Flap(MethodConfig):
 
     kind: Literal["flap"] = "flap"
     metric: Literal["IFV", "WIFV", "WIFN"] = "WIFV"
-    """How much an input of o_proj or down_proj matters."""
+    """Measure of how much an input of o_proj or down_proj matters."""
     structure: Literal["AL-AM", "UL-UM"] = "AL-AM"
     """Whether heads and channels of all layers share one ranking, or each layer loses the same share."""
     bias_compensation: bool = True
@@ -174,11 +174,11 @@ Method = Annotated[
 ]
 
 
-class PruneConfig(StatisticsPart, DatasetPart, PolicyPart):
+class PruneConfig(StatisticsPart, PolicyPart):
     """Make the decoder smaller or sparser."""
 
     method: Method = LlmPruner()
-    """How it is decided what goes."""
+    """Method that decides what is removed."""
     ratio: Share | None = None
     """Share to remove: of the heads and channels of each layer, or of all layers together where the method's scope is
     global; of the weights (wanda, magnitude); or of the layers (depth)."""

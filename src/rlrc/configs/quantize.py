@@ -1,4 +1,4 @@
-"""What one can ask of `quantize`."""
+"""Options of `quantize`."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -6,12 +6,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rlrc.config import Seed
-from rlrc.configs.parts import DatasetPart, PolicyPart, StatisticsPart
+from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 Part = Literal["decoder", "vision", "projector", "embedding", "head"]
 
 
-class QuantizeConfig(StatisticsPart, DatasetPart, PolicyPart):
+class QuantizeConfig(StatisticsPart, PolicyPart):
     """Store a policy's weights in 4 or 8 bits."""
 
     bits: Literal[4, 8] = 4

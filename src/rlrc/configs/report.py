@@ -1,4 +1,4 @@
-"""What one can ask of `report`."""
+"""Options of `report`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What one can ask of `rl`."""
+"""Options of `rl`."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from rlrc.config import Config, Share
 from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import LearnerConfig
-from rlrc.configs.parts import DatasetPart, PolicyPart, StatisticsPart
+from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 
 class RewardTerms(Config):
-    """What each bit of progress is worth."""
+    """Reward for each kind of progress."""
 
     grasped: float = Field(default=0.1, ge=-1000, le=1000)
     """Reward for having grasped the object in this episode."""
@@ -22,7 +22,7 @@ class RewardTerms(Config):
     """Reward for an object that rests where it should, released, and has been grasped in this episode."""
 
 
-class RlConfig(LearnerConfig, StatisticsPart, DatasetPart, PolicyPart):
+class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Improve a policy by acting in a world (PPO)."""
 
     world: str = "tabletop"
@@ -34,7 +34,7 @@ class RlConfig(LearnerConfig, StatisticsPart, DatasetPart, PolicyPart):
     iterations: int = Field(default=100, ge=1, le=10_000_000)
     """Number of iterations of acting and updating, critic warm-up included."""
     reward: RewardTerms = RewardTerms()
-    """What each bit of progress is worth."""
+    """Reward for each kind of progress."""
     end_after_success: int = Field(default=0, ge=0, le=100_000)
     """Number of steps of success in a row after which an episode ends and another begins in its place, so that acting
     is not spent on standing still. What would be lost again later is then neither trained nor counted, so that the

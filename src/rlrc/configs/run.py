@@ -1,4 +1,4 @@
-"""What one can ask of `run` and `study`."""
+"""Options of `run` and `study`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What one can ask of `sft`."""
+"""Options of `sft`."""
 
 from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.parts import PolicyPart, StatisticsPart

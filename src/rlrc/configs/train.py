@@ -1,4 +1,4 @@
-"""What one can ask of `train`."""
+"""Options of `train`."""
 
 from typing import Annotated, Self
 

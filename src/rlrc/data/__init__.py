@@ -1,4 +1,4 @@
-"""What was shown in a world: recording it, keeping it as LeRobotDataset v3.0, and serving it in batches."""
+"""Demonstrations: recording them, keeping it as LeRobotDataset v3.0, and serving it in batches."""
 
 from rlrc.data.demonstrations import Demonstrations
 

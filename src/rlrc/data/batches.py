@@ -105,7 +105,7 @@ def _crop(images: Tensor, area: float, shift: int, generator: torch.Generator) -
 
 
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-"""From RGB to luma and the two axes of the chroma plane (NTSC, FCC 1953)."""
+"""Matrix that turns RGB into luma and the two axes of the chroma plane (NTSC, FCC 1953)."""
 
 
 def _chroma_map(chroma: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Attempt:
     instruction: str
     success: bool
     frames: dict[str, np.ndarray]
-    """By feature key, arrays over steps."""
+    """Arrays over steps, by feature key."""
 
     def save(self, path: Path) -> None:
         arrays: dict[str, Any] = {"instruction": self.instruction, "success": self.success, **self.frames}
@@ -162,12 +162,12 @@ def _attempts(config: CollectConfig, played: Path) -> Generator[Attempt]:
             losses += 1
             lost = f"a process that plays episode {ahead[0]} or one soon after it died or hung"
             if losses == MAX_LOSSES:
-                raise UserError(f"{lost}: {losses} times in a row, so it is given up") from loss
+                raise UserError(f"{lost}; this happened {losses} times in a row, so rlrc gives up") from loss
             say(f"{lost}; it was replaced, and the episodes are played again")
 
 
 def _episode_ids(config: CollectConfig) -> Iterator[int]:
-    """Without end; of a suite up to ten trials of a task and then of the next one, since to build another task's
+    """Endless ids. In a suite ten trials of a task come before those of the next, since to build another task's
     simulation takes as long as an episode."""
     spec = envs.spec(config.world)
     ids = spec.episode_ids(config.first_episode_id, config.tasks)

@@ -86,7 +86,7 @@ def _hdf5(config: ConvertLiberoConfig) -> Iterator[Episode]:
         raise UserError("reading LIBERO's HDF5 files needs h5py: pip install -c constraints.txt h5py") from error
     files = sorted(config.source.glob("*.hdf5")) if config.source.is_dir() else [config.source]
     if not files or not files[0].exists():
-        raise UserError(f"{config.source}: neither HDF5 files (*.hdf5) nor a LeRobotDataset are there")
+        raise UserError(f"{config.source}: there are neither HDF5 files (*.hdf5) nor a LeRobotDataset")
     for path in files:
         task = instruction(path.stem.removesuffix("_demo"))
         try:

@@ -8,7 +8,7 @@ from rlrc.data.format import QUANTILES
 
 
 class VectorSummary:
-    """Of a feature with one number or one vector a frame."""
+    """Summary of a feature that has one number or one vector in each frame."""
 
     def __init__(self) -> None:
         self._episodes: list[np.ndarray] = []
@@ -30,7 +30,7 @@ class VectorSummary:
 
 
 class ImageSummary:
-    """Of a camera: per channel over all pixels scaled to [0, 1], from counts of the 256 values a byte can take."""
+    """A camera's summary: per channel over pixels scaled to [0, 1], from counts of the 256 values a byte can take."""
 
     def __init__(self) -> None:
         self._frames = 0

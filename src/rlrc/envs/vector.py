@@ -59,7 +59,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         if num_envs < 1 or num_workers < 0 or (image_size is not None and image_size < SMALLEST_PICTURE):
             raise UserError(
                 f"num_envs {num_envs}, num_workers {num_workers}, image_size {image_size}: "
-                f"need at least 1 environment, 0 workers (run in this process) and {SMALLEST_PICTURE} px"
+                f"there must be at least 1 environment, 0 workers (they run in this process) and {SMALLEST_PICTURE} px"
             )
         self.world_spec = spec
         self.num_envs = num_envs

@@ -27,7 +27,7 @@ from rlrc.process import end_with_parent, shielded
 from rlrc.progress import say
 
 MAX_LOSSES = 3
-"""The same work is begun so often at most."""
+"""Largest number of times that the same work is begun."""
 
 SMALLEST_PICTURE = 16
 """Side in px; also what a world is made for of which no pictures are wanted."""
@@ -36,7 +36,7 @@ SIGN_OF_LIFE_S = 1.0
 """How long a worker gathers answers before it sends them; a message for each world costs as much as a fast world."""
 
 _THREADS = "OMP_NUM_THREADS"
-"""What PyTorch reads when it is imported."""
+"""Environment variable that PyTorch reads when it is imported."""
 
 T = TypeVar("T")
 Calls = dict[int, tuple[Any, ...]]
@@ -63,7 +63,9 @@ def repeat_if_lost(run: Callable[[], T]) -> T:
             return run()
         except WorkerLost as loss:
             if losses == MAX_LOSSES:
-                raise UserError(f"{loss}: {losses} times in the same episodes, so it is given up") from loss
+                raise UserError(
+                    f"{loss}; this happened {losses} times in the same episodes, so rlrc gives up"
+                ) from loss
             say(f"{loss}; it was replaced, and its episodes are run again")
     raise AssertionError("unreachable")
 
@@ -284,7 +286,7 @@ def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | E
 
 
 def _picture_size(images: Images | None) -> int:
-    """What a world is made for, in px."""
+    """Size of the pictures that a world is made for, in px."""
     return images.shape[1] if images else SMALLEST_PICTURE
 
 

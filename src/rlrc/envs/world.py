@@ -10,12 +10,12 @@ import numpy as np
 from rlrc.errors import UserError
 
 CONSECUTIVE_STEPS = 5
-"""For so many an object must be held for `consecutive_grasp`."""
+"""Number of steps in a row for which an object must be held to count as `consecutive_grasp`."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one world tells after a reset or a step, besides its picture."""
+    """Everything but the picture that a world returns after a reset or a step."""
 
     instruction: str
     state: np.ndarray
@@ -85,9 +85,9 @@ class WorldSpec:
     variants: dict[str, str]
     """The names of its variants, main first, and what each challenges: vision, semantics or execution."""
     splits: tuple[str, ...] = ("ind", "ood")
-    """Those of main; every other variant is out of distribution."""
+    """Splits of the variant main. Every other variant is out of distribution."""
     num_tasks: int = 1
-    """Of a suite: episode i is one of task i modulo this."""
+    """Number of tasks in a suite. Episode i is one of task i modulo this number."""
     gripper: tuple[int, int, int] = (0, 1, 2)
     """Where `environment_state` holds the gripper's position (x, y, z), metres."""
     expert: Callable[[int], Expert] | None = None
@@ -95,7 +95,7 @@ class WorldSpec:
     ends_on_success: bool = False
     """Whether an episode is over once it succeeds, as in LIBERO, or goes on and may lose what it had."""
     simulation: Callable[[int, int], Simulation] | None = None
-    """In place of `factory`: makes all worlds of an environment as one simulation in the process that asks for it, from
+    """Instead of `factory`, makes all worlds of an environment as one simulation in the process that asks for it, from
     the pictures' size in px and the number of worlds. Not with `ends_on_success`."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""

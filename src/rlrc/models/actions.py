@@ -15,7 +15,7 @@ from rlrc.reading import shorten, validate
 
 
 class ActionTokenizer:
-    """Between normalised actions in [-1, 1] and token ids in [vocab_end - n_bins, vocab_end)."""
+    """Converts between normalised actions in [-1, 1] and token ids in [vocab_end - n_bins, vocab_end)."""
 
     def __init__(self, vocab_end: int, n_bins: int = 256) -> None:
         self.vocab_end = vocab_end

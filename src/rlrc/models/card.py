@@ -19,7 +19,7 @@ def model_card(parameters: int, lineage: dict[str, Any], size: int) -> str:
         "",
         "# OpenVLA policy, made by rlrc",
         "",
-        f"{parameters:,} parameters, {size:,} bytes of weights.",
+        f"This policy has {parameters:,} parameters and {size:,} bytes of weights.",
         "",
         "```python",
         "import rlrc",
@@ -32,7 +32,7 @@ def model_card(parameters: int, lineage: dict[str, Any], size: int) -> str:
         "",
     ]
     for stage in lineage["stages"]:
-        lines += [f"### `rlrc {stage['verb']}`", "", "| key | value |", "|---|---|"]
+        lines += [f"### `rlrc {stage['verb']}`", "", "| option | value |", "|---|---|"]
         lines += [f"| {key} | {_cell(value)} |" for key, value in stage.get("config", {}).items()]
         lines += ["", "| measured | value |", "|---|---|"] if stage.get("metrics") else []
         lines += [f"| {key} | {_cell(value)} |" for key, value in stage.get("metrics", {}).items()]

@@ -119,7 +119,7 @@ class Decoding:
         return self._keys[index][:, :, : self._length], self._values[index][:, :, : self._length]
 
     def _take_memory(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """For one more layer, whose keys and values have these heads."""
+        """Reserve memory for one more layer, whose keys and values have these heads."""
         for new, tensors in ((keys, self._keys), (values, self._values)):
             tensors.append(new.new_empty((*new.shape[:2], self._capacity, new.shape[3])))
 

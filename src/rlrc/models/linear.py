@@ -36,7 +36,7 @@ LARGEST_GROUP = 2**20
 
 PACKABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 Packable = nn.Linear | nn.Conv2d | nn.Embedding
-"""What has a weight that can be packed."""
+"""Kinds of layers whose weight can be packed."""
 
 
 class QuantizedLinear(nn.Module):

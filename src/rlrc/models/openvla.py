@@ -25,7 +25,7 @@ from rlrc.models.linear import QuantizedLinear
 from rlrc.models.vision import LayerScale, Projector, VisionBackbone, VisionTower
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""Where sampling noise comes from: one generator for the batch, one for each row, or torch's own."""
+"""Source of sampling noise: one generator for the batch, one for each row, or torch's own."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PolicyInputs:
 
 @dataclass(frozen=True)
 class ActionSample:
-    """What acting returns: `tokens` (B, 7) ids, `logprobs` (B,) summed over them, `values` (B,) given a critic."""
+    """Result of acting: `tokens` (B, 7) ids, `logprobs` (B,) summed over them, `values` (B,) given a critic."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor

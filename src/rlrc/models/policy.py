@@ -18,7 +18,7 @@ from rlrc.reading import shorten
 
 
 class Policy:
-    """What `rlrc.load` returns.
+    """A policy, as `rlrc.load` returns it.
 
     `unnorm_key` chooses the action statistics; it may be left out where the checkpoint has one set, or names a default.
     """

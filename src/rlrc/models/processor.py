@@ -1,4 +1,4 @@
-"""From a camera picture and an instruction to the model's inputs, by the checkpoint's own files.
+"""Turns a camera picture and an instruction into the model's inputs, by the checkpoint's own files.
 
 Pictures: resized (bicubic, antialiased; Pillow, as the original does), scaled to [0, 1], normalised once a tower and
 stacked to 3 channels a tower, all read from `preprocessor_config.json`. Prompts: the config's template, the
@@ -117,7 +117,7 @@ class ImageProcessor:
         return torch.cat(towers, dim=1)
 
     def _pixel_values(self, images: np.ndarray, size: list[int], norm: dict[str, Any]) -> torch.Tensor:
-        """Of one tower, (B, 3, height, width)."""
+        """Pixel values of one tower, (B, 3, height, width)."""
         resized = _resize(images, *size[1:])
         if self.center_crop:
             resized = crop_center(resized)

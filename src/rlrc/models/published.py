@@ -46,7 +46,7 @@ def published_tensors(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
 
 
 def published_parameters(config: OpenVLAConfig) -> int:
-    """How many numbers that is: what papers call the size of the policy."""
+    """Number of parameters as papers count them."""
     return sum(torch.Size(shape).numel() for shape in published_tensors(config).values())
 
 

@@ -54,7 +54,7 @@ def weight_files(folder: Path) -> list[Path]:
     shards = [folder / name for name in sorted(set(_weight_map(folder).values()))]
     for shard in shards:
         if not shard.exists():
-            raise UserError(f"{shard}: named by {INDEX_FILE} but not there; download the checkpoint again")
+            raise UserError(f"{shard} is named by {INDEX_FILE} and does not exist; download the checkpoint again")
     return shards
 
 

@@ -24,6 +24,7 @@ from rlrc.errors import UserError
 from rlrc.files import sha256_file
 from rlrc.models.checkpoint import empty_model, outline
 from rlrc.models.config import OpenVLAConfig
+from rlrc.models.device import resolve_device
 from rlrc.models.linear import count_parameters
 from rlrc.models.policy import Policy
 from rlrc.models.weights import Weights
@@ -83,7 +84,7 @@ class Task:
     target: Target
     demonstrations: Demonstrations | None
     key: dict[str, Any]
-    """What the measurements depend on."""
+    """Everything that the measurements depend on."""
     saved: SavedSums
 
     @classmethod
@@ -132,8 +133,14 @@ class Task:
         """What the method reads off the layers, or what an earlier run has read."""
         if self.config.measured is not None:
             return read_measured(self.config.measured, self.key)
-        rotary = self.parent.model.language_model.model.rotary_emb
-        source = Source(self.layers, self.groups, self.target, self.config.seed, self.saved, rotary)
+        with (device := resolve_device(self.config.device)):  # where new tensors are made
+            measured = self._measure_on(device)
+        return {name: tensor.cpu() for name, tensor in measured.items()}
+
+    def _measure_on(self, device: torch.device) -> Measured:
+        rotary = self.parent.model.language_model.model.rotary_emb.to(device)
+        layers = StoredLayers(self.files, self.parent.model.config.text_config, device)
+        source = Source(layers, self.groups, self.target, self.config.seed, self.saved, rotary)
         if self.config.method.needs_calibration:
             source = self._with_calibration(source)
         return self.method.measure(source)
@@ -211,7 +218,7 @@ def _layers(policy: Policy) -> list[LlamaDecoderLayer]:
 
 
 def _linear_parameters(policy: Policy) -> int:
-    """Of the decoder's matrices, biases left out."""
+    """Number of parameters of the decoder's matrices, without biases."""
     return sum(p.numel() for layer in _layers(policy) for p in layer.parameters() if p.ndim == 2)
 
 

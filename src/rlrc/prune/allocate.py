@@ -1,4 +1,4 @@
-"""From scores to the units that stay.
+"""Turns scores into the units that stay.
 
 Both rules are LLM-Pruner's own, rounding included, so that its published ratios give its published shapes:
 

@@ -1,4 +1,4 @@
-"""What methods are calibrated on: demonstrated frames and their action tokens, or given token ids.
+"""Samples that methods are calibrated on: demonstrated frames and their action tokens, or given token ids.
 
 Only the parts around the decoder are read here, the vision towers, the projector, embeddings, final norm and head; the
 decoder itself passes by layer by layer (see `stream`).
@@ -41,7 +41,7 @@ class Frames:
     tokens: torch.Tensor
     """The demonstrated action ids (N, 7)."""
     weights: torch.Tensor | None = None
-    """Of each sample and action dimension in the loss (N, 7), 1 on average; None: all 1."""
+    """Weight of each sample and action dimension in the loss (N, 7), 1 on average. None means that all are 1."""
     _embedded: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,8 +54,9 @@ class Frames:
         require_fit(policy, demonstrations)
         chosen = demonstrations.draw(samples, seed)
         fill(policy.model, files, wanted=lambda name: not name.startswith(f"{DECODER}."))
+        _to_default_device(policy)
         instructions = [demonstrations.instruction(i) for i in chosen]
-        tokens = policy.encode(demonstrations.actions[chosen]).cpu()
+        tokens = policy.encode(demonstrations.actions[chosen])
         images = read_frames(demonstrations.pictures, chosen, policy.processor.images.one_size)
         return cls(policy, images, instructions, tokens)
 
@@ -92,12 +93,13 @@ class Frames:
         Returns:
             embeddings (N, T, hidden) and mask (N, T).
         """
-        model, prompts = self.policy.model, self.policy.processor.prompts(self.instructions)
+        model, device = self.policy.model, self.tokens.device
+        prompts = self.policy.processor.prompts(self.instructions).to(device)
         rows = []
         for first in track(range(0, len(images), PICTURES_AT_ONCE), "pictures"):
             here = slice(first, first + PICTURES_AT_ONCE)
             with torch.no_grad():
-                pictures = model.project_images(self.policy.processor.images(images[here]))
+                pictures = model.project_images(self.policy.processor.images(images[here]).to(device))
                 inputs = PolicyInputs(prompts.input_ids[here], prompts.attention_mask[here], image_embeddings=pictures)
                 rows.append(model.teacher_forced(inputs, self.tokens[here])[:2])
         embeddings, mask = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -108,6 +110,14 @@ class Frames:
         model = self.policy.model
         last = model.language_model.model.norm(hidden[:, -self.tokens.shape[1] :])
         return model.action_head(last).float()
+
+
+def _to_default_device(policy: Policy) -> None:
+    """Move what stands around the decoder to where new tensors are made."""
+    model, decoder = policy.model, policy.model.language_model
+    parts = (model.vision_backbone, model.projector, decoder.model.embed_tokens, decoder.model.norm, decoder.lm_head)
+    for part in parts:
+        part.to(torch.get_default_device())
 
 
 def text_calibration(source: Policy, files: Weights, path: Path) -> Calibration:
@@ -122,11 +132,14 @@ def text_calibration(source: Policy, files: Weights, path: Path) -> Calibration:
     vocabulary = source.model.config.text_config.vocab_size
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise UserError(f"{path}: token id {int(ids.max())} is outside the vocabulary of {vocabulary}")
-    head = files.read(HEAD) if HEAD in files else None
+    ids = ids.to(torch.get_default_device())
+    head = files.read(HEAD).to(ids.device) if HEAD in files else None
     if head is None or len(head) != vocabulary:
         raise UserError(f"{files.folder}: its head holds the action rows alone, so it has no loss on other tokens")
     embed, norm = source.model.get_input_embeddings(), source.model.language_model.model.norm
     fill(source.model, files, wanted=lambda name: name.startswith(_TEXT_PARTS))
+    for part in (embed, norm):
+        part.to(ids.device)
 
     def loss(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
         logits = F.linear(norm(hidden[:, :-1]), head).float()

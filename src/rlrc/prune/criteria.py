@@ -62,7 +62,7 @@ class RandomMethod(ScoredUnits[Random]):
 
     def measure(self, source: Source) -> Measured:
         generator = torch.Generator().manual_seed(source.seed)
-        return {_key(group): torch.rand(group.units, generator=generator) for group in source.groups}
+        return {_key(group): torch.rand(group.units, generator=generator, device="cpu") for group in source.groups}
 
 
 PrunerConfig = TypeVar("PrunerConfig", bound=LlmPruner)
@@ -125,7 +125,7 @@ class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
 
 
 class LayerSaliency:
-    """Of one layer: what its batches' gradients add up to, as little of it as `importance` needs."""
+    """Sums of one layer's gradients over batches; only those that `importance` needs are kept."""
 
     def __init__(self, importance: str, layer: LlamaDecoderLayer, groups: Sequence[Group], samples: int) -> None:
         self.layer = layer

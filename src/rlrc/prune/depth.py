@@ -30,7 +30,7 @@ class DepthMethod(PruningMethod[Depth]):
             self._count(layers, target)
 
     def measure(self, source: Source) -> Measured:
-        """By layer, its influence; nothing where a list says what stays."""
+        """Influence of each layer; nothing where a list says what stays."""
         if self.config.keep:
             return {}
         stream = source.stream

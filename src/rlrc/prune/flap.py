@@ -136,7 +136,7 @@ def _rank_everything(groups: Sequence[Group], measured: Measured, ratio: float) 
 
 
 def _cost(group: Group, groups: Sequence[Group]) -> int:
-    """In MLP channels; the published code drops the fraction (512/3 becomes 170)."""
+    """Cost of a head in MLP channels; the published code drops the fraction (512/3 becomes 170)."""
     channel = next(other.unit_parameters for other in groups if other.kind == "channels")
     return group.unit_parameters // channel if group.kind == "heads" else 1
 

@@ -19,7 +19,7 @@ from rlrc.errors import UserError
 
 @dataclass(frozen=True)
 class Member:
-    """Of the linear layer `name`, unit u owns [u * width, (u + 1) * width) of its `axis`: 0 its rows, 1 its columns."""
+    """In the linear layer `name`, unit u owns [u * width, (u + 1) * width) of its `axis`: 0 its rows, 1 its columns."""
 
     name: str
     axis: Literal[0, 1]

@@ -34,6 +34,7 @@ class SavedSums:
         if self._folder is None or not self._path.exists():
             return 0, {}
         metadata, tensors = _read(self._path)
+        tensors = {name: tensor.to(torch.get_default_device()) for name, tensor in tensors.items()}
         return (int(metadata["done"]), tensors) if metadata["key"] == self._key else (0, {})
 
     def save(self, done: int, tensors: Measured) -> None:
@@ -65,11 +66,11 @@ def read_measured(path: Path, key: dict[str, Any]) -> Measured:
     try:
         metadata, measured = _read(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a file of measurements that can be read ({error})") from error
+        raise UserError(f"{path} is no file of measurements that can be read ({error})") from error
     theirs = json.loads(metadata.get("key", "{}"))
     differing = [name for name, value in json.loads(json.dumps(key)).items() if theirs.get(name) != value]
     if differing:
-        raise UserError(f"{path}: measured with another {' and '.join(differing)}; leave `measured` out")
+        raise UserError(f"{path} was measured with another {' and '.join(differing)}; leave `measured` out")
     return measured
 
 

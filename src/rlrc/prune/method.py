@@ -1,4 +1,4 @@
-"""What every pruning method is: something to measure, and a plan that follows from it.
+"""Base of the pruning methods: something to measure, and a plan that follows from it.
 
 A method first measures the decoder, layer by layer, into a handful of small tensors, and then says what each layer
 becomes. Measuring takes minutes and the plan no time, so that other targets can be tried on the same measurements.
@@ -23,7 +23,7 @@ from rlrc.prune.measured import Measured, SavedSums
 from rlrc.prune.stream import Calibration, Stream
 
 Visit = Callable[[int, LlamaDecoderLayer, torch.Tensor], tuple[Measured, torch.Tensor]]
-"""Of a layer, its number and what enters it (N, T, hidden): what was measured there, and what leaves it."""
+"""Takes a layer's number, the layer and its inputs (N, T, hidden); returns measurements and the layer's outputs."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Source:
-    """What there is to prune and to measure with."""
+    """Everything that a method may read: layers, groups, target and samples."""
 
     layers: Sequence[LlamaDecoderLayer]
     """Each read anew, perhaps, whenever it is asked for."""
@@ -52,7 +52,7 @@ class Source:
     calibration: Calibration | None = None
     """Samples, where the method needs them."""
     frames: Frames | None = None
-    """What they were made of, where they are demonstrations."""
+    """Frames that the samples were made of, where they are demonstrations."""
 
     @property
     def stream(self) -> Stream:
@@ -85,18 +85,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of the decoder."""
+    """The decoder after pruning, as a plan."""
 
     layers: tuple[int, ...]
     """The layers that stay, in order."""
     edit: Callable[[int, LlamaDecoderLayer], None]
     """Changes the layer of the given (old) number in place."""
     shapes: dict[int, dict[str, int]] = field(default_factory=dict)
-    """By old number, in transformers' words, where an edit changes a layer's shape."""
+    """Shapes that an edit changes, in transformers' words, by a layer's old number."""
     output_bias: bool = False
     """Whether edits give o_proj and down_proj a bias."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """What stays, for the lineage; JSON-able."""
+    """Units or layers that stay, for the lineage; JSON-able."""
 
 
 MethodOptions = TypeVar("MethodOptions", bound=MethodConfig)
@@ -121,7 +121,7 @@ class PruningMethod(ABC, Generic[MethodOptions]):
 
     @abstractmethod
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
-        """What follows for this target."""
+        """Decide what each layer becomes for this target."""
 
 
 def refuse_overall(target: Target, kind: str) -> None:

@@ -69,7 +69,7 @@ def state_saliency(source: Source, frames: Frames, grid: int) -> torch.Tensor:
 def mean_action(logits: torch.Tensor, actions: ActionTokenizer) -> torch.Tensor:
     """Logits (n, 7, 256) to the mean of each dimension's distribution, in [-1, 1]: (n, 7)."""
     centres = actions.decode(np.arange(actions.first_id, actions.vocab_end))
-    return logits.softmax(dim=-1) @ torch.from_numpy(centres).float()
+    return logits.softmax(dim=-1) @ torch.from_numpy(centres).to(logits)
 
 
 def blur(images: np.ndarray, grid: int, cell: int) -> np.ndarray:

@@ -26,14 +26,14 @@ TOKENS_AT_ONCE = 8192
 
 
 class StoredLayers(Sequence[LlamaDecoderLayer]):
-    """The decoder layers of a checkpoint: `layers[i]` reads layer i, each time anew, and keeps no hold of it.
+    """The decoder layers of a checkpoint: `layers[i]` reads layer i to `device`, each time anew, and does not keep it.
 
     Raises:
         UserError: a weight holds NaN or infinity.
     """
 
-    def __init__(self, files: Weights, config: DecoderConfig) -> None:
-        self._files, self._config = files, config
+    def __init__(self, files: Weights, config: DecoderConfig, device: torch.device | None = None) -> None:
+        self._files, self._config, self._device = files, config, device or torch.device("cpu")
 
     def __len__(self) -> int:
         return self._config.num_hidden_layers
@@ -52,7 +52,7 @@ class StoredLayers(Sequence[LlamaDecoderLayer]):
         for name, _ in list(layer.named_parameters()):
             tensor = self._files.read(f"{DECODER}.{index}.{name}")
             owner, _, leaf = name.rpartition(".")
-            setattr(layer.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+            setattr(layer.get_submodule(owner), leaf, nn.Parameter(tensor.to(self._device), requires_grad=False))
         return layer.eval()
 
 
@@ -65,7 +65,7 @@ class Calibration:
     mask: torch.Tensor
     """Bool (N, T): false where there is only padding."""
     loss: Callable[[torch.Tensor, slice], torch.Tensor]
-    """Of the last layer's outputs (n, T, hidden) for the samples of a slice: their share in the mean loss of all N."""
+    """Loss of the last outputs (n, T, hidden) for the samples of a slice: their share in the mean loss of all N."""
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -10,7 +10,7 @@ from rlrc.prune.groups import Group, matrix
 from rlrc.prune.method import Plan
 
 Means = dict[tuple[int, str], torch.Tensor]
-"""By layer and kind of unit, the mean inputs of the matrix that gives them to the next layers (width,)."""
+"""Mean inputs, by layer and kind of unit, of the matrix that gives them to the next layers (width,)."""
 
 
 def plan_cut(layers: int, groups: Sequence[Group], kept: Sequence[torch.Tensor], means: Means | None = None) -> Plan:

@@ -24,7 +24,7 @@ ZeroingConfig = TypeVar("ZeroingConfig", bound=UnstructuredConfig)
 
 
 class Unstructured(PruningMethod[ZeroingConfig]):
-    """What Wanda and magnitude have in common."""
+    """Base of Wanda and magnitude."""
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         refuse_overall(target, self.config.kind)
@@ -153,7 +153,7 @@ def _lowest_mass(score: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 class SquareNorm:
-    """Of each input of a matrix, the mean over samples of its squared norm (width,); padding is left out."""
+    """Mean over samples of the squared norm of each input of a matrix (width,). Padding is left out."""
 
     def __init__(self, mask: torch.Tensor) -> None:
         self._mask = mask

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-import rlrc
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
+from rlrc.models.checkpoint import load
 from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
 from rlrc.models.policy import Policy
 from rlrc.models.shards import require_finite_tensor
@@ -41,7 +41,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """What packing one layer did to its weight."""
+    """Record of how packing changed one layer."""
 
     name: str
     bf16_bytes: int
@@ -62,7 +62,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
             infinity, or no layer can be packed.
     """
-    policy = rlrc.load(config.policy, policy_key(config))
+    policy = load(config.policy, policy_key(config), config.device)
     if getattr(policy.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
     before = {
@@ -106,7 +106,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     for where, count in (("on disk", disk), ("in memory", memory)):
         say(f"{len(packed)} layers {where}: {count:,} bytes, {count / bf16:.4f} of {human_bytes(bf16)} in bf16")
     worst = min(packed, key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
-    say(f"least signal-to-noise: {worst.sqnr_db or math.inf:.1f} dB, {worst.name}")
+    say(f"lowest signal-to-noise ratio: {worst.sqnr_db or math.inf:.1f} dB, {worst.name}")
     if actions is not None:
         changed, bins = actions["changed"], actions["bins"]
         say(f"{changed:.1%} of {actions['tokens']} action tokens change; their bins move by {bins:.2f} on average")

@@ -22,7 +22,7 @@ from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 
 DAMPING = 0.01
-"""Of the mean second moment, added to all of them, so that rare inputs do not ask for large moves."""
+"""Share of the mean second moment that is added to all of them, so that rare inputs do not ask for large moves."""
 MOMENT_BYTES = 4 * 2**30
 """Second moments that are held at once; layers beyond that wait for another pass over the samples."""
 

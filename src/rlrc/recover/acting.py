@@ -24,7 +24,7 @@ class Buffer:
     instructions: list[str]
     """(T + 1) * N, flat."""
     images: torch.Tensor
-    """On the CPU: projected patches (T + 1, N, P, hidden) where vision is frozen, else pictures uint8
+    """Pictures on the CPU: projected patches (T + 1, N, P, hidden) where vision is frozen, else pictures uint8
     (T + 1, N, H, W, 3)."""
     tokens: torch.Tensor
     """Action ids (T, N, 7)."""

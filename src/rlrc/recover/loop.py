@@ -1,4 +1,4 @@
-"""What supervised and reinforcement learning share: precision, trainable parameters, processes, exact resume.
+"""Parts that supervised and reinforcement learning share: precision, trainable parameters, processes, exact resume.
 
 A run that is killed and started again ends with the same bits as one that was not. So nothing random has a history:
 every draw comes from a generator seeded by (seed, what it is for, step), and the learning rate is a function of the
@@ -28,6 +28,7 @@ from torch import nn
 from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
+from rlrc.models.device import resolve_device
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.progress import MetricsLog, bar, read_metrics
@@ -59,17 +60,25 @@ class Learner:
             learning_rates: those of parameters whose names start with the key; the others have the config's.
 
         Raises:
-            UserError: the policy is quantized.
+            UserError: the policy is quantized, or the device cannot be trained on.
         """
         if getattr(policy.model.config, "quantization_config", None) is not None:
             raise UserError("a quantized policy cannot be trained; train first and quantize the result")
         self.policy = policy
         self.config = config
         # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
-        self._processes = PartialState(cpu=not torch.cuda.is_available())
+        place = resolve_device(config.device)
+        self._processes = PartialState(cpu=place.type != "cuda")
         # The threads of a process group that is still there when the interpreter ends can abort the process.
         atexit.register(self._processes.destroy_process_group)
         self.device = self._processes.device
+        if place.type == "mps":
+            raise UserError("training runs on the CPU or on CUDA; give --device cpu")
+        if place.index is not None:
+            if self.world_size > 1:
+                raise UserError(f"--device {place}: several processes train on a device each; leave the number out")
+            torch.cuda.set_device(place)
+            self.device = place
         self._stored_dtype = policy.model.dtype
         if self._stored_dtype == torch.float16:
             policy.model.float()  # autocast's bf16 and float16 do not mix; float32 loses nothing
@@ -150,7 +159,7 @@ class Learner:
         self._average([parameter.grad for parameter in trained if parameter.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         if not norm.isfinite():
-            raise UserError("training diverged: the gradient is not finite; lower the learning rate")
+            raise UserError("training diverged, because the gradient is not finite; lower the learning rate")
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * learning_rate_factor
@@ -196,9 +205,7 @@ class Learner:
             owner is not None and stored[name].shape in (owner.shape, torch.Size([])) for name, owner in owners.items()
         )
         if names != set(self.parameters) or not fits:
-            raise UserError(
-                f"{self._state_path}: the state of another training run; choose another folder or delete it"
-            )
+            raise UserError(f"{self._state_path} belongs to another training run; choose another folder, or delete it")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(stored.pop(f"parameter/{name}"))

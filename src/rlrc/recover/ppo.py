@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import rlrc
 from rlrc import envs
 from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
@@ -33,6 +32,7 @@ from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
+from rlrc.models.checkpoint import load
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
@@ -50,7 +50,9 @@ def check(config: RlConfig) -> None:
         UserError: there is no such world, or its episodes cannot end early.
     """
     if envs.spec(config.world).simulation and (config.end_after_success or config.end_on_loss):
-        raise UserError(f"the episodes of '{config.world}' start together: no end_after_success, no end_on_loss")
+        raise UserError(
+            f"the episodes of '{config.world}' start together, so end_after_success and end_on_loss cannot be used"
+        )
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     """
     check(config)
     keep_freed_memory()
-    policy = rlrc.load(config.policy, policy_key(config))
+    policy = load(config.policy, policy_key(config))
     demonstrations = None if config.dataset is None else Demonstrations.of(config)
     if demonstrations is not None:
         adopt_statistics(policy, demonstrations, config)
@@ -114,10 +116,10 @@ def value_of(policy: Policy, hidden: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Targets:
-    """What the update of one buffer aims at: all (T * N, ...), in the buffer's flat order."""
+    """Targets of the update of one buffer: all (T * N, ...), in the buffer's flat order."""
 
     logprobs: torch.Tensor
-    """Of the policy that acted."""
+    """Log-probabilities of the policy that acted."""
     hidden: torch.Tensor
     """The states that its critic read."""
     values: torch.Tensor

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import rlrc
 from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.sft import SftConfig
@@ -26,6 +25,7 @@ from rlrc.data.frames import JPEG_QUALITY, open_frames
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.models.actions import action_statistics, normalise
+from rlrc.models.checkpoint import load
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
 from rlrc.process import keep_freed_memory
@@ -38,7 +38,7 @@ LOG_EVERY = 10
 def sft(config: SftConfig, out: Path) -> dict[str, Any]:
     """Fine-tune a policy and write `out/checkpoint`; returns what `fit` does."""
     demonstrations = Demonstrations.of(config)
-    policy = rlrc.load(config.policy, policy_key(config))
+    policy = load(config.policy, policy_key(config))
     adopt_statistics(policy, demonstrations, config)
     return fit("sft", policy, config, demonstrations, out)
 

@@ -13,12 +13,12 @@ from rlrc.configs.report import ReportConfig
 from rlrc.episodes import Outcome, by_condition, success_rate
 from rlrc.errors import UserError
 from rlrc.files import write_text
+from rlrc.finished import Finished
 from rlrc.ownership import require_plain
 from rlrc.progress import read_metrics, say
 from rlrc.report.charts import Chart, curve, stage_bars, success_bars
 from rlrc.report.films import side_by_side
 from rlrc.report.summary import PolicyRow, Summary, format_comparison, headline_table, summarise_run
-from rlrc.stage import Finished
 from rlrc.tables import human_bytes, human_count, human_seconds
 
 MARKS_OF_A_PAGE = (
@@ -124,7 +124,15 @@ def _costs(summary: Summary) -> dict[str, Any] | None:
         return None
     entries = [row.cost for row in rows if row.cost is not None]
     sizes = list(entries[0]["actions_per_second"])
-    head = ["policy", "weights in memory", "on disk", "peak memory", "libraries alone", "p50", "p90"]
+    head = [
+        "policy",
+        "weights in memory",
+        "on disk",
+        "peak memory",
+        "of it libraries",
+        "one action, median",
+        "one action, 90 % below",
+    ]
     body = [
         [
             row.name,

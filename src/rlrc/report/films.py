@@ -36,7 +36,7 @@ def side_by_side(left: PolicyRow, right: PolicyRow) -> list[Film]:
 def panels_of_pairs(
     left: PolicyRow, right: PolicyRow, names: tuple[str, str]
 ) -> list[tuple[str, list[np.ndarray], float]]:
-    """For every episode of which both policies were filmed: a caption, both films with a headline, frames a second."""
+    """Every episode of which both policies were filmed: a caption, both films with a headline, frames a second."""
     others = {episode.key: episode for episode in right.episodes}
     pairs = []
     for ours in left.episodes:

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, read_episodes, success_rate
 from rlrc.errors import UserError
+from rlrc.finished import Finished, read_finished
 from rlrc.progress import say
 from rlrc.reading import FileModel, read_object, validate
 from rlrc.recipe import RECIPE_FILE, Recipe, check_names, read_recipe, stage_name
-from rlrc.stage import Finished, read_finished
 from rlrc.tables import human_bytes, human_count, print_table
 
 
@@ -26,7 +26,7 @@ class PolicyRow:
     """Folders of the stages that evaluated it."""
     episodes: list[Episode] = field(default_factory=list)
     rates: dict[str, Rate] = field(default_factory=dict)
-    """By condition: 'ind', 'ood', 'ood/texture', ..."""
+    """Rates by condition: 'ind', 'ood', 'ood/texture', ..."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     """Against the reference, by condition; absent for the reference itself."""
     cost: dict[str, Any] | None = None
@@ -81,7 +81,7 @@ def summarise_run(folder: Path) -> Summary:
     for cost in bench["policies"] if bench else []:
         row(cost["policy"]).cost = cost
     if not rows:
-        raise UserError(f"{folder}: nothing to show yet: no evaluation or benchmark has ended")
+        raise UserError(f"{folder}: there is nothing to show yet, because no evaluation or benchmark has ended")
     reference = by_condition(next(iter(rows.values())).episodes)
     for number, this in enumerate(rows.values()):
         for condition, episodes in by_condition(this.episodes).items():
@@ -141,13 +141,13 @@ def headline_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Columns and rows, as text, for the console and the page."""
     columns = ["policy"]
     for condition in summary.conditions:
-        columns += [f"{condition.upper()} success", f"vs {summary.reference.name}"]
-    columns += ["params", "weights", "speed"]
+        columns += [f"{condition.upper()} success", f"difference to {summary.reference.name}"]
+    columns += ["parameters", "weights", "speed"]
     return columns, [_cells(row, summary) for row in summary.rows]
 
 
 def print_summary(summary: Summary) -> None:
-    """On the console cells are broken into lines, so that the table fits into 80 columns."""
+    """Print the table. Cells are broken into lines, so that it fits into 80 columns."""
     columns, rows = headline_table(summary)
     rows = [[re.sub(r" (?=\[|n=|p[=<])", "\n", cell) for cell in row] for row in rows]
     print_table(f"{summary.recipe.name}: success at the end of the episode, 95 % intervals", columns, rows)

@@ -1,4 +1,4 @@
-"""What a study measured, read from its run: the cells, their episodes, sizes and learning curves."""
+"""Everything that a study measured, read from its run: the cells, their episodes, sizes and learning curves."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ import numpy as np
 from rlrc import envs
 from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, success_rate
 from rlrc.errors import UserError
+from rlrc.finished import Finished
 from rlrc.inspect import describe
 from rlrc.models.checkpoint import outline
 from rlrc.progress import read_metrics
 from rlrc.recipe import Recipe, StudyPlan
 from rlrc.report.summary import PolicyRow, Summary, summarise_run
-from rlrc.stage import Finished
 
 
 @dataclass
@@ -27,14 +27,14 @@ class Evidence:
     recipe: Recipe
     stages: dict[str, Finished]
     measured: dict[str, PolicyRow]
-    """By stage, of every policy that was evaluated."""
+    """Results of every policy that was evaluated, by stage."""
     described: dict[str, dict[str, Any]]
     """Exact sizes (see `rlrc inspect`) of the policies in the tables."""
     machine: dict[str, Any]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """In what the world has of in and out of distribution."""
+        """Rates in the splits that the world has (ind, ood)."""
         return splits(self.recipe)
 
     @property
@@ -94,7 +94,7 @@ class Evidence:
         return curves
 
     def summary(self) -> dict[str, Any]:
-        """For machines: every cell, every pair of policies, bytes and parameters.
+        """Summary for machines: every cell, every pair of policies, bytes and parameters.
 
         `points` is the rate of b minus that of a in percentage points over n shared episodes, with Tango's 95 %
         interval and McNemar's exact p; `lower_bound` is one-sided.
@@ -177,5 +177,5 @@ def _machine(summary: Summary) -> dict[str, Any]:
 
 
 def splits(recipe: Recipe) -> tuple[str, ...]:
-    """Those of the recipe's world."""
+    """Splits of the recipe's world."""
     return envs.spec(recipe.world).splits

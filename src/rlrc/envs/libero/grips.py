@@ -1,4 +1,4 @@
-"""How the scripted expert takes hold of things, where it lets go of them, and where it pushes: by kind of thing."""
+"""Data of the scripted expert, by kind of thing: how it grasps, where it lets go, and where it pushes."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from rlrc.envs.libero.tasks import Goal
 
 @dataclass(frozen=True)
 class Grasp:
-    """How a thing is held from above."""
+    """A way to hold a thing from above."""
 
     offset: tuple[float, float, float]
-    """Of the grip from the thing's own origin, m."""
+    """Offset of the grip from the thing's own origin, m."""
     fingers: float = np.pi / 2
     """The direction in which they open, rad from the x axis."""
     turns: bool = True
@@ -35,7 +35,7 @@ class Place:
     way: tuple[float, float, float] = (0.0, 0.0, 0.12)
     """It comes from there, and the hand leaves that way, m."""
     spacing: float = 0.0
-    """Between things that share the target, along x, m."""
+    """Distance between things that share the target, along x, m."""
     yaw: float | None = None
     """The thing's own yaw there, or half a turn from it, rad; otherwise it keeps the one it has."""
     let_go: bool = True
@@ -48,7 +48,7 @@ class Push:
 
     contact: tuple[float, float, float]
     direction: tuple[float, float]
-    """Of unit length."""
+    """Direction of the push, of unit length."""
     lean: float = np.deg2rad(28)
     """How far the fingers point away from the robot's front, along the world's y axis, rather than down, rad."""
 
@@ -82,7 +82,7 @@ GRASPS = {
     "flat_stove": Grasp((-0.005, 0.0, 0.035), fingers=0.0),  # the knob's bar
 }
 _BOWL_BESIDE_WALLS = Grasp((-0.048, 0.0, 0.032), fingers=0.0, turns=False)
-"""Of a bowl in or on a cabinet, or on its way into one: its fingers open along the cabinet's front."""
+"""Grasp of a bowl in or on a cabinet, or on its way into one: its fingers open along the cabinet's front."""
 _HIGH = 0.1
 """m above its target at which a bowl stands in or on a cabinet."""
 

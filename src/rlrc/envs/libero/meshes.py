@@ -18,11 +18,11 @@ from rlrc.files import atomic_path, cache_folder
 
 MAX_FACES = 3000
 _VERSION = 2
-"""Of `simplify`: files that another one wrote are left alone."""
+"""Version of `simplify`. Files that another version wrote are left alone."""
 _NEAR = 0.05
-"""Of a mesh's diagonal: a corner so far away is as unlike as one whose face looks a radian aside."""
+"""Share of a mesh's diagonal. A corner so far away counts as unlike as one whose face looks a radian aside."""
 _FACE = 0.15
-"""Of a texture's diagonal: farther from its middle no face reaches."""
+"""Share of a texture's diagonal. No face reaches farther from its middle than this."""
 _SEAM = 10.0
 """A corner beyond that is as unlike as one so many units away."""
 _CANDIDATES = 24
@@ -103,12 +103,12 @@ def simplify(mesh: Mesh, max_faces: int) -> Mesh:
 
 
 def _diagonal(points: np.ndarray) -> float:
-    """Of the smallest box around points (N,D)."""
+    """Length of the diagonal of the smallest box around points (N,D)."""
     return float(np.linalg.norm(np.ptp(points, axis=0)))
 
 
 def _corners(faces: np.ndarray, unit: float) -> np.ndarray:
-    """Of faces (F,3,3), each corner's position in units and the side of its face, (3F,6)."""
+    """Each corner's position in units and the side of its face, (3F,6), for faces (F,3,3)."""
     return np.hstack([faces.reshape(-1, 3) / unit, np.repeat(_sides(faces), 3, axis=0)])
 
 

@@ -53,7 +53,7 @@ class Simulation:
         return self.env.sim.data._data
 
     def start_official(self, trial: int) -> None:
-        """From official initial state `trial`, settled."""
+        """Start from the official initial state `trial`, settled."""
         with _random_stream(self._stream(trial)):
             self._reset()
         self.env.sim.set_state_from_flattened(self._initial_states[trial])
@@ -62,7 +62,7 @@ class Simulation:
         self._settle()
 
     def start_drawn(self, seed: int) -> None:
-        """From a state drawn by the task's own placement rules, settled; no official one is among them."""
+        """Start from a state that the task's own placement rules draw, settled; no official one is among them."""
         with _random_stream([self.task.number, seed]):
             self._reset()
         self._settle()

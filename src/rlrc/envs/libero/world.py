@@ -55,7 +55,7 @@ class Libero:
             UserError: there is no such split or variant, or the id is beyond the official initial states.
         """
         if (split, variant) != ("ind", "main"):
-            raise UserError(f"LIBERO has the split ind of the variant main alone, not '{split}' of '{variant}'")
+            raise UserError(f"LIBERO has only the split ind and the variant main, not '{split}' of '{variant}'")
         trial, number = divmod(episode_id, len(self._tasks))
         task = self._tasks[number]
         simulation = self._simulate(task)

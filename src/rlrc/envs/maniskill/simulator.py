@@ -49,7 +49,7 @@ def start_physx_on_gpu() -> None:
     if not torch.cuda.is_available():
         raise UserError("this world simulates on a GPU, and PyTorch finds none; `putonplate` simulates on the CPU")
     if torch.cuda.current_device() != 0:
-        raise UserError("PhysX simulates on the first GPU alone: no accelerate launch with this world")
+        raise UserError("PhysX simulates only on the first GPU, so this world cannot be used with accelerate launch")
     try:
         sapien.physx.enable_gpu()
     except (OSError, BadZipFile) as error:

@@ -74,7 +74,7 @@ class AnyTask:
     def reset(self, split: str, variant: str, episode_id: int) -> Reading:
         """The episode whose seed is `episode_id`."""
         if (split, variant) != ("ind", "main"):
-            raise UserError(f"{self._instruction}: ManiSkill's tasks have split ind and variant main alone")
+            raise UserError(f"{self._instruction}: ManiSkill's tasks have only the split ind and the variant main")
         with full_precision():
             self._observation, info = self._env.reset(seed=episode_id)
         self._grasp = GraspLatch()

@@ -77,7 +77,7 @@ _OBJECTS = Factor(range(16), range(16, 25))
 _TABLES = Factor(range(16), range(16, 21))
 _UNSEEN = Factor(range(1), range(1, 17))
 _PLATE_POOL = Factor(range(17), range(1, 17))
-"""What a second plate is drawn from."""
+"""Plates from which a second one is drawn."""
 _STARTS = (-0.15, -0.08, 0.0, 0.08, 0.15)
 
 
@@ -94,7 +94,7 @@ class Variant:
     yaws: Factor = _FOUR
     layout: Layout = "pairs"
     extra: Extra = "none"
-    """What the extra digit chooses."""
+    """Meaning of the extra digit."""
     extras: Factor = _ONE
     blend: Literal["none", "objects", "whole"] = "none"
     """Where the picture shows an unseen texture through."""
@@ -151,7 +151,7 @@ CATALOGUE: dict[str, Variant] = {
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """What lies where. Poses are position (m, world frame) and unit quaternion (w, x, y, z), float64 (7,)."""
+    """An episode's placements. Poses are position (m, world frame) and unit quaternion (w, x, y, z), float64 (7,)."""
 
     object: int
     plate: int
@@ -160,7 +160,7 @@ class Episode:
     """Row of the layout's positions."""
     yaw: int
     object_pose: np.ndarray
-    """From where it is dropped."""
+    """Pose from which the object is dropped."""
     plate_pose: np.ndarray
     other_object: int | None = None
     """A second object or plate, which the instruction does not name."""

@@ -127,7 +127,7 @@ class PutOnPlate(BaseEnv):
         self._foreground_ids = torch.tensor(things + robot, dtype=torch.int16)
 
     def _episodes(self, options: dict) -> Sequence[Episode]:
-        """Those asked for; ManiSkill also resets by itself, when it is made."""
+        """Episodes that were asked for. ManiSkill also resets by itself when it is made."""
         return options.get("episodes") or [numbered_episode("main", "train", n) for n in range(self.num_envs)]
 
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict) -> None:
@@ -155,12 +155,12 @@ class PutOnPlate(BaseEnv):
 
     @property
     def object_pose(self) -> Pose:
-        """Of the object that each instruction names, world frame."""
+        """Poses of the objects that the instructions name, in the world frame."""
         return _chosen(self._objects, self._object)
 
     @property
     def plate_pose(self) -> Pose:
-        """Of the plate that each instruction names, world frame."""
+        """Poses of the plates that the instructions name, in the world frame."""
         return _chosen(self._plates, self._plate)
 
     @property
@@ -170,7 +170,7 @@ class PutOnPlate(BaseEnv):
 
     @property
     def gripper_pose(self) -> Pose:
-        """Where it is, in the frame of the robot's base."""
+        """Pose of the gripper, in the frame of the robot's base."""
         return self.agent.controller.controllers["arm"].ee_pose_at_base
 
     def _lay_objects(self, poses: Sequence[np.ndarray]) -> None:

@@ -52,7 +52,7 @@ def _grid(count: int) -> np.ndarray:
 
 TRAIN_POSITIONS = _grid(6)
 TEST_POSITIONS = _grid(7)
-"""Between and around the positions of training: every point is at least 2.8 cm from each of them."""
+"""Positions between and around those of training: every point is at least 2.8 cm from each of them."""
 
 
 @dataclass(frozen=True, eq=False)

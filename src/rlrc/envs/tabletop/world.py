@@ -90,7 +90,7 @@ class Tabletop:
         return self._blended(image)
 
     def _put_object(self, index: int, pose: np.ndarray) -> None:
-        """At rest on the table at (x, y, yaw)."""
+        """Put the object at rest on the table at (x, y, yaw)."""
         joint = self.data.joint(f"object{index}")
         joint.qpos[:] = [pose[0], pose[1], 0.0005, np.cos(pose[2] / 2), 0.0, 0.0, np.sin(pose[2] / 2)]
         joint.qvel[:] = 0.0

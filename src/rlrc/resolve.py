@@ -1,0 +1,90 @@
+"""From a recipe to its stages: every mistake is found before anything runs."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rlrc.errors import UserError
+from rlrc.ownership import require_apart
+from rlrc.reading import shorten
+from rlrc.recipe import Recipe, check_names, stage_name
+from rlrc.stage import Stage, content_hash, contents_of, path_fields
+from rlrc.verbs import VERBS
+
+
+def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
+    """The stages by name, validated as a whole: a mistake in the last one is found before the first one runs.
+
+    Raises:
+        UserError: a verb, key, value or reference is wrong, or a path names nothing or lies in a stage's folder.
+    """
+    check_names(recipe)
+    stages: dict[str, Stage] = {}
+    hashes: dict[Path, str] = {}
+    for number, entry in enumerate(recipe.stages, start=1):
+        verb, name = entry["verb"], stage_name(entry)
+        values = {key: value for key, value in entry.items() if key not in ("verb", "name")}
+        where = f"recipe {recipe.name}: stage {number} ({name})"
+        cls = VERBS[verb].config_class()
+        given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
+        config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
+        try:
+            VERBS[verb].check(config)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
+        if verb == "report" and not measures(stages):
+            raise UserError(f"{where}: there is nothing to report, since no stage before it evaluates or benchmarks")
+    for name in recipe.study.stages if recipe.study else []:
+        if name != "base" and (name not in stages or VERBS[stages[name].verb].artifact != "checkpoint"):
+            raise UserError(f"recipe {recipe.name}: study: '{shorten(name)}' is no stage that makes a policy")
+    return stages
+
+
+def measures(stages: dict[str, Stage]) -> bool:
+    """Whether any of the stages finds out what a run's table shows."""
+    return any(stage.verb in ("evaluate", "bench") for stage in stages.values())
+
+
+def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dict[Path, str], where: str) -> Stage:
+    """Put real paths in the place of references, and note what identifies each path's contents."""
+    sources: dict[str, str] = {}
+
+    def locate(field: str, path: Path) -> Path:
+        source = earlier.get(str(path))
+        if source is not None:
+            wanted = "dataset" if field == "dataset" else "checkpoint"
+            if VERBS[source.verb].artifact != wanted:
+                raise UserError(f"{where}: {field}: stage '{path}' makes no {wanted}")
+            sources[str(source.artifact)] = source.fingerprint
+            return source.artifact
+        if field == "run":  # a run's page shows every stage before it
+            everything = "".join(stage.fingerprint for stage in earlier.values())
+            sources[str(path)] = hashlib.sha256(everything.encode()).hexdigest()
+            return path
+        if str(path) == "base" and recipe.base is not None:
+            path = recipe.base
+        contents = contents_of(field, path)
+        if not contents.exists():
+            known = shorten(", ".join(["base"] * (recipe.base is not None) + list(earlier)))
+            raise UserError(
+                f"{where}: {field}: '{shorten(str(path))}' is neither an earlier stage ({known}) nor an existing path"
+            )
+        if path not in hashes:
+            require_apart(contents, _folders(recipe, stage.folder.parent))
+            hashes[path] = content_hash(contents)
+        sources[str(path)] = hashes[path]
+        return path
+
+    changes: dict[str, Any] = {}
+    for field, paths in path_fields(stage.config).items():
+        located = [locate(field, path) for path in paths]
+        value = getattr(stage.config, field)
+        changes[field] = located[0] if isinstance(value, Path) else type(value)(located)
+    return Stage(stage.verb, stage.config.model_copy(update=changes), stage.folder, sources)
+
+
+def _folders(recipe: Recipe, run: Path) -> dict[Path, str]:
+    """The folders of all stages, also of those after the one that reads, and what an error calls them."""
+    names = map(stage_name, recipe.stages)
+    return {run / name: f"the folder of stage '{name}' of this run" for name in names}
