@@ -55,7 +55,8 @@ def _files() -> Iterator[Case]:
     }
     for kind, text in texts.items():
         yield _case(f"yaml/{kind}", text, "recipe.yaml|recipe|large|name")
-    many = "".join(f"  - {{verb: prune, name: p{i}, policy: base, ratio: 0.5}}\n" for i in range(10_000))
+    stages = (PRUNE.replace("prune,", f"prune, name: p{i},", 1) for i in range(10_000))
+    many = "".join(f"  - {stage}\n" for stage in stages)
     yield _case("yaml/10000-stages", f"name: one\nbase: policy\nstages:\n{many}", "stages")
 
 
