@@ -93,7 +93,7 @@ def _replace_by(make: Change) -> Change:
 
 def _sparse(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(20 * 2**30)
+        file.truncate(2 * 2**30)
 
 
 def _loop(path: Path) -> None:
@@ -109,7 +109,6 @@ NO_FILE: dict[str, Change] = {
     "dangling-link": _replace_by(lambda path: path.symlink_to("nowhere")),
     "link-to-itself": _replace_by(_loop),
     "empty": write(""),
-    "20-GiB": _replace_by(_sparse),
 }
 """What may lie in the place of any file."""
 
@@ -131,7 +130,7 @@ NO_OBJECT: dict[str, Change] = {
     "5000-digits": write("1" * 5000),
     "html": write("<!DOCTYPE html><html>Access denied</html>"),
 }
-JSON_FILE = NO_FILE | NO_TEXT | NO_OBJECT
+JSON_FILE = NO_FILE | {"2-GiB": _replace_by(_sparse)} | NO_TEXT | NO_OBJECT
 
 
 def edit_table(edit: Callable[[Any], Any]) -> Change:

@@ -236,8 +236,6 @@ def _v21() -> Iterator[Case]:
     for name in ("episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl"):
         optional = name == "episodes_stats.jsonl"
         for kind, change in JSON_FILE.items():
-            if kind in ("20-GiB",) and optional:
-                continue
             words = (name, "git lfs pull") if kind == "lfs-pointer" else (name,)
             yield _case(
                 f"v21/{name}-{kind}",

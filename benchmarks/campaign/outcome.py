@@ -26,7 +26,7 @@ MAX_LINE = 600
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "DefaultCPUAllocator", "Unable to allocate", "Cannot allocate memory")
 PYTHON = ("Traceback (most recent call last)", "Exception ignored", "leaked shared_memory", "Segmentation fault")
 RAW = re.compile(
-    r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)|\(\d+\)$|\[Errno|NoneType|object has no attribute"
+    r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)$|\(\d+\)$|\[Errno|NoneType|object has no attribute"
     r"|not subscriptable|unsupported operand|not supported between instances|unexpected keyword argument"
     r"|values to unpack"
 )

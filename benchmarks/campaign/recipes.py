@@ -55,8 +55,9 @@ def _files() -> Iterator[Case]:
     }
     for kind, text in texts.items():
         yield _case(f"yaml/{kind}", text, "recipe.yaml|recipe|large|name")
-    many = "".join(f"  - {{verb: prune, name: p{i}, policy: base, ratio: 0.5}}\n" for i in range(10_000))
-    yield _case("yaml/10000-stages", f"name: one\nbase: policy\nstages:\n{many}", "stages")
+    stages = (PRUNE.replace("prune,", f"prune, name: p{i},", 1) for i in range(10_000))
+    many = "".join(f"  - {stage}\n" for stage in stages)
+    yield _case("yaml/10000-stages", f"name: one\nbase: policy\nstages:\n{many}", "stage|recipe.yaml")
 
 
 NAMES = {
@@ -113,7 +114,7 @@ def _keys() -> Iterator[Case]:
     raw = {kind: value for kind, value in VALUES.items() if kind not in ("deep", "long-text")}
     raw |= {"nan": ".nan", "infinity": ".inf", "minus-infinity": "-.inf"}
     for kind, value in raw.items():
-        yield _case(f"key/stages={kind}", f"name: one\nbase: policy\nstages: {value}\n", "stages")
+        yield _case(f"key/stages={kind}", f"name: one\nbase: policy\nstages: {value}\n", "stage")
         yield _case(f"key/stage={kind}", f"name: one\nbase: policy\nstages: [{value}]\n", "stage")
         yield _case(f"key/base={kind}", _recipe(base=value), "base", expected="either" if kind == "null" else "refused")
         yield _case(
@@ -156,9 +157,13 @@ def _stages() -> Iterator[Case]:
 
     for verb in commands():
         never = verb in ("run", "study", "inspect", "assets", "make-random")
-        yield _case(f"stage/{verb}-unknown-key", _recipe(f"{{verb: {verb}, magic: 1}}"), "magic|verb")
-        yield _case(f"stage/{verb}-null-key", _recipe(f"{{verb: {verb}, null: 1}}"), "verb" if never else verb)
-        yield _case(f"stage/{verb}-number-key", _recipe(f"{{verb: {verb}, 5: 1}}"), "verb" if never else verb)
+        yield _case(f"stage/{verb}-unknown-key", _recipe(f"{{verb: {verb}, magic: 1}}"), "magic|verb|missing key")
+        yield _case(
+            f"stage/{verb}-null-key", _recipe(f"{{verb: {verb}, null: 1}}"), "verb" if never else f"{verb}|stage 1"
+        )
+        yield _case(
+            f"stage/{verb}-number-key", _recipe(f"{{verb: {verb}, 5: 1}}"), "verb" if never else f"{verb}|stage 1"
+        )
         if verb not in ("collect", "report"):
             yield _case(f"stage/{verb}-bare", _recipe(f"{{verb: {verb}}}"), "verb" if never else verb)
     yield _case("stage/unknown", _recipe("{verb: magic}"), "magic")
@@ -202,7 +207,7 @@ def _fields() -> Iterator[Case]:
                     continue
                 if kind == "huge" and "float" in annotation:  # right for some, and then long
                     continue
-                if (text and kind in ("text", "date", "empty")) or (kind == "empty" and "None" in annotation):
+                if (text and kind in ("text", "date", "empty", "binary")) or (kind == "empty" and "None" in annotation):
                     continue
                 if "tuple[str" in annotation and kind in ("text",):
                     continue

@@ -279,9 +279,11 @@ def _episodes() -> Iterator[Case]:
 
             config = {"policy": "policy", "world": "tabletop", "episodes": 3}
             (folder / "config.yaml").write_text(
-                yaml.safe_dump({"verb": "evaluate", "fingerprint": "x", "config": config})
+                yaml.safe_dump({"verb": "evaluate", "fingerprint": "0123456789abcdef", "config": config})
             )
-            (folder / "done.json").write_text(json.dumps({"fingerprint": "x", "seconds": 1.0, "result": {}}))
+            (folder / "done.json").write_text(
+                json.dumps({"fingerprint": "0123456789abcdef", "seconds": 1.0, "result": {}})
+            )
             recipe = (run / "recipe.yaml").read_text()
             entry = "\n- {verb: evaluate, name: look, policy: base, episodes: 3}\n"
             (run / "recipe.yaml").write_text(recipe.replace("stages:", "stages:" + entry.rstrip(), 1))

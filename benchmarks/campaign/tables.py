@@ -51,7 +51,7 @@ def _columns() -> Iterator[Case]:
         )
         if column == "timestamp":
             yield _case(f"video-column/{column}-missing", inside(DATA_FILE, drop), "data", column, base="video")
-    for column, expected in {"action": "refused", "observation.state": "works", CAMERA: "refused"}.items():
+    for column, expected in {"action": "refused", "observation.state": "either", CAMERA: "refused"}.items():
         drop = edit_table(lambda table, column=column: table.drop_columns([column]))
         word = "action" if column == "action" else column
         yield _case(f"column/{column}-missing", inside(DATA_FILE, drop), "data", word, expected=expected)  # type: ignore[arg-type]

@@ -37,7 +37,8 @@ def _poison(name: str, value: float) -> Change:
 
 EMBED = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
-Q_PROJ = "language_model.model.layers.1.self_attn.q_proj.weight"
+LAYER = "language_model.model.layers.1.self_attn.q_proj"
+Q_PROJ = f"{LAYER}.weight"
 NORM = "language_model.model.layers.1.input_layernorm.weight"
 
 
@@ -61,9 +62,9 @@ def _weights() -> Iterator[Case]:
     for verb, arguments in VERBS_ON_WEIGHTS.items():
         slow = verb == "bench"
         for value in ("nan",) if slow else ("nan", "inf", "-inf"):
-            yield _case(f"weights/one-{value}-{verb}", _poison(Q_PROJ, float(value)), Q_PROJ, arguments=arguments)
+            yield _case(f"weights/one-{value}-{verb}", _poison(Q_PROJ, float(value)), LAYER, arguments=arguments)
     for where in (EMBED, HEAD, NORM, "projector.fc1.weight", "vision_backbone.featurizer.pos_embed"):
-        yield _case(f"weights/nan-in-{where}", _poison(where, float("nan")), where)
+        yield _case(f"weights/nan-in-{where}", _poison(where, float("nan")), where.removesuffix(".weight"))
     yield from _dtypes()
     yield from _wrong_tensors()
 
@@ -94,10 +95,8 @@ def _dtypes() -> Iterator[Case]:
     for dtype in (torch.int8, torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn, torch.int32):
         name = str(dtype).removeprefix("torch.")
         yield _case(f"weights/{name}", to(dtype), "policy")
-        yield _case(f"weights/{name}-in-one", to(dtype, Q_PROJ), Q_PROJ)
-        yield _case(
-            f"weights/{name}-in-one-quantize", to(dtype, Q_PROJ), Q_PROJ, arguments=VERBS_ON_WEIGHTS["quantize"]
-        )
+        yield _case(f"weights/{name}-in-one", to(dtype, Q_PROJ), LAYER)
+        yield _case(f"weights/{name}-in-one-quantize", to(dtype, Q_PROJ), LAYER, arguments=VERBS_ON_WEIGHTS["quantize"])
         yield _case(f"weights/{name}-in-norm-prune", to(dtype, NORM), NORM, arguments=PRUNE)
 
 
@@ -126,7 +125,7 @@ def _wrong_tensors() -> Iterator[Case]:
     yield _case("weights/inv_freq", plus(inv, torch.ones(8)), expected="works")
     shapes: dict[str, tuple[int, ...]] = {"zero-rows": (0, 64), "one-axis": (4096,), "more-rows": (128, 64)}
     for kind, shape in (shapes | {"zero-columns": (64, 0), "scalar": ()}).items():
-        yield _case(f"weights/{kind}", reshaped(Q_PROJ, shape), Q_PROJ)
+        yield _case(f"weights/{kind}", reshaped(Q_PROJ, shape), LAYER)
     yield _case("weights/head-zero-rows", reshaped(HEAD, (0, 64)), "lm_head")
     yield _case("weights/embed-few-rows", reshaped(EMBED, (10, 64)), "embed_tokens")
     yield _case("weights/value-head-wrong", plus("value_head.magic", torch.zeros(3)), "value_head")

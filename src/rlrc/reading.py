@@ -239,6 +239,8 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key '{shorten(key)}' (known: {', '.join(model.model_fields)})"
     if first["type"] == "missing":
         return f"missing key '{key}'"
+    if first["type"] == "path_type":
+        return f"'{shorten(key)}': a path is needed"
     message = first["msg"].removeprefix("Value error, ")
     return f"'{shorten(key)}': {message}" if key else message
 

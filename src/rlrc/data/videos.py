@@ -87,7 +87,8 @@ def _open(path: Path, size: tuple[int, int]) -> Iterator["_Frames"]:
                 raise UserError(f"{path}: the file holds no video")
             yield _Frames(path, container, size)
     except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{path}: not a video that can be read ({shorten(str(error))})") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: not a video that can be read ({shorten(reason)})") from error
 
 
 class _Frames:

@@ -40,9 +40,10 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase | N
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers is written in Rust, whose panics are no Exception
+        # The readers say what is wrong with a file; what else goes wrong tells of their own code.
+        told = f" ({shorten(str(error))})" if type(error) is Exception or isinstance(error, ValueError) else ""
         raise UserError(
-            f"{path}: this tokenizer cannot be read ({shorten(str(error)) or type(error).__name__}); download "
-            f"{TOKENIZER_FILE} and tokenizer_config.json again"
+            f"{path}: this tokenizer cannot be read{told}; download {TOKENIZER_FILE} and tokenizer_config.json again"
         ) from error
     if largest >= vocabulary:
         raise UserError(f"{path}: it gives ids up to {largest}, and the policy's vocabulary has {vocabulary}")
