@@ -9,7 +9,7 @@ import torch
 from conftest import fixture_folder
 from safetensors.torch import load_file
 
-from rlrc import cache
+from rlrc import vla_cache as cache
 from rlrc.errors import UserError
 from rlrc.models.decoding import Decoding
 from rlrc.models.policy import Policy

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from rlrc.errors import UserError, is_out_of_memory, missing_package
+from rlrc.errors import UserError, is_out_of_memory, missing_package, plain
 from rlrc.process import check_environment, cleaning_up, handle_signals, silence_stdout, stopped
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _told(error: Exception) -> tuple[str, int]:
     if is_disk_full(error):
         return "the disk is full; free some space and run the same command again", WRONG_INPUT
     if isinstance(error, OSError):
-        return str(error), WRONG_INPUT
+        return plain(error), WRONG_INPUT
     if is_out_of_memory(error):
         return f"out of memory: ask for less at once, such as a smaller batch or image ({error})", WRONG_INPUT
     if isinstance(error, RecursionError):

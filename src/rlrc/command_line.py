@@ -47,6 +47,8 @@ def parse(verb: Verb, arguments: list[str], default_out: str) -> Any:
         UserError: an option is unknown, missing, or has a wrong value.
         SystemExit: the help was asked for and is printed.
     """
+    if "" in arguments:
+        raise UserError(f"{verb.name}: one of the words is empty; give a value or leave the option out")
     cls = verb.config_class()
     where = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help=f"Where to write ({default_out} unless given).")]
     as_json = Annotated[bool, tyro.conf.arg(help="Print what was measured to stdout, as JSON.")]

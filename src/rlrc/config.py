@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from rlrc.reading import validate
 
@@ -18,6 +18,13 @@ class Config(BaseModel):
     """Base of every config: immutable, unknown keys and infinite numbers refused, a sentence under each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _says_something(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value:
+            raise ValueError("an empty text names nothing; give a value or leave the key out")
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

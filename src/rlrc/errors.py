@@ -39,3 +39,11 @@ def is_bug(error: BaseException) -> bool:
     missing = isinstance(error, ModuleNotFoundError) and missing_package(error) is not None
     told = isinstance(error, UserError | OSError | RecursionError) or is_out_of_memory(error) or missing
     return isinstance(error, Exception) and not told
+
+
+def plain(error: OSError) -> str:
+    """What the system says, without its number: the file, and what is wrong with it."""
+    if error.strerror is None:
+        return str(error)
+    name = "" if error.filename is None else str(error.filename)
+    return f"{name[:60]}{'...' * (len(name) > 60)}{': ' * bool(name)}{error.strerror}"

@@ -28,8 +28,9 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         cls = VERBS[verb].config_class()
         given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
         config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
+        from_stage = str(getattr(config, "dataset", None)) in stages
         try:
-            VERBS[verb].check(config)
+            VERBS[verb].check(config.model_copy(update={"dataset": None}) if from_stage else config)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)

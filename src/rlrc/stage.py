@@ -63,6 +63,7 @@ class Stage:
         """
         if not ((self.folder / DONE).exists() and self.artifact.exists()):
             return None
+        read_record(self.folder)  # a damaged one is told, although nothing of it is needed
         done = read_done(self.folder)
         return done.result if done.fingerprint == self.fingerprint else None
 
@@ -172,6 +173,7 @@ def standalone(verb: str, config: Config, folder: Path) -> Stage:
     Raises:
         UserError: a path names nothing, or lies in the folder that is written to.
     """
+    VERBS[verb].check(config)
     fields = path_fields(config)
     for path in (path for paths in fields.values() for path in paths):
         ownership.require_apart(path, {folder: str(folder)})

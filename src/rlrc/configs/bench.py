@@ -13,7 +13,9 @@ class BenchConfig(PolicyReadingPart):
 
     policies: list[Path] = Field(min_length=1, max_length=100)
     """Policies to measure: folders or Hugging Face hub ids."""
-    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(1, 8, 32), max_length=16)
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        default=(1, 8, 32), min_length=1, max_length=16
+    )
     """Batch sizes at which throughput is measured."""
     repeats: int = Field(default=30, ge=1, le=100_000)
     """Number of rounds of each measurement."""

@@ -99,6 +99,12 @@ class Demonstrations:
         assert config.dataset is not None
         return cls.load(config.dataset, config.cameras, config.action_key, config.state_key, config.dataset_episodes)
 
+    @classmethod
+    def check(cls, config: DatasetPart) -> None:
+        """Look at the dataset that a config names, if there is one, before its contents are read; errors as `load`."""
+        if config.dataset is not None and config.dataset.exists():
+            cls.of(config)
+
     def __len__(self) -> int:
         return len(self.actions)
 

@@ -39,6 +39,15 @@ from rlrc.prune.stream import DECODER, StoredLayers
 from rlrc.prune.structured import layer_shape
 
 
+def check(config: PruneConfig) -> None:
+    """Look at the dataset; nothing is started.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    Demonstrations.check(config)
+
+
 def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     """Measure, plan, and write `out/checkpoint` and `out/measured.safetensors`.
 

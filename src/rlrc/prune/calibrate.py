@@ -24,6 +24,7 @@ from rlrc.models.policy import Policy
 from rlrc.models.weights import HEAD, Weights
 from rlrc.progress import track
 from rlrc.prune.stream import DECODER, Calibration
+from rlrc.reading import require_file, shorten
 
 PICTURES_AT_ONCE = 4
 """Pictures that pass the vision towers together, which bounds memory."""
@@ -154,10 +155,11 @@ _TEXT_PARTS = ("language_model.model.embed_tokens.", "language_model.model.norm.
 
 
 def _read_ids(path: Path) -> torch.Tensor:
+    require_file(path)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a safetensors file that can be read ({error})") from error
+        raise UserError(f"{path}: not a safetensors file that can be read ({shorten(str(error))})") from error
     ids = tensors.get("input_ids")
     if ids is None or ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] < 2 or not len(ids):
         raise UserError(f"{path}: holds no `input_ids` of integers (samples, at least 2 tokens)")

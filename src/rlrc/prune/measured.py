@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
 from rlrc.ownership import remove_files
+from rlrc.reading import require_file, shorten
 
 Measured = dict[str, torch.Tensor]
 """Tensors by name; only the method itself knows what they mean."""
@@ -63,10 +64,11 @@ def read_measured(path: Path, key: dict[str, Any]) -> Measured:
     Raises:
         UserError: the file is missing or damaged, or was measured by another method or on something else.
     """
+    require_file(path)
     try:
         metadata, measured = _read(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is no file of measurements that can be read ({error})") from error
+        raise UserError(f"{path} is no file of measurements that can be read ({shorten(str(error))})") from error
     theirs = json.loads(metadata.get("key", "{}"))
     differing = [name for name, value in json.loads(json.dumps(key)).items() if theirs.get(name) != value]
     if differing:

@@ -50,6 +50,15 @@ class PackedLayer:
     """Signal-to-quantization-noise ratio of the weight; None where nothing was lost."""
 
 
+def check(config: QuantizeConfig) -> None:
+    """Look at the dataset; nothing is started.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    Demonstrations.check(config)
+
+
 def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     """Pack the layers and write `out/checkpoint`.
 

@@ -47,7 +47,7 @@ def check(config: RlConfig) -> None:
     """Hold a config against what its world has; nothing is started.
 
     Raises:
-        UserError: there is no such world, or its episodes cannot end early.
+        UserError: there is no such world, its episodes cannot end early, or the dataset cannot be read.
     """
     if envs.spec(config.world).simulation and (config.end_after_success or config.end_on_loss):
         raise UserError(

@@ -44,6 +44,15 @@ class StateRegression(nn.Module):
         return self.weight * F.mse_loss(self.head(patches.flatten(1)).float(), self.targets[frames])
 
 
+def check(config: TrainConfig) -> None:
+    """Look at the dataset; nothing is started.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    Demonstrations.check(config)
+
+
 def train(config: TrainConfig, out: Path) -> dict[str, Any]:
     """Train a new policy and write `out/checkpoint`; returns what `fit` does."""
     demonstrations = Demonstrations.of(config)
