@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlrc.reading import validate
 
@@ -19,12 +19,12 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _says_something(cls, value: Any) -> Any:
-        if isinstance(value, str) and not value:
-            raise ValueError("an empty text names nothing; give a value or leave the key out")
-        return value
+    def _says_something(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (empty := [key for key, value in values.items() if value == ""]):
+            raise ValueError(f"'{empty[0]}': an empty text names nothing; give a value or leave the key out")
+        return values
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
