@@ -162,7 +162,7 @@ def test_unknown_options_and_values_out_of_range_exit_with_2(
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 2, "the disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "Permission denied: 'x'"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "x: Permission denied"),
     ],
 )
 def test_what_the_system_refuses_is_told_in_one_line(

@@ -36,8 +36,9 @@ MATRIX_ROWS = 24
 Few rows are limited by how fast weights are read, many by how fast numbers are multiplied. For weights of 2048 x 2048
 and two threads both kernels take equally long at 15 to 20 rows on Zen 4 and at about 40 on Cascade Lake (256 x 256: at
 7 and 12), and at 24 rows of the large ones neither processor would gain more than a factor of 1.8 by the other kernel.
-Restoring the weight for PyTorch's bf16 product was nowhere the fastest: 1.7 times as long as the `matrix` kernel on Zen 4, which multiplies
-bf16 in hardware, and 2.5 to 6 times on Cascade Lake, which does not. No processor with AMX was measured.
+Restoring the weight for PyTorch's bf16 product was nowhere the fastest: 1.7 times as long as the `matrix` kernel on
+Zen 4, which multiplies bf16 in hardware, and 2.5 to 6 times on Cascade Lake, which does not. No processor with AMX was
+measured.
 """
 
 
