@@ -57,9 +57,9 @@ def preload() -> None:
     from rlrc.command_line import commands
 
     import_module("rlrc.cli")
-    for verb, entry in commands().items():
-        commands()[verb].config_class()
-        import_module(entry.module)
+    for command in commands().values():
+        command.config_class()
+        import_module(command.module)
     for module in ("rlrc.models.checkpoint", "rlrc.data.lerobot", "rlrc.data.demonstrations", "rlrc.pipeline"):
         import_module(module)
 

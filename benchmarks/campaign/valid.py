@@ -105,10 +105,11 @@ stages:
 
 
 def _run(verb: str, out: Path, **values: Any) -> None:
-    from rlrc.verbs import VERBS
+    from rlrc.command_line import commands
 
+    command = commands()[verb]
     out.mkdir(exist_ok=True)
-    VERBS[verb].function()(VERBS[verb].config_class()(**values), out)
+    command.function()(command.config_class()(**values), out)
 
 
 def _make_policy(path: Path) -> None:
