@@ -25,6 +25,7 @@ QUICK = {
     "inspect": ("policy",),
     "assets": ("maniskill",),
     "make-random": ("--preset", "openvla-tiny"),
+    "cache": (),
 }
 """The least that each verb needs to end soon."""
 LAST = {"prune": ("method:random",)}

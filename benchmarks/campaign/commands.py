@@ -31,6 +31,7 @@ def cases() -> Iterator[Case]:
     yield from _paths()
     yield from _particular()
     yield from _environment()
+    yield from _frame_caches()
     yield from _places()
 
 
@@ -48,7 +49,7 @@ def _usage() -> Iterator[Case]:
     from rlrc.command_line import commands
 
     for verb in commands():
-        if verb != "collect":  # all that it needs has a default
+        if verb not in ("collect", "cache"):  # all that they need has a default
             yield Case(f"command/usage/{verb}-nothing", (verb,), user_place)
         yield Case(
             f"command/usage/{verb}-unknown-option", (verb, *QUICK[verb], "--magic", "1"), user_place, words=("magic",)
@@ -275,6 +276,58 @@ def _environment() -> Iterator[Case]:
         yield Case(
             f"command/environment/home-{kind}-sft", (), user_place, "works", shell=f"export {homes[kind]}; {sft}"
         )
+
+
+def _frame_caches() -> Iterator[Case]:
+    """The folder of frames that stages share, and its limit."""
+    for value in ("abc", "-1", "nan", "inf", "1e999", "20GB"):
+        name = f"command/environment/RLRC_FRAME_CACHE_GB={value}"
+        limit = {"RLRC_FRAME_CACHE_GB": value}
+        yield _case(
+            f"environment/RLRC_FRAME_CACHE_GB={value}-sft", "sft", words=("RLRC_FRAME_CACHE_GB",), environment=limit
+        )
+        yield Case(f"{name}-cache", ("cache",), user_place, "refused", ("RLRC_FRAME_CACHE_GB",), limit)
+    for value in ("0", "0.000001", "", "1e300"):
+        yield _case(
+            f"environment/RLRC_FRAME_CACHE_GB={value}-sft",
+            "sft",
+            expected="works",
+            environment={"RLRC_FRAME_CACHE_GB": value},
+        )
+
+    def filled(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+        def build(place: Path) -> None:
+            user_place(place)
+            (place / "kept/rlrc").mkdir(parents=True)
+            make(place / "kept/rlrc/frames")
+
+        return build
+
+    def mine(frames: Path) -> None:
+        for name in ("thesis.txt", "0" * 32 + "/thesis.txt", "photos/one.jpg", "1" * 32):
+            (frames / name).parent.mkdir(parents=True, exist_ok=True)
+            (frames / name).write_text("mine")
+
+    def locked(frames: Path) -> None:
+        """What looks like a cache, and holds something else beside."""
+        folder = frames / ("2" * 32)
+        folder.mkdir(parents=True)
+        for name in ("lock", "header.json", "thesis.txt"):
+            (folder / name).write_text("")
+
+    things: dict[str, Callable[[Path], Any]] = {
+        "mine": mine,
+        "locked": locked,
+        "link": lambda path: path.symlink_to("../../user"),
+        "file": lambda path: path.write_text("mine"),
+        "pipe": lambda path: os.mkfifo(path),
+    }
+    kept = {"XDG_CACHE_HOME": "{place}/kept"}
+    for kind, make in things.items():
+        soft: Expected = "either" if kind in ("file", "pipe", "locked") else "works"
+        yield Case(f"command/cache/clear-{kind}", ("cache", "--clear"), filled(make), soft, (), kept)
+        sft = ("sft", *QUICK["sft"], "--out", "out")
+        yield Case(f"command/cache/sft-{kind}", sft, filled(make), "either", (), kept, leaves=("kept/rlrc/hashes",))
 
 
 def _places() -> Iterator[Case]:

@@ -156,7 +156,7 @@ def _stages() -> Iterator[Case]:
     from rlrc.command_line import commands
 
     for verb in commands():
-        never = verb in ("run", "study", "inspect", "assets", "make-random")
+        never = verb in ("run", "study", "inspect", "assets", "make-random", "cache")
         yield _case(f"stage/{verb}-unknown-key", _recipe(f"{{verb: {verb}, magic: 1}}"), "magic|verb|missing key")
         yield _case(
             f"stage/{verb}-null-key", _recipe(f"{{verb: {verb}, null: 1}}"), "verb" if never else f"{verb}|stage 1"
@@ -195,7 +195,7 @@ def _fields() -> Iterator[Case]:
         put("images", place / "data")
 
     for verb in commands():
-        if verb in ("run", "study", "inspect", "assets", "make-random", "report"):
+        if verb in ("run", "study", "inspect", "assets", "make-random", "cache", "report"):
             continue
         for field, info in commands()[verb].config_class().model_fields.items():
             annotation = str(info.annotation)
