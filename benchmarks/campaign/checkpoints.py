@@ -107,7 +107,7 @@ def _config() -> Iterator[Case]:
             shape = kind in ("fraction", "true") or kind.startswith("huge") or "size" in leaf or "num" in leaf
             words = ("config.json", "config.json" if shape and kind in ("zero", "true") else leaf)
             if right:
-                words = ("policy",)
+                words = ("policy|checkpoint",)
             change = inside("config.json", set_field(keys, raw))
             yield _case(f"config/{field}={kind}", change, *words, expected="either" if right else "refused")
         if field in TEXT_FIELDS or field in TOWER_FIELDS:
@@ -142,7 +142,7 @@ def _particular_config() -> Iterator[Case]:
         "per_layer_config-text": (("text_config", "per_layer_config"), '"abc"', "per_layer_config"),
         "layers-100000": (("text_config", "num_hidden_layers"), "100000", "num_hidden_layers|config.json"),
         "vocab-billion": (("text_config", "vocab_size"), "1000000000", "vocab_size|config.json"),
-        "vocab-below-bins": (("text_config", "vocab_size"), "100", "vocab_size"),
+        "vocab-below-bins": (("text_config", "vocab_size"), "100", "vocab"),
         "decoder-qwen": (("text_config", "model_type"), '"qwen2"', "qwen2"),
         "image-100000": (("vision_towers", 0, "image_size"), "100000", "image_size|config.json"),
         "stem-negative": (("vision_towers", 0, "stem_channels"), "[-1, 0]", "stem_channels"),

@@ -93,7 +93,8 @@ def _paths() -> Iterator[Case]:
                 else:
                     plus = ("--rounding", "gptq") if verb == "quantize" else ()
                     plus = ("--bc-coefficient", "0.1") if verb == "rl" else plus
-                    made = _case(name, verb, f"--{option}", "thing", *plus, words=("thing",), place=extra(make))
+                    word = "thing|h5py" if (option, kind) == ("source", "folder") else "thing"
+                    made = _case(name, verb, f"--{option}", "thing", *plus, words=(word,), place=extra(make))
                     yield replace(made, arguments=_wanda(f"--{option}")) if verb == "prune" else made
             if option != "recipe":
                 for kind, value in {"empty": "", "long": "x" * 5000, "not-unicode": "\udcff"}.items():
@@ -325,7 +326,8 @@ def _frame_caches() -> Iterator[Case]:
     kept = {"XDG_CACHE_HOME": "{place}/kept"}
     for kind, make in things.items():
         soft: Expected = "either" if kind in ("file", "pipe", "locked") else "works"
-        yield Case(f"command/cache/clear-{kind}", ("cache", "--clear"), filled(make), soft, (), kept)
+        ours = tuple(f"kept/rlrc/frames/{'2' * 32}/{name}" for name in ("lock", "header.json"))
+        yield Case(f"command/cache/clear-{kind}", ("cache", "--clear"), filled(make), soft, (), kept, leaves=ours)
         sft = ("sft", *QUICK["sft"], "--out", "out")
         yield Case(f"command/cache/sft-{kind}", sft, filled(make), "either", (), kept, leaves=("kept/rlrc/hashes",))
 

@@ -57,7 +57,6 @@ def _streams() -> Iterator[Case]:
         "stdout-full": ("rlrc inspect policy --json > /dev/full", "refused"),
         "help-full": ("rlrc --help > /dev/full", "refused"),
         "version-full": ("rlrc --version > /dev/full", "refused"),
-        "stderr-full": ("rlrc inspect policy 2> /dev/full", "either"),
         "stdout-is-file": ("rlrc inspect policy --json > /dev/null", "works"),
         "nohup": ('nohup "$BASH" -c true > /dev/null 2>&1; rlrc --version > /dev/null', "works"),
         "two-runs": ("rlrc inspect policy > /dev/null & rlrc inspect policy > /dev/null; wait", "works"),

@@ -32,7 +32,7 @@ def _folders() -> Iterator[Case]:
     )
     yield _case("folder/out-user", _recipe(photos), "photos", arguments=("run", "recipe.yaml", "--out", "user"))
     yield _case(
-        "folder/out-absolute-dots", _recipe(photos), "photos", arguments=("run", "recipe.yaml", "--out", "runs/../user")
+        "folder/out-absolute-dots", _recipe(photos), "photos", arguments=("run", "recipe.yaml", "--out", "user/../user")
     )
     yield _case(
         "folder/two-jobs-user", _recipe(user), "user", arguments=("run", "recipe.yaml", "--out", ".", "--jobs", "2")

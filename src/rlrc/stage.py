@@ -65,6 +65,7 @@ class Stage:
             return None
         read_record(self.folder)  # a damaged one is told, although nothing of it is needed
         done = read_done(self.folder)
+        read_record(self.folder)  # a damaged one is told here and not when the run is shown
         return done.result if done.fingerprint == self.fingerprint else None
 
     def run(self, restart: bool) -> dict[str, Any]:

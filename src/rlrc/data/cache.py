@@ -65,7 +65,7 @@ def limit_bytes() -> int:
         limit = float(text)
     except ValueError:
         limit = math.nan
-    if not (0 <= limit < math.inf):
+    if not (0 <= limit * 1e9 < math.inf):
         raise UserError(f"{LIMIT_VARIABLE} must be a number of gigabytes of at least 0, and is '{shorten(text)}'")
     return round(limit * 1e9)
 
