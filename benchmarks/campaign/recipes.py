@@ -189,6 +189,8 @@ def _fields() -> Iterator[Case]:
     def stage(verb: str, field: str, value: str) -> str:
         values = {name: given for name, given in needed.items() if name in commands()[verb].config_class().model_fields}
         values = {name: given for name, given in values.items() if name != "dataset" or verb in ("sft", "train")}
+        if verb == "prune":  # a method that needs no dataset
+            values["method"] = "{kind: random}"
         return f"{{verb: {verb}, {', '.join(f'{k}: {v}' for k, v in (values | {field: value}).items())}}}"
 
     def with_data(place: Path) -> None:
@@ -224,7 +226,7 @@ def _references() -> Iterator[Case]:
     yield _case("reference/later", _recipe(stage("quantize"), "{verb: quantize, policy: base}"), "quantize")
     yield _case("reference/nothing", _recipe(stage("nothing")), "nothing")
     yield _case("reference/empty", _recipe(stage("''")), "policy")
-    yield _case("reference/dot", _recipe(stage(".")), "policy")
+    yield _case("reference/dot", _recipe(stage(".")), "policy|. is read")
     yield _case("reference/root", _recipe(stage("/proc")), "policy|/proc")
     yield _case("reference/no-base", "name: one\nstages:\n  - " + PRUNE + "\n", "base")
     yield _case("reference/base-missing", _recipe(base="missing"), "missing")

@@ -48,7 +48,9 @@ def parse(verb: Verb, arguments: list[str], default_out: str) -> Any:
         SystemExit: the help was asked for and is printed.
     """
     if "" in arguments:
-        raise UserError(f"{verb.name}: one of the words is empty; give a value or leave the option out")
+        before = [word for word in arguments[: arguments.index("")] if word.startswith("--")]
+        option = f"{before[-1]}: " if before else ""
+        raise UserError(f"{verb.name}: {option}one of the words is empty; give a value or leave the option out")
     cls = verb.config_class()
     where = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help=f"Where to write ({default_out} unless given).")]
     as_json = Annotated[bool, tyro.conf.arg(help="Print what was measured to stdout, as JSON.")]

@@ -45,6 +45,11 @@ class FileModel(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def lies_there(path: Path) -> bool:
+    """Whether there is anything at `path`: also a link that leads nowhere, which reading then tells."""
+    return path.is_symlink() or path.exists()
+
+
 def require_file(path: Path, max_bytes: int | None = None) -> None:
     """Check that `path` is a file that can be read safely.
 

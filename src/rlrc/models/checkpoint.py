@@ -30,7 +30,7 @@ from rlrc.models.tokenizer import TOKENIZER_FILE, load_tokenizer
 from rlrc.models.vision import is_dead
 from rlrc.models.warm_up import warm_up
 from rlrc.models.weights import HEAD, Weights
-from rlrc.reading import read_object, require_finite, shorten, validate
+from rlrc.reading import lies_there, read_object, require_finite, shorten, validate
 
 STATISTICS_FILE = "dataset_statistics.json"
 """OpenVLA's own fine-tuning leaves the statistics of its dataset here."""
@@ -207,7 +207,7 @@ def read_config(folder: Path, base: Path | None = None) -> OpenVLAConfig:
     values.pop("auto_map", None)  # it names code that is neither run nor written
     validate(values, ConfigFields, str(path))
     for home in (base, folder):
-        if home is not None and (home / STATISTICS_FILE).exists():
+        if home is not None and lies_there(home / STATISTICS_FILE):
             statistics = read_object(home / STATISTICS_FILE)
             require_finite(statistics, str(home / STATISTICS_FILE))
             validate({"norm_stats": statistics}, ConfigFields, str(home / STATISTICS_FILE))
@@ -228,7 +228,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     path = folder / LINEAGE_FILE
-    if not path.exists():
+    if not lies_there(path):
         return {"stages": []}
     values = read_object(path)
     require_finite(values, str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlrc.errors import UserError
-from rlrc.reading import MAX_JSON_BYTES, read_object, read_text, shorten
+from rlrc.reading import MAX_JSON_BYTES, lies_there, read_object, read_text, shorten
 
 TOKENIZER_FILE = "tokenizer.json"
 JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -28,9 +28,9 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase | N
     if not path.exists():
         return None
     for name in JSON_FILES:
-        if (folder / name).exists():
+        if lies_there(folder / name):
             read_object(folder / name)
-    if (folder / "chat_template.jinja").exists():
+    if lies_there(folder / "chat_template.jinja"):
         read_text(folder / "chat_template.jinja", MAX_JSON_BYTES)
     try:
         with _silent_panics():
