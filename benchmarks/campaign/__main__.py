@@ -26,7 +26,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # what the hub says is no matter of this campaign
-ROOT = Path(__file__).resolve().parents[2]
 AREAS = (
     "checkpoints",
     "weights",
@@ -138,7 +137,10 @@ def _chosen(options: argparse.Namespace) -> list[Any]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    """Of the rlrc that was tried."""
+    import rlrc
+
+    command = ["git", "-C", str(Path(rlrc.__file__).parent), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
