@@ -12,6 +12,7 @@ about signals and pipes run as commands of their own.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -58,14 +59,13 @@ def main() -> int:
         if options.names:
             print("\n".join(f"{case.name}  [{case.expected}]" for case in cases))
             return 0
-        results = []
-        for number, result in enumerate(runner.run_all(cases, work, options.jobs, options.timeout), start=1):
-            results.append(result)
-            if options.verbose or result.outcome not in ("one_line", "worked"):
-                line = result.last_line if options.verbose else result.last_line[:200]
-                print(
-                    f"{number}/{len(cases)} {result.case.name}: {result.outcome}: {line}", file=sys.stderr, flush=True
-                )
+        results: list[Any] = []
+        with contextlib.suppress(KeyboardInterrupt):  # then the record is that of the cases until here
+            for number, result in enumerate(runner.run_all(cases, work, options.jobs, options.timeout), start=1):
+                results.append(result)
+                if options.verbose or result.outcome not in ("one_line", "worked"):
+                    told = f"{number}/{len(cases)} {result.case.name}: {result.outcome}: {result.last_line[:300]}"
+                    print(told, file=sys.stderr, flush=True)
         record = summarise(results)
         print_table(record)
         if options.json:

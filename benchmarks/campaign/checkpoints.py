@@ -83,7 +83,9 @@ def _text_files() -> Iterator[Case]:
             yield _case(f"{name}/{kind}", inside(name, change), *words, base=base)
         optional = name in ("compression.json", "tokenizer_config.json")
         expected: Expected = "either" if optional else "refused"
-        yield _case(f"{name}/removed", inside(name, remove), name, expected=expected, base=base)
+        yield _case(
+            f"{name}/removed", inside(name, remove), "token" if optional else name, expected=expected, base=base
+        )
     for kind, change in JSON_FILE.items():
         statistics = inside("dataset_statistics.json", lambda path, change=change: _add(path, change))
         yield _case(f"dataset_statistics.json/{kind}", statistics, "dataset_statistics.json")

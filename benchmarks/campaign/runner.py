@@ -153,7 +153,8 @@ def _child(case: Case, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     (folder / "started").touch()
     if case.alone:
-        for number in (signal.SIGINT, signal.SIGPIPE):  # ignored where the campaign runs in the background
+        # Some are ignored where the campaign runs in the background, and would be so here.
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         line = case.shell or 'exec rlrc "$@"'
         command = f'rlrc() {{ command "{sys.executable}" -m rlrc "$@"; }}\n'

@@ -127,7 +127,7 @@ def _episode_columns() -> Iterator[Case]:
     names += tuple(f"videos/{CAMERA}/{name}" for name in ("from_timestamp", "chunk_index", "file_index"))
     for column in names:
         short = column.rpartition("/")[2]
-        word = "from_timestamp|lasts from" if short == "from_timestamp" else short
+        word = {"from_timestamp": "from_timestamp|lasts from", "length": "length|frames"}.get(short, short)
         needed = column not in ("length", "dataset_from_index")
         for kind, (edit, arrow) in at_1.items():
             edited = edit_column(column, replaced.get(kind, edit), arrow)

@@ -71,6 +71,15 @@ class DecoderFields(FileModel):
     num_labels: Labels | None = None
     per_layer_config: dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], LayerShape] | None = None
 
+    @field_validator("hidden_act")
+    @classmethod
+    def _known_activation(cls, name: str) -> str:
+        from transformers.activations import ACT2CLS
+
+        if name not in ACT2CLS:
+            raise ValueError(f"unknown activation '{shorten(name)}' (known: {', '.join(sorted(ACT2CLS))})")
+        return name
+
     @model_validator(mode="after")
     def _fit(self) -> Self:
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
