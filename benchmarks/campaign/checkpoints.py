@@ -184,7 +184,9 @@ def _particular_config() -> Iterator[Case]:
     }
     for name, (keys, raw, word) in particular.items():
         expected: Expected = (
-            "either" if name in ("timm-number", "tower-unknown-key", "quantization-list") else "refused"
+            "either"
+            if name in ("timm-number", "tower-unknown-key", "quantization-list", "n_action_bins-odd")
+            else "refused"
         )
         yield _case(f"config/{name}", inside("config.json", set_field(keys, raw)), word, expected=expected)
     auto_map = '{"AutoConfig": "configuration_prismatic.OpenVLAConfig"}'

@@ -93,7 +93,7 @@ def _paths() -> Iterator[Case]:
                 else:
                     plus = ("--rounding", "gptq") if verb == "quantize" else ()
                     plus = ("--bc-coefficient", "0.1") if verb == "rl" else plus
-                    word = "thing|h5py" if (option, kind) == ("source", "folder") else "thing"
+                    word = "thing|h5py" if option == "source" and kind in ("folder", "file") else "thing"
                     made = _case(name, verb, f"--{option}", "thing", *plus, words=(word,), place=extra(make))
                     yield replace(made, arguments=_wanda(f"--{option}")) if verb == "prune" else made
             if option != "recipe":

@@ -60,6 +60,7 @@ class DecoderFields(FileModel):
     rms_norm_eps: Epsilon = 1e-6
     rope_theta: Annotated[Number, Field(gt=0, le=1e12)] | None = None
     rope_parameters: RopeFields | None = None
+    rope_scaling: RopeFields | None = None
     pad_token_id: TokenId | None = None
     attention_bias: StrictBool = False
     mlp_bias: StrictBool = False
