@@ -75,14 +75,14 @@ def test_ratios_survive_a_machine_that_slows_down(
 ) -> None:
     calls = itertools.count()
     pace = {"first": 6.0, "second": 2.0}
-    names = iter(pace)
+    names = itertools.cycle(pace)
 
     def timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
         name = next(names)
         return lambda: pace[name] * 10 ** (next(calls) // 2)  # from round to round everything takes ten times longer
 
     monkeypatch.setattr("rlrc.bench._timed_action", timed_action)
-    config = BenchConfig(policies=[tiny_checkpoint, tiny_checkpoint], batch_sizes=(), repeats=4, warmup=1)
+    config = BenchConfig(policies=[tiny_checkpoint, tiny_checkpoint], batch_sizes=(1,), repeats=4, warmup=1)
     first, second = bench(config, tmp_path)["policies"]
     assert (first["speedup"], second["speedup"]) == (1.0, pytest.approx(3.0))
 

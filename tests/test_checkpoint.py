@@ -178,7 +178,7 @@ def test_sharded_checkpoints_load_anywhere(
     assert torch.equal(logits(rlrc.load(tmp_path / "saved")), expected)
     torch.testing.assert_close(fresh_logits(tmp_path / "saved", "auto"), expected, atol=1e-5, rtol=1e-5)
     (tmp_path / "saved" / min(index["weight_map"].values())).unlink()
-    with pytest.raises(UserError, match="not there; download the checkpoint again"):
+    with pytest.raises(UserError, match="does not exist; download the checkpoint again"):
         rlrc.load(tmp_path / "saved")
 
 

@@ -186,7 +186,9 @@ def always_die(config: CollectConfig, played: Path, episode_id: int) -> None:
 
 def test_processes_that_keep_dying_end_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_play", always_die)
-    with pytest.raises(UserError, match="episode 500 or one soon after it died or hung: 3 times in a row"):
+    with pytest.raises(
+        UserError, match="episode 500 or one soon after it died or hung; this happened 3 times in a row"
+    ):
         collect(CONFIG, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -323,7 +323,8 @@ def test_options_reach_the_policy(
     small = {"episodes": 2, "num_envs": 2, "videos": 0, "splits": ("ind",)}
     evaluate(EvaluateConfig(policy=tiny_checkpoint, unnorm_key="tabletop", **small), tmp_path / "plain")
     evaluate(EvaluateConfig(policy=tiny_checkpoint, center_crop=True, **small), tmp_path / "cropped")
-    assert seen == [False] * STEPS + [True] * STEPS
+    loading = [False]  # acts once, to be warm
+    assert seen == loading + [False] * STEPS + loading + [True] * STEPS
     with pytest.raises(UserError, match="bridge_orig"):
         evaluate(EvaluateConfig(policy=tiny_checkpoint, unnorm_key="bridge_orig", **small), tmp_path / "other")
 
@@ -363,9 +364,9 @@ def test_the_table_survives_the_disk(tmp_path: Path) -> None:
     pq.write_table(old, tmp_path / "old.parquet")
     assert read_episodes(tmp_path / "old.parquet") == [replace(episode, task="") for episode in episodes]
     (tmp_path / "y.parquet").write_bytes(b"PAR1 no table")
-    with pytest.raises(UserError, match="not a table of episodes"):
+    with pytest.raises(UserError, match="not a parquet file that can be read"):
         read_episodes(tmp_path / "y.parquet")
-    with pytest.raises(UserError, match="was the policy evaluated"):
+    with pytest.raises(UserError, match="no such file"):
         read_episodes(tmp_path / "z.parquet")
 
 

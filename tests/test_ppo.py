@@ -28,7 +28,7 @@ from rlrc.models.policy import Policy
 from rlrc.recover import ppo
 from rlrc.recover.gae import approx_kl, explained_variance
 from rlrc.recover.loop import STATE_FILE, Learner
-from rlrc.recover.ppo import RlConfig, act, evaluate_actions, rl, targets
+from rlrc.recover.ppo import RlConfig, act, check, evaluate_actions, rl, targets
 
 NUM_ENVS = 16
 
@@ -244,9 +244,9 @@ def test_behaviour_cloning_pulls_towards_the_demonstrations(tiny_checkpoint: Pat
 
 @pytest.mark.parametrize("ends", [{"end_after_success": 3}, {"end_on_loss": True}])
 def test_episodes_that_start_together_cannot_end_early(tiny_checkpoint: Path, ends: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="'putonplate:gpu' start together"):
-        RlConfig(policy=tiny_checkpoint, world="putonplate:gpu", **ends)
-    RlConfig(policy=tiny_checkpoint, world="putonplate", **ends)
+    with pytest.raises(UserError, match="'putonplate:gpu' start together"):
+        check(RlConfig(policy=tiny_checkpoint, world="putonplate:gpu", **ends))
+    check(RlConfig(policy=tiny_checkpoint, world="putonplate", **ends))
 
 
 def test_bad_choices_are_told(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def _require_replaceable(path: Path, owned: Owned | None) -> None:
     """
     require_plain(path)
     if not path.is_dir():
+        if owned is not None and path.exists():
+            raise UserError(f"{path} holds something else: it is a file, and a folder would be written here")
         return
     if owned is None:
         raise UserError(f"{path}: this is a folder, and a file would be written here; move it away")
