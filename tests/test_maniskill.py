@@ -48,7 +48,7 @@ def test_a_task_runs_by_its_name_and_its_seed() -> None:
     assert first[2] == ("pick cube",)
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert not np.array_equal(first[0], other[0])
-    with pytest.raises(UserError, match="split ind and variant main"):
+    with pytest.raises(UserError, match="only the split ind and the variant main"):
         env.reset(options={"split": "ood", "episode_ids": np.array([0])})
 
 
