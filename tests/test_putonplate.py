@@ -316,7 +316,7 @@ def test_physx_that_cannot_be_fetched_is_told(recorded: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=r"no route to host.*linux-so\.zip"):
         start_physx_on_gpu()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    with pytest.raises(UserError, match="first GPU alone"):
+    with pytest.raises(UserError, match="only on the first GPU"):
         start_physx_on_gpu()
 
 
