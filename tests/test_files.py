@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlrc.errors import UserError
-from rlrc.files import atomic_path, require_space, write_json
+from rlrc.files import atomic_path, require_space, sha256_tree, write_json, write_text
 from rlrc.ownership import CHECKPOINT, Owned
 from rlrc.reading import read_json
 
@@ -78,3 +78,32 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     ):
         full.write("x" * 10_000)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trees_hash_follows_links_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "rows.bin").write_bytes(b"1")
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "data").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(dataset)
+    before = sha256_tree(dataset)
+    (tmp_path / "far" / "rows.bin").write_bytes(b"22")
+    assert sha256_tree(dataset) != before
+
+
+def test_what_looks_like_a_leftover_of_a_file_stays(tmp_path: Path) -> None:
+    mine = [tmp_path / ".note.txt.999999999.old", tmp_path / f".note.txt.{10**25}.tmp"]
+    for path in mine:
+        path.write_text("mine")
+    write_text(tmp_path / "note.txt", "new")
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+
+
+def test_a_folder_that_was_moved_off_by_a_killed_process_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".checkpoint.999999999.old"
+    aside.mkdir()
+    (aside / "compression.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "checkpoint", CHECKPOINT):
+        raise KeyboardInterrupt
+    assert (tmp_path / "checkpoint" / "compression.json").read_text() == "{}"

@@ -122,11 +122,23 @@ def hashes_folder() -> Path:
 
 
 def sha256_tree(folder: Path) -> str:
-    """Hash of the names and contents of all files below `folder`."""
+    """Hash of the names and contents of all files below `folder`, also of those that links lead to."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(_files_below(folder, ())):
         digest.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files below `folder`; a link that leads back to a folder above it is not followed again."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_below(path, (*above, here))
+        elif path.is_file():
+            yield path
 
 
 def _require_replaceable(path: Path, owned: Owned | None) -> None:
@@ -155,9 +167,13 @@ def _remove_leftovers(path: Path, owned: Owned | None) -> None:
         if match is None or match[1] != path.name or leftover.is_symlink() or _is_writing(int(match[2])):
             continue
         if leftover.is_file():
-            leftover.unlink()
+            if leftover.suffix == ".tmp":  # rlrc moves only folders off
+                leftover.unlink()
         elif owned is not None and leftover.is_dir():
-            remove_files(leftover, owned.files)
+            if leftover.suffix == ".old" and not path.exists() and is_proven(leftover, owned):
+                leftover.rename(path)  # killed before the new one had taken its place
+            else:
+                remove_files(leftover, owned.files)
 
 
 def _is_writing(pid: int) -> bool:

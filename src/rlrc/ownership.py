@@ -21,7 +21,7 @@ from rlrc.reading import FileModel, read_yaml, shorten, validate
 RECORD, DONE, LOG, LOCK = "config.yaml", "done.json", "log.txt", ".lock"
 """Files of every stage: what it was asked, what it measured, its log, and who is writing into its folder now."""
 
-LEFTOVER = re.compile(r"\.(.+)\.(\d+)\.(?:tmp|old)")
+LEFTOVER = re.compile(r"\.(.+)\.(\d{1,10})\.(?:tmp|old)")
 """Name of what a process writes aside before it is renamed: the final name and the number of the process."""
 
 

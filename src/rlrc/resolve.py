@@ -8,7 +8,7 @@ from rlrc.errors import UserError
 from rlrc.ownership import require_apart
 from rlrc.reading import shorten
 from rlrc.recipe import Recipe, check_names, stage_name
-from rlrc.stage import Stage, content_hash, contents_of, path_fields
+from rlrc.stage import Stage, all_that_is_read, content_hash, contents_of, path_fields
 from rlrc.verbs import VERBS
 
 
@@ -72,8 +72,10 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
                 f"{where}: {field}: '{shorten(str(path))}' is neither an earlier stage ({known}) nor an existing path"
             )
         if path not in hashes:
-            require_apart(contents, _folders(recipe, stage.folder.parent))
-            hashes[path] = content_hash(contents)
+            places = all_that_is_read(contents)
+            for place in places:
+                require_apart(place, _folders(recipe, stage.folder.parent))
+            hashes[path] = content_hash(places)
         sources[str(path)] = hashes[path]
         return path
 

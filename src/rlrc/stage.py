@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from rlrc.reading import require_file, shorten
 from rlrc.verbs import VERBS
 from rlrc.version import __version__
 
+ADAPTER_FILE = "adapter_config.json"
 SMALLEST_SPACE = 2**22
 """Bytes that must be free before a stage starts."""
 
@@ -63,7 +64,6 @@ class Stage:
         """
         if not ((self.folder / DONE).exists() and self.artifact.exists()):
             return None
-        read_record(self.folder)  # a damaged one is told, although nothing of it is needed
         done = read_done(self.folder)
         read_record(self.folder)  # a damaged one is told here and not when the run is shown
         return done.result if done.fingerprint == self.fingerprint else None
@@ -154,12 +154,17 @@ def path_fields(config: Config) -> dict[str, list[Path]]:
     return found
 
 
-def content_hash(path: Path) -> str:
-    """Hash of the contents of `path`, whatever it is called.
+def content_hash(places: Sequence[Path]) -> str:
+    """Hash of the contents of one or several places, whatever they are called.
 
     Raises:
         UserError: nothing lies there, or a pipe or a device.
     """
+    hashes = [_content_hash(place) for place in places]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def _content_hash(path: Path) -> str:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -176,10 +181,28 @@ def standalone(verb: str, config: Config, folder: Path) -> Stage:
     """
     VERBS[verb].check(config)
     fields = path_fields(config)
-    for path in (path for paths in fields.values() for path in paths):
-        ownership.require_apart(path, {folder: str(folder)})
-    sources = {str(p): content_hash(contents_of(field, p)) for field, paths in fields.items() for p in paths}
+    sources: dict[str, str] = {}
+    for field, paths in fields.items():
+        for path in paths:
+            ownership.require_apart(path, {folder: str(folder)})
+            everything = all_that_is_read(contents_of(field, path))
+            for place in everything:
+                ownership.require_apart(place, {folder: str(folder)})
+            sources[str(path)] = content_hash(everything)
     return Stage(verb, config, folder, sources)
+
+
+def all_that_is_read(path: Path) -> list[Path]:
+    """`path` itself, and where it is the folder of a LoRA adapter also the policy that the adapter changes.
+
+    Raises:
+        UserError: the adapter is damaged, or its base cannot be had.
+    """
+    if not (path / ADAPTER_FILE).is_file():
+        return [path]
+    from rlrc.models.lora import Adapter  # a heavy import, rarely needed
+
+    return [path, Adapter(path).base]
 
 
 def contents_of(field: str, path: Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 from rlrc.configs.cache import CacheConfig
 from rlrc.data.frame_files import DATA, HEADER, INDEX, LOCK, FrameFiles, Header, Produce, lock
 from rlrc.errors import UserError
-from rlrc.files import cache_folder
+from rlrc.files import cache_folder, is_disk_full
 from rlrc.progress import say
 from rlrc.reading import read_model, shorten
 from rlrc.tables import print_table
@@ -158,8 +158,9 @@ def obtain(files: FrameFiles, dataset: str, planned_bytes: int, produce: Produce
             if not files.is_complete() and not _make(files, dataset, planned_bytes, produce):
                 _delete(files.folder)
                 return None
-        except OSError:
-            _delete(files.folder)  # a full disk needs the room
+        except OSError as error:
+            if is_disk_full(error):
+                _delete(files.folder)  # a full disk needs the room
             raise
         finally:
             os.close(descriptor)

@@ -123,7 +123,7 @@ class ImageProcessor:
             resized = crop_center(resized)
         # Planes first, as bytes: what follows then runs through memory in order, several times as fast.
         planes = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
-        mean, std = (torch.tensor(norm[name]).view(3, 1, 1) for name in ("mean", "std"))
+        mean, std = (torch.tensor(norm[name], device=planes.device).view(3, 1, 1) for name in ("mean", "std"))
         return planes.float().div_(255).sub_(mean).div_(std)
 
 
