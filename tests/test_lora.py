@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import rlrc
 from rlrc.configs.prune import PruneConfig
+from rlrc.configs.quantize import QuantizeConfig
 from rlrc.errors import UserError
 from rlrc.models.checkpoint import outline
 from rlrc.prune import prune
+from rlrc.stage import standalone
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -211,3 +213,16 @@ def test_the_adapter_that_openvla_oft_leaves_is_none_of_openvlas(adapter: Path) 
     (inside.parent / "action_head--150000_checkpoint.pt").write_bytes(b"")
     with pytest.raises(UserError, match="OpenVLA-OFT"):
         outline(inside)
+
+
+def test_a_stage_knows_the_base(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Another base is another input, and a base may not lie where the stage writes."""
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "runs" / "base")
+    set_field(adapter, CONFIG, "base_model_name_or_path", str(base))
+    config = QuantizeConfig(policy=adapter)
+    before = standalone("quantize", config, tmp_path / "out").fingerprint
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, base / "model.safetensors")
+    assert standalone("quantize", config, tmp_path / "out").fingerprint != before
+    with pytest.raises(UserError, match="is read, and it lies in"):
+        standalone("quantize", config, tmp_path / "runs")

@@ -1,6 +1,7 @@
 """Pruning: what leaves, what stays, and that the cut policy computes what the zeroed one does."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,11 @@ def test_measurements_serve_other_ratios_and_no_other_data(
     assert found == prune(config.model_copy(update={"ratio": 0.9}), tmp_path / "anew")
     with pytest.raises(UserError, match="measured with another samples"):
         prune(again.model_copy(update={"samples": 5}), tmp_path / "out")
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    words = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(words | {"prompt_template": "do {instruction}"}))
+    with pytest.raises(UserError, match="measured with another policy"):
+        prune(again.model_copy(update={"policy": other}), tmp_path / "out")
 
 
 def test_nan_weights_are_refused(tiny_policy: Policy, tmp_path: Path) -> None:
@@ -567,6 +573,10 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
         ({"ratio": 0.999}, "leaves no head of 10; the largest workable ratio is 0.975"),
         ({"ratio": None, "overall": 0.9, "protect": (0, -1)}, "out of reach"),
         ({"ratio": None, "method": Depth(keep=(0, 3))}, "keep: there is no decoder layer 3"),
+        (
+            {"ratio": None, "method": Depth(keep=(0,)), "protect": (1,)},
+            "layer 1 is not among the layers that keep names",
+        ),
         ({"ratio": 0.9, "method": Depth(), "protect": (0, 1)}, "1 is the most that can go"),
         ({"ratio": 1.0, "method": Wanda()}, "leaves no weight"),
         ({"ratio": 1.0, "method": Flap()}, "leaves nothing"),

@@ -192,7 +192,8 @@ class PruneConfig(StatisticsPart, PolicyPart):
     round_direction: Literal["up", "down", "nearest"] = "up"
     """Direction in which kept MLP channels are rounded."""
     token_ids: Path | None = None
-    """Safetensors file with input_ids (samples, tokens) to calibrate on instead, as language models are."""
+    """Safetensors file with input_ids (samples, tokens). It is used in place of a dataset, as language models are
+    calibrated, and all of its samples are used."""
     samples: int = Field(default=64, ge=1, le=100_000)
     """Number of calibration frames, drawn at random from the demonstrations."""
     measured: Path | None = None

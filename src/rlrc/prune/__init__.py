@@ -27,6 +27,7 @@ from rlrc.models.config import OpenVLAConfig
 from rlrc.models.device import resolve_device
 from rlrc.models.linear import count_parameters
 from rlrc.models.policy import Policy
+from rlrc.models.saving import LINEAGE_FILE
 from rlrc.models.weights import Weights
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
@@ -110,7 +111,7 @@ class Task:
         if demonstrations is not None:
             adopt_statistics(parent, demonstrations, config)
         key = {
-            "policy": {path.name: sha256_file(path) for path in files.paths},
+            "policy": _identity(parent, files),
             "method": config.method.model_dump(mode="json"),
             "target": None if config.method.target_free else [config.ratio, sorted(protected)],
             "dataset": None if demonstrations is None else demonstrations.sha256,
@@ -144,6 +145,12 @@ class Task:
             return read_measured(self.config.measured, self.key)
         with (device := resolve_device(self.config.device)):  # where new tensors are made
             measured = self._measure_on(device)
+        for name, tensor in measured.items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"what {self.config.method.kind} measured for '{name}' is NaN or infinite; the checkpoint or the "
+                    "samples are broken, or float16 is too narrow for them"
+                )
         return {name: tensor.cpu() for name, tensor in measured.items()}
 
     def _measure_on(self, device: torch.device) -> Measured:
@@ -210,6 +217,15 @@ class Task:
             "linear_parameters": after,
             "removed": 1 - after / before,
         }
+
+
+def _identity(policy: Policy, files: Weights) -> dict[str, str]:
+    """Hashes of the files that say what the policy computes: its weights, and all JSON beside them."""
+    assert policy.source is not None
+    folders = dict.fromkeys([policy.source, *(path.parent for path in files.paths)])
+    beside = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name != LINEAGE_FILE]
+    hashes = {path.name: sha256_file(path) for path in files.paths}
+    return hashes | {f"{number}: {path.name}": sha256_file(path) for number, path in enumerate(beside)}
 
 
 def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:

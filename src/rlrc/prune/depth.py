@@ -28,6 +28,8 @@ class DepthMethod(PruningMethod[Depth]):
                 raise UserError(f"keep: there is no decoder layer {index}, they are numbered 0 to {layers - 1}")
         if not self.config.keep:
             self._count(layers, target)
+        elif gone := target.protected - {index % layers for index in self.config.keep}:
+            raise UserError(f"protect: layer {min(gone)} is not among the layers that keep names; name it there too")
 
     def measure(self, source: Source) -> Measured:
         """Influence of each layer; nothing where a list says what stays."""

@@ -126,7 +126,8 @@ def _rank_everything(groups: Sequence[Group], measured: Measured, ratio: float) 
     scores = []
     for group in groups:
         metric = _channel_metric(group, measured)
-        standardised = (metric - metric.mean()) / metric.std()
+        spread = metric.std(correction=min(1, len(metric) - 1))
+        standardised = (metric - metric.mean()) / spread if spread > 0 else torch.zeros_like(metric)
         scores.append(standardised.view(group.units, -1).mean(dim=1))
     pool, order = torch.cat(scores).sort(descending=True)
     cost = torch.cat([torch.full((group.units,), _cost(group, groups)) for group in groups])[order]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
 from rlrc.ownership import remove_files
-from rlrc.reading import require_file, shorten
+from rlrc.reading import parse_json, require_file, shorten
 
 Measured = dict[str, torch.Tensor]
 """Tensors by name; only the method itself knows what they mean."""
@@ -34,9 +34,13 @@ class SavedSums:
         """How many layers were done, and the tensors that `save` was given then; (0, {}) where none were."""
         if self._folder is None or not self._path.exists():
             return 0, {}
-        metadata, tensors = _read(self._path)
+        try:
+            metadata, tensors = _read(self._path)
+            done, key = int(metadata["done"]), metadata["key"]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{self._path} is damaged; delete it, and the same command measures anew") from error
         tensors = {name: tensor.to(torch.get_default_device()) for name, tensor in tensors.items()}
-        return (int(metadata["done"]), tensors) if metadata["key"] == self._key else (0, {})
+        return (done, tensors) if key == self._key else (0, {})
 
     def save(self, done: int, tensors: Measured) -> None:
         """Keep what is needed to go on after `done` layers, unless that was done a moment ago."""
@@ -69,7 +73,9 @@ def read_measured(path: Path, key: dict[str, Any]) -> Measured:
         metadata, measured = _read(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no file of measurements that can be read ({shorten(str(error))})") from error
-    theirs = json.loads(metadata.get("key", "{}"))
+    theirs = parse_json(metadata.get("key", "{}"), str(path))
+    if not isinstance(theirs, dict):
+        raise UserError(f"{path} is no file of measurements: its key is no JSON object")
     differing = [name for name, value in json.loads(json.dumps(key)).items() if theirs.get(name) != value]
     if differing:
         raise UserError(f"{path} was measured with another {' and '.join(differing)}; leave `measured` out")

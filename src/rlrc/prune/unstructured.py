@@ -139,7 +139,7 @@ def _lowest_mass(score: torch.Tensor, ratio: float) -> torch.Tensor:
 
     def goes(alpha: float) -> torch.Tensor:
         count = (running <= total * alpha).sum(dim=1, keepdim=True)
-        return score <= ordered.gather(1, count - 1)
+        return (score <= ordered.gather(1, (count - 1).clamp(min=0))) & (count > 0)
 
     low, alpha, high = 0.0, 0.4, 0.8
     mask = goes(alpha)
