@@ -60,19 +60,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of old and new code in turn, on what fits into memory")
     parser.add_argument("--work", type=Path, help="keep datasets and caches here; a temporary folder unless given")
     options = parser.parse_args()
+    result = read_json(options.out) if options.out.exists() else {}  # the datasets that are not measured now stay in it
+    kept = [row for row in result.get("rows", []) if row["dataset"] not in options.only]
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"machine": machine(), "before": options.before, "rows": rows}
+    here = machine()
     with tempfile.TemporaryDirectory(dir=options.work) as scratch, checked_out(options.before) as old:
         work = options.work or Path(scratch)
         for name in options.only:
             dataset = dataset_of(name, work, options)
             codes = {"before": Code(old / "src", work), "after": Code(ROOT / "src", work)}
             for when, code in codes.items():
-                rows.append({"dataset": name, "when": when, **read(code, name, dataset, Path(scratch))})
+                measured = read(code, name, dataset, Path(scratch))
+                rows.append({"dataset": name, "when": when, **measured, "commit": here["commit"]})
                 say(json.dumps(rows[-1]))
             if name == "memory":
                 result["alternate"] = take_turns(codes, name, dataset, Path(scratch), options.rounds)
-    write_json(options.out, result)
+    rows = sorted(kept + rows, key=lambda row: list(SIDES).index(row["dataset"]))
+    write_json(options.out, result | {"machine": here, "before": options.before, "rows": rows})
     show(rows, result.get("alternate"))
 
 

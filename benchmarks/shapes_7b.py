@@ -5,7 +5,6 @@ gigabytes are there in seconds.
 """
 
 import math
-import tempfile
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -88,10 +87,7 @@ def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) 
 
 
 def processor(config: OpenVLAConfig) -> Processor:
-    with tempfile.TemporaryDirectory() as folder:
-        image_processor(*config.image_sizes).save(Path(folder))
-        llama_like_tokenizer().save_pretrained(folder)
-        return Processor.load(Path(folder), config)
+    return Processor(image_processor(*config.image_sizes), llama_like_tokenizer(), config)
 
 
 @torch.no_grad()

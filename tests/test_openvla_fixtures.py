@@ -13,7 +13,7 @@ from conftest import fixture_cases, fixture_folder
 from safetensors.torch import load_file, save_file
 
 from rlrc.models.actions import ActionTokenizer, action_statistics, unnormalise
-from rlrc.models.checkpoint import read_config, read_weights
+from rlrc.models.checkpoint import load
 from rlrc.models.openvla import OpenVLAForActionPrediction, PolicyInputs
 from rlrc.models.processor import ImageProcessor
 
@@ -49,12 +49,26 @@ def tower_shape(timm: dict[str, Any], image_size: int) -> dict[str, Any]:
     }
 
 
+def tower_shapes(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """The two vision towers of a fixture, from its meta.json."""
+    shapes = meta["config"]
+    timm = (shapes["dinov2_like_timm_args"], shapes["siglip_like_timm_args"])
+    return [tower_shape(arguments, shapes["image_size"]) for arguments in timm]
+
+
 def whole_checkpoint(folder: Path, scratch: Path) -> Path:
-    """The checkpoint of a fixture. A small copy of one has the rows of the vocabulary that its cases read; the other
-    rows are zero, in a checkpoint that is written to `scratch`."""
-    if not (folder / "vocabulary.safetensors").exists():
-        return folder / "checkpoint"
+    """The checkpoint of a fixture, written to `scratch` with the vision towers' shapes in its config.json.
+
+    A small copy of a fixture has the rows of the vocabulary that its cases read; the other rows are zero.
+    """
     shutil.copytree(folder / "checkpoint", scratch)
+    scratch.chmod(0o755)
+    config = json.loads((scratch / "config.json").read_text())
+    config["vision_towers"] = tower_shapes(json.loads((folder / "meta.json").read_text()))
+    (scratch / "config.json").unlink()
+    (scratch / "config.json").write_text(json.dumps(config))
+    if not (folder / "vocabulary.safetensors").exists():
+        return scratch
     weight_map = json.loads((scratch / "model.safetensors.index.json").read_text())["weight_map"]
     rows = load_file(folder / "vocabulary.safetensors")
     ids = rows.pop("ids")
@@ -70,12 +84,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = fixture_folder(f"openvla/{request.param}")
     checkpoint = whole_checkpoint(folder, tmp_path_factory.mktemp("openvla") / "checkpoint")
     meta = json.loads((folder / "meta.json").read_text())
-    config = read_config(checkpoint)
-    config.vision_towers = [
-        tower_shape(meta["config"][key], meta["config"]["image_size"])
-        for key in ("dinov2_like_timm_args", "siglip_like_timm_args")
-    ]
-    model = read_weights(checkpoint, config, None).eval()
+    model = load(checkpoint, full_head=True).model
     files = [load_file(folder / name) for name in ("cases.safetensors", "processor.safetensors")]
     return Case(folder, meta, model, *files)
 

@@ -63,11 +63,11 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 
 
 def heads(units: int, layer: int = 0, head_dim: int = 4) -> Group:
-    return Group(layer, "heads", units, (Member("self_attn.q_proj", 0, head_dim),), 100)
+    return Group(layer, "heads", units, (Member("self_attn.q_proj", 0, head_dim),), 100, 4 * units)
 
 
 def channels(units: int, layer: int = 0) -> Group:
-    return Group(layer, "channels", units, (Member("mlp.gate_proj", 0, 1),), 10)
+    return Group(layer, "channels", units, (Member("mlp.gate_proj", 0, 1),), 10, 5)
 
 
 def sizes(groups: list[Group], ratio: float | None = None, **options: Any) -> list[int]:
@@ -406,7 +406,10 @@ def test_overall_target_with_protected_layers_asks_more_of_the_others() -> None:
     groups = []
     for layer in range(32):
         q, gate = Member("self_attn.q_proj", 0, 128), Member("mlp.gate_proj", 0, 1)
-        groups += [Group(layer, "heads", 32, (q,), 2_097_152), Group(layer, "channels", 11008, (gate,), 12_288)]
+        groups += [
+            Group(layer, "heads", 32, (q,), 2_097_152, 4096),
+            Group(layer, "channels", 11008, (gate,), 12_288, 4096),
+        ]
     left = sizes(groups, overall=0.9, protected=frozenset({0, 31}))
     assert left[:2] == left[-2:] == [32, 11008]
     assert set(zip(left[2:-2:2], left[3:-2:2], strict=True)) == {(2, 440)}

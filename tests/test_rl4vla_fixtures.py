@@ -9,12 +9,11 @@ import pytest
 import torch
 from conftest import fixture_folder
 from safetensors.torch import load_file
-from test_openvla_fixtures import tower_shape
+from test_openvla_fixtures import whole_checkpoint
 
-from rlrc.models.checkpoint import read_config, read_weights
+from rlrc.models.checkpoint import load
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.policy import Policy
-from rlrc.models.processor import Processor
 from rlrc.recover.gae import gae, huber, normalise, policy_loss, value_loss
 from rlrc.recover.ppo import evaluate_actions, value_of
 
@@ -81,18 +80,13 @@ def test_huber(fixture: Fixture) -> None:
 
 
 @pytest.fixture(scope="module")
-def policy(fixture: Fixture) -> Policy:
+def policy(fixture: Fixture, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """The tiny OpenVLA that RL4VLA's code ran, with its value head."""
-    folder = fixture_folder("openvla/fused224")
-    config = read_config(folder / "checkpoint")
-    shapes = json.loads((folder / "meta.json").read_text())["config"]
-    config.vision_towers = [
-        tower_shape(shapes[key], shapes["image_size"]) for key in ("dinov2_like_timm_args", "siglip_like_timm_args")
-    ]
-    model = read_weights(folder / "checkpoint", config, torch.float32).eval()
-    model.add_value_head()
-    model.value_head.load_state_dict(fixture["value_head"])
-    return Policy(model, Processor.load(folder / "checkpoint", config))
+    checkpoint = whole_checkpoint(fixture_folder("openvla/fused224"), tmp_path_factory.mktemp("rl4vla") / "checkpoint")
+    policy = load(checkpoint, dtype=torch.float32)
+    policy.model.add_value_head()
+    policy.model.value_head.load_state_dict(fixture["value_head"])
+    return policy
 
 
 @pytest.fixture(scope="module")

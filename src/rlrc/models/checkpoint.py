@@ -125,13 +125,6 @@ def empty_model(config: OpenVLAConfig, origin: Path) -> OpenVLAForActionPredicti
     return model
 
 
-def read_weights(folder: Path, config: OpenVLAConfig, dtype: torch.dtype | None) -> OpenVLAForActionPrediction:
-    """The model of `config` with the weights of `folder`."""
-    model = empty_model(config, folder)
-    fill(model, Weights(folder, config, dtype))
-    return model
-
-
 def fill(
     model: OpenVLAForActionPrediction, weights: Weights, wanted: Callable[[str], bool] = lambda name: True
 ) -> None:

@@ -20,7 +20,7 @@ from rlrc.files import write_json
 from rlrc.models.config import OpenVLAConfig
 from rlrc.models.openvla import PolicyInputs
 from rlrc.models.schema import PreprocessorFields
-from rlrc.models.tokenizer import load_tokenizer, token_ids
+from rlrc.models.tokenizer import token_ids
 from rlrc.pixels import resize
 from rlrc.reading import read_object, require_finite, shorten, validate
 
@@ -155,12 +155,6 @@ class Processor:
         self.tokenizer = tokenizer
         self.config = config
         self._prompt_ids: dict[str, list[int]] = {}
-
-    @classmethod
-    def load(cls, folder: Path, config: OpenVLAConfig) -> "Processor":
-        """Read the files of a checkpoint; one without a tokenizer still loads, and says so when a prompt is needed."""
-        tokenizer = load_tokenizer(folder, config.text_config.vocab_size)
-        return cls(ImageProcessor.load(folder), tokenizer, config)
 
     def save(self, folder: Path) -> None:
         self.images.save(folder)

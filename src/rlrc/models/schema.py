@@ -91,7 +91,7 @@ class DecoderFields(FileModel):
         if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError("the size of a head (head_dim) must be even")
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
-            raise ValueError(f"pad_token_id {self.pad_token_id} is outside the vocabulary of {self.vocab_size}")
+            raise ValueError(f"pad_token_id {self.pad_token_id} is outside vocab_size {self.vocab_size}")
         _require_whole_groups("", self.num_attention_heads, self.num_key_value_heads)
         for index, layer in (self.per_layer_config or {}).items():
             where = f"per_layer_config.{index}"
@@ -203,7 +203,7 @@ class ConfigFields(FileModel):
         for field in ("pad_token_id", "prompt_end_token_id"):
             token = getattr(self, field)
             if token is not None and token >= vocabulary:
-                raise ValueError(f"{field} {token} is outside the vocabulary of {vocabulary}")
+                raise ValueError(f"{field} {token} is outside text_config.vocab_size {vocabulary}")
         return self
 
 

@@ -36,6 +36,12 @@ class Group:
     members: tuple[Member, ...]
     unit_parameters: int
     """Parameters that leave with one unit, biases included."""
+    width: int
+    """Numbers that enter and leave the layer at each position (the decoder's hidden size)."""
+
+    def inputs(self, member: Member) -> int:
+        """Inputs of a member's matrix."""
+        return self.units * member.width if member.axis else self.width
 
     @property
     def channels(self) -> int:
@@ -113,7 +119,7 @@ def _group(
         module = _linear(index, layer, member.name)
         across = module.out_features if member.axis else module.in_features
         parameters += member.width * (across + (module.bias is not None and member.axis == 0))
-    return Group(index, kind, units, members, parameters)
+    return Group(index, kind, units, members, parameters, across)
 
 
 def matrix(layer: LlamaDecoderLayer, name: str) -> nn.Linear:

@@ -1,6 +1,7 @@
 """What a method has measured, on disk: whole, to try another ratio on it, or as sums over the layers done so far, from
 which a run that was cut off goes on."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ class SavedSums:
 
 def write_measured(path: Path, measured: Measured, key: dict[str, Any]) -> None:
     """Keep all that was measured, and what it depends on."""
-    _write(path, measured, {"key": json.dumps(key, sort_keys=True)})
+    _write(path, measured, {"key": json.dumps(key, sort_keys=True), "checksum": _checksum(measured)})
 
 
 def read_measured(path: Path, key: dict[str, Any]) -> Measured:
@@ -79,7 +80,20 @@ def read_measured(path: Path, key: dict[str, Any]) -> Measured:
     differing = [name for name, value in json.loads(json.dumps(key)).items() if theirs.get(name) != value]
     if differing:
         raise UserError(f"{path} was measured with another {' and '.join(differing)}; leave `measured` out")
+    if metadata.get("checksum") != _checksum(measured):
+        raise UserError(
+            f"{path} was changed after it was measured, or an earlier release wrote it; leave `measured` out"
+        )
     return measured
+
+
+def _checksum(measured: Measured) -> str:
+    """Changes with every name, type, shape and number."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(measured.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write(path: Path, tensors: Measured, metadata: dict[str, str]) -> None:

@@ -30,6 +30,14 @@ class Unstructured(PruningMethod[ZeroingConfig]):
         refuse_overall(target, self.config.kind)
         if target.ratio is not None and target.ratio >= 1:
             raise UserError(f"{self.config.kind}: a ratio of {target.ratio:g} leaves no weight; ask for less than 1")
+        if self.config.pattern is not None:
+            _, size = self.config.n_of_m
+            for group in groups:
+                inputs = [group.inputs(member) for member in group.members if group.layer not in target.protected]
+                if uneven := [number for number in inputs if number % size]:
+                    raise UserError(
+                        f"{group}: a matrix has {uneven[0]} inputs, which cannot be cut into groups of {size}"
+                    )
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
         def edit(index: int, layer: LlamaDecoderLayer) -> None:
@@ -117,13 +125,7 @@ def lowest_of_rows(score: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def lowest_of_each(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
-    """Bool (out, in): the n lowest of every m neighbouring inputs of each row.
-
-    Raises:
-        UserError: m does not divide the inputs.
-    """
-    if score.shape[1] % m:
-        raise UserError(f"a matrix has {score.shape[1]} inputs, which cannot be cut into groups of {m}")
+    """Bool (out, in): the n lowest of every m neighbouring inputs of each row; m divides the inputs."""
     blocks = score.unflatten(1, (-1, m))
     lowest = blocks.topk(n, dim=2, largest=False).indices
     return torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, lowest, True).flatten(1)

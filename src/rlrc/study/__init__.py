@@ -14,7 +14,8 @@ from rlrc.configs.run import StudyConfig
 from rlrc.episodes import write_episodes
 from rlrc.errors import UserError
 from rlrc.files import write_json, write_text
-from rlrc.ownership import require_plain
+from rlrc.lock import locked
+from rlrc.ownership import made, require_plain
 from rlrc.pipeline import run
 from rlrc.progress import MAX_METRICS_BYTES, say
 from rlrc.reading import read_text
@@ -49,14 +50,19 @@ def write_evidence(evidence: Evidence, out: Path) -> dict[str, Any]:
     """Write the evidence of a run's finished stages to `out` and return what `summary.json` holds.
 
     Raises:
-        UserError: no policy of the study has been evaluated yet.
+        UserError: no policy of the study has been evaluated yet, or another process writes to `out`.
     """
+    _require_own(out, evidence.plan.name)
+    with made(out), locked(out):
+        return _write(evidence, out)
+
+
+def _write(evidence: Evidence, out: Path) -> dict[str, Any]:
     summary = evidence.summary()
     claims = check(evidence)
     name = evidence.plan.name
     prefix = f"{name}-" if name else ""
     written = _page(out, name)
-    _require_own(out, name)
     if not written.exists():  # shows from the first file on whose they are
         write_text(written, f"{MARK} {evidence.recipe.name}`, which was cut off: run it again.\n")
     write_json(out / f"{name or 'summary'}.json", summary)
