@@ -20,7 +20,7 @@ from transformers import DynamicCache
 import rlrc
 from rlrc.bench import machine
 from rlrc.files import write_json
-from rlrc.models.policy import Policy
+from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.quantize import linear_names, quantize_linears
 

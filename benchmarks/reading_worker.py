@@ -19,8 +19,8 @@ import psutil
 
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.statistics import norm_stats
-from rlrc.models.policy import Policy
-from rlrc.models.presets import Shape, new_policy
+from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.tiny import Shape, new_policy
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner
 from rlrc.recover.sft import Frames, fit

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from rlrc.models.policy import Policy
+    from rlrc.policies.contract import Policy
 
 os.environ["RLRC_FRAME_CACHE_GB"] = "0"
 """Tests leave no frames on the disk, except those that are about that."""
@@ -54,7 +54,7 @@ TINY_STATS = {
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random OpenVLA of 0.3 M parameters, saved as a checkpoint (float32): ten heads and 40 channels a layer."""
     from rlrc.configs.train import Shape, TowerShape
-    from rlrc.models.presets import new_policy
+    from rlrc.policies.openvla.tiny import new_policy
 
     tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
     shape = Shape(

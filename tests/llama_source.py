@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlrc.models.config import DecoderConfig
-from rlrc.models.decoder import HeterogeneousLlamaForCausalLM
+from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
 from rlrc.prune.groups import coupled_groups
 from rlrc.prune.method import Plan, Source, Target
 from rlrc.prune.stream import Calibration

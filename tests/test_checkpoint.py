@@ -15,10 +15,10 @@ import rlrc
 from rlrc.configs.prune import Depth
 from rlrc.configs.train import Shape, TowerShape
 from rlrc.errors import UserError
-from rlrc.models.linear import QuantizedLinear, quantization_config
-from rlrc.models.policy import Policy
-from rlrc.models.presets import new_policy
-from rlrc.models.shards import ShardWriter
+from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
+from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.tiny import new_policy
+from rlrc.policies.shards import ShardWriter
 from rlrc.prune import PruneConfig
 from rlrc.stage import standalone
 
@@ -273,8 +273,8 @@ def test_wrong_images(images: np.ndarray, message: str, tiny_policy: Policy) -> 
         "import rlrc; from transformers.models.llama.modeling_llama import LlamaDecoderLayer",
         "import rlrc; from transformers import PreTrainedModel",
         "import transformers; from transformers import AutoModelForImageTextToText; import rlrc",
-        "from rlrc.models.config import OpenVLAConfig",
-        "from rlrc.models.linear import QuantizedLinear",
+        "from rlrc.policies.openvla.config import OpenVLAConfig",
+        "from rlrc.policies.parts.linear import QuantizedLinear",
     ],
 )
 def test_auto_classes_know_us_whatever_is_imported_first(imports: str, tiny_checkpoint: Path) -> None:
@@ -287,7 +287,7 @@ print(type(Auto.from_config(AutoConfig.from_pretrained({str(tiny_checkpoint)!r})
 
 def test_a_policy_by_its_hub_id(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs take what `rlrc.load` takes; what identifies the policy are the files that were downloaded."""
-    monkeypatch.setattr("rlrc.models.locate._download", lambda hub_id: tiny_checkpoint)
+    monkeypatch.setattr("rlrc.policies.locate._download", lambda hub_id: tiny_checkpoint)
     by_id, by_path = (
         standalone("prune", PruneConfig(policy=policy, method=Depth(keep=(0,))), tmp_path)
         for policy in (Path("openvla/openvla-7b"), tiny_checkpoint)

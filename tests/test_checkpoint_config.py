@@ -14,7 +14,7 @@ import rlrc
 from rlrc.configs.prune import PruneConfig
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import outline
+from rlrc.policies.checkpoint import outline
 from rlrc.prune import prune
 from rlrc.quantize import quantize
 

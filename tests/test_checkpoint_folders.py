@@ -12,10 +12,10 @@ from checkpoint_files import set_field
 
 import rlrc
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import outline
-from rlrc.models.device import resolve_device
-from rlrc.models.locate import on_disk
-from rlrc.models.policy import Policy
+from rlrc.policies.checkpoint import outline
+from rlrc.policies.device import resolve_device
+from rlrc.policies.locate import on_disk
+from rlrc.policies.contract import Policy
 
 IMAGES = np.zeros((2, 96, 96, 3), np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
@@ -49,7 +49,7 @@ def test_openvla_oft_is_told_by_its_side_files(name: str, folder: Path) -> None:
 
 def test_openvla_oft_on_the_hub_is_told_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["config.json", "action_head--150000_checkpoint.pt"]
-    monkeypatch.setattr("rlrc.models.locate.HfApi.list_repo_files", lambda self, repo: names)
+    monkeypatch.setattr("rlrc.policies.locate.HfApi.list_repo_files", lambda self, repo: names)
     with pytest.raises(UserError, match="somebody/oft: this is an OpenVLA-OFT policy"):
         rlrc.load("somebody/oft")
 

@@ -14,7 +14,7 @@ from rlrc.data import format as fmt
 from rlrc.data.lerobot import CameraDtype, write_dataset
 from rlrc.data.statistics import norm_stats
 from rlrc.errors import UserError
-from rlrc.models.actions import action_statistics, normalise, unnormalise
+from rlrc.policies.statistics import action_statistics, normalise, unnormalise
 
 REFERENCE = Path(__file__).parent / "lerobot_reference"
 LENGTHS = (4, 5, 6)

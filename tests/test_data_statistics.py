@@ -18,7 +18,7 @@ from rlrc.configs.train import Shape, TrainConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, norm_stats, require_fit
 from rlrc.errors import UserError
-from rlrc.models.policy import Policy
+from rlrc.policies.contract import Policy
 from rlrc.prune import prune
 from rlrc.quantize import quantize
 from rlrc.recover.sft import sft

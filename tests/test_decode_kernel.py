@@ -11,10 +11,10 @@ from transformers import LlamaModel
 from rlrc import kernels
 from rlrc.kernels.decode import TokenDecoder
 from rlrc.models import decoding
-from rlrc.models.config import DecoderConfig
-from rlrc.models.decoder import HeterogeneousLlamaModel
-from rlrc.models.linear import QuantizedLinear, get_linear
-from rlrc.models.policy import Policy
+from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.parts.decoder import HeterogeneousLlamaModel
+from rlrc.policies.parts.linear import QuantizedLinear, get_linear
+from rlrc.policies.contract import Policy
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels: {kernels.missing()}")
 

@@ -6,8 +6,8 @@ import torch
 from transformers import DynamicCache
 
 from rlrc.configs.train import Shape, TowerShape
-from rlrc.models.policy import Policy
-from rlrc.models.presets import new_policy
+from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.tiny import new_policy
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put carrot on plate"]

@@ -22,8 +22,8 @@ from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
 from rlrc.evaluate import _actors, check, conditions, episode_ids, evaluate
-from rlrc.models.policy import Policy
-from rlrc.models.processor import ImageProcessor
+from rlrc.policies.contract import Policy
+from rlrc.policies.prismatic.processor import ImageProcessor
 from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
 from rlrc.stats import wilson
 from rlrc.video import read_video, write_video

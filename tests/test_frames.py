@@ -24,7 +24,7 @@ from rlrc.data.frames import DecodedFrames, JpegFrames, RawFrames, open_frames, 
 from rlrc.errors import UserError
 
 if TYPE_CHECKING:
-    from rlrc.models.policy import Policy
+    from rlrc.policies.contract import Policy
 
 COUNT = 60
 RAW_BYTES = SEEN[0] * SEEN[1] * 3

@@ -11,7 +11,7 @@ from torch import nn
 
 from rlrc import kernels
 from rlrc.kernels import build
-from rlrc.models.linear import QuantizedLinear, unpack
+from rlrc.policies.parts.linear import QuantizedLinear, unpack
 
 needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels here: {kernels.missing()}")
 SHAPES = [(64, 40), (100, 17), (36, 16), (1000, 33), (4304, 5)]

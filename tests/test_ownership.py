@@ -338,7 +338,7 @@ def test_files_are_removed_one_by_one_and_what_is_not_ours_stays(folder: Path) -
 
 
 def test_make_random_replaces_nothing_but_its_own(folder: Path) -> None:
-    from rlrc.models.random import make_random
+    from rlrc.policies.make_random import make_random
 
     def write(out: str) -> None:
         make_random(MakeRandomConfig(preset="openvla-tiny"), Path(out))

@@ -24,7 +24,7 @@ from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import Lora
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
-from rlrc.models.policy import Policy
+from rlrc.policies.contract import Policy
 from rlrc.recover import ppo
 from rlrc.recover.gae import approx_kl, explained_variance
 from rlrc.recover.loop import STATE_FILE, Learner

@@ -21,8 +21,8 @@ from rlrc.configs.prune import Depth, Flap, LlmPruner, Magnitude, StateSaliency,
 from rlrc.data import Demonstrations
 from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import outline
-from rlrc.models.policy import Policy
+from rlrc.policies.checkpoint import outline
+from rlrc.policies.contract import Policy
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames

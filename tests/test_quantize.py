@@ -16,7 +16,7 @@ import rlrc
 from rlrc.configs.quantize import Part
 from rlrc.configs.train import Shape
 from rlrc.errors import UserError
-from rlrc.models.linear import (
+from rlrc.policies.parts.linear import (
     QuantizedLinear,
     count_parameters,
     empty_packed,
@@ -25,8 +25,8 @@ from rlrc.models.linear import (
     replace_linears,
     unpack,
 )
-from rlrc.models.policy import Policy
-from rlrc.models.presets import new_policy
+from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.tiny import new_policy
 from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)

@@ -13,15 +13,15 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import rlrc
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import read_config
-from rlrc.models.config import OpenVLAConfig
-from rlrc.models.llama_tokenizer import CHARACTERS, INSTRUCTIONS, llama_like_tokenizer
-from rlrc.models.policy import Policy
-from rlrc.models.processor import ImageProcessor
-from rlrc.models.published import published_parameters, published_tensors
-from rlrc.models.random import MakeRandomConfig, image_processor, make_random, published_config, write_weights
-from rlrc.models.shards import TensorFiles, weight_files
-from rlrc.models.vision import is_dead
+from rlrc.policies.checkpoint import read_config
+from rlrc.policies.openvla.config import OpenVLAConfig
+from rlrc.policies.parts.llama_tokenizer import CHARACTERS, INSTRUCTIONS, llama_like_tokenizer
+from rlrc.policies.contract import Policy
+from rlrc.policies.prismatic.processor import ImageProcessor
+from rlrc.policies.openvla.layout import published_parameters, published_tensors
+from rlrc.policies.make_random import MakeRandomConfig, image_processor, make_random, published_config, write_weights
+from rlrc.policies.shards import TensorFiles, weight_files
+from rlrc.policies.parts.vit import is_dead
 
 PROMPT = OpenVLAConfig.prompt_template
 

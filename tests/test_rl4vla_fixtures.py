@@ -11,9 +11,9 @@ from conftest import fixture_folder
 from safetensors.torch import load_file
 from test_openvla_fixtures import whole_checkpoint
 
-from rlrc.models.checkpoint import load
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
+from rlrc.policies.checkpoint import load
+from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy
 from rlrc.recover.gae import gae, huber, normalise, policy_loss, value_loss
 from rlrc.recover.ppo import evaluate_actions, value_of
 

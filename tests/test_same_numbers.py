@@ -12,7 +12,7 @@ import torch
 
 from rlrc import kernels
 from rlrc.kernels import build
-from rlrc.models.presets import Shape, new_policy
+from rlrc.policies.openvla.tiny import Shape, new_policy
 from rlrc.quantize import QuantizeConfig, quantize
 
 needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels here: {kernels.missing()}")

@@ -15,7 +15,7 @@ from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import LearnerConfig, Lora
 from rlrc.configs.prune import Magnitude
 from rlrc.errors import UserError
-from rlrc.models.policy import Policy
+from rlrc.policies.contract import Policy
 from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
 from rlrc.recover import sft as sft_module

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from rlrc import vla_cache as cache
 from rlrc.errors import UserError
-from rlrc.models.decoding import Decoding
-from rlrc.models.policy import Policy
+from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.contract import Policy
 from rlrc.vla_cache import VlaCacheConfig, VlaCachedPolicy
 
 CONFIG = VlaCacheConfig(attention_layer=0, layers=(1, 2), static_patches=9, relevant_patches=2)

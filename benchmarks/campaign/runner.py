@@ -60,7 +60,7 @@ def preload() -> None:
     for command in commands().values():
         command.config_class()
         import_module(command.module)
-    for module in ("rlrc.models.checkpoint", "rlrc.data.lerobot", "rlrc.data.demonstrations", "rlrc.pipeline"):
+    for module in ("rlrc.policies.checkpoint", "rlrc.data.lerobot", "rlrc.data.demonstrations", "rlrc.pipeline"):
         import_module(module)
 
 

@@ -119,7 +119,7 @@ def _make_policy(path: Path) -> None:
 def _make_sharded(source: Path, path: Path) -> None:
     from safetensors.torch import load_file
 
-    from rlrc.models.shards import ShardWriter
+    from rlrc.policies.shards import ShardWriter
 
     shutil.copytree(source, path)
     writer = ShardWriter(path, shard_bytes=3 * 2**20)

@@ -15,7 +15,7 @@ from rlrc.process import prepare_for_torch
 from rlrc.version import __version__
 
 if TYPE_CHECKING:
-    from rlrc.models.checkpoint import load
+    from rlrc.policies.checkpoint import load
 
 __all__ = ["__version__", "load"]
 
@@ -25,7 +25,7 @@ autoclasses.register()
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from rlrc.models.checkpoint import load
+        from rlrc.policies.checkpoint import load
 
         return load
     raise AttributeError(f"module 'rlrc' has no attribute {name!r}")

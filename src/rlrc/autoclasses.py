@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes know our model, without importing either until someone asks for it.
+"""Makes transformers' Auto classes know our models, without importing either until someone asks for it.
 
 transformers keeps its own models as names that are looked up in lazily imported modules. We add our names to those
 tables as soon as they exist, and stand in for the module they are looked up in. Importing our model at that point
@@ -12,34 +12,41 @@ from typing import Any
 
 import wrapt
 
-MODEL_TYPE = "openvla"
+from rlrc.policies.families import FAMILIES, Family
 
 
 class _LazyModule(ModuleType):
-    """Resolves names in `rlrc.models.openvla`, importing it at the first one."""
+    """Resolves names in a family's module `model`, importing it at the first one."""
+
+    def __init__(self, name: str, family: Family) -> None:
+        super().__init__(name)
+        self._family = family
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(import_module("rlrc.models.openvla"), name)
+        return getattr(import_module(f"{self._family.package}.model"), name)
 
 
 def register() -> None:
     """Hook into transformers, whether it is imported already or will be."""
-    wrapt.register_post_import_hook(_add_config, "transformers.models.auto.configuration_auto")
-    wrapt.register_post_import_hook(_add_model, "transformers.models.auto.modeling_auto")
+    wrapt.register_post_import_hook(_add_configs, "transformers.models.auto.configuration_auto")
+    wrapt.register_post_import_hook(_add_models, "transformers.models.auto.modeling_auto")
 
 
-def _add_config(configuration_auto: Any) -> None:
-    configuration_auto.CONFIG_MAPPING_NAMES[MODEL_TYPE] = "OpenVLAConfig"
-    sys.modules[f"transformers.models.{MODEL_TYPE}"] = _LazyModule(f"transformers.models.{MODEL_TYPE}")
+def _add_configs(configuration_auto: Any) -> None:
+    for family in FAMILIES.values():
+        configuration_auto.CONFIG_MAPPING_NAMES[family.model_type] = family.config_class
+        name = f"transformers.models.{family.model_type}"
+        sys.modules[name] = _LazyModule(name, family)
 
 
-def _add_model(modeling_auto: Any) -> None:
+def _add_models(modeling_auto: Any) -> None:
     names, mapping = (
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     )
-    names[MODEL_TYPE] = "OpenVLAForActionPrediction"
-    # Filled when the table was made, which is before us where transformers was imported first.
-    mapping._reverse_config_mapping["OpenVLAConfig"] = MODEL_TYPE
+    for family in FAMILIES.values():
+        names[family.model_type] = family.model_class
+        # Filled when the table was made, which is before us where transformers was imported first.
+        mapping._reverse_config_mapping[family.config_class] = family.model_type

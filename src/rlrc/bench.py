@@ -28,11 +28,11 @@ from rlrc import kernels
 from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
-from rlrc.models.checkpoint import load
-from rlrc.models.decoding import Decoding
-from rlrc.models.device import resolve_device
-from rlrc.models.policy import Policy
-from rlrc.models.weights import stored_bytes
+from rlrc.policies.checkpoint import load
+from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.device import resolve_device
+from rlrc.policies.contract import Policy
+from rlrc.policies.prismatic.weights import stored_bytes
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages

@@ -27,8 +27,8 @@ from rlrc.episodes import (
 )
 from rlrc.errors import UserError
 from rlrc.files import write_json
-from rlrc.models.checkpoint import load
-from rlrc.models.policy import Policy
+from rlrc.policies.checkpoint import load
+from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
 from rlrc.rollouts import Camera, rollout_in_turns

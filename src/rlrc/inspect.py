@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlrc.configs.inspect import InspectConfig
-from rlrc.models.checkpoint import outline
-from rlrc.models.linear import QuantizedLinear
-from rlrc.models.policy import Policy
-from rlrc.models.published import published_parameters
+from rlrc.policies.checkpoint import outline
+from rlrc.policies.parts.linear import QuantizedLinear
+from rlrc.policies.contract import Policy
 from rlrc.progress import say
-from rlrc.quantize import part_of
 from rlrc.tables import human_bytes, human_count, print_table
 
 
@@ -45,30 +43,27 @@ def describe(policy: Policy) -> dict[str, Any]:
     """
     packed = {name: module for name, module in policy.model.named_modules() if isinstance(module, QuantizedLinear)}
     parameters, sizes = Counter[str](), Counter[str]()
+
+    def part(name: str) -> str:
+        return policy.part_of(name) or "embeddings"
+
     for name, layer in packed.items():
-        parameters[_part(name)] += layer.in_features * layer.out_features
+        parameters[part(name)] += layer.in_features * layer.out_features
     for name, parameter in policy.model.named_parameters():
-        parameters[_part(name)] += parameter.numel()
-        sizes[_part(name)] += parameter.nbytes
+        parameters[part(name)] += parameter.numel()
+        sizes[part(name)] += parameter.nbytes
     for name, buffer in policy.model.named_buffers():
-        sizes[_part(name)] += buffer.nbytes
+        sizes[part(name)] += buffer.nbytes
     quantization = policy.model.config.quantization_config if packed else None
     return {
         "parameters": dict(parameters) | {"total": parameters.total()},
-        "published_parameters": published_parameters(policy.model.config),
+        "published_parameters": policy.published_parameters,
         "bytes": dict(sizes) | {"total": sizes.total()},
         "dtype": str(policy.model.dtype).removeprefix("torch."),
-        "layers": [_layer_shape(layer) for layer in policy.model.language_model.model.layers],
+        "layers": [_layer_shape(layer) for stack in policy.stacks() for layer in stack.layers],
         "quantization": quantization and {"layers": len(packed)} | {k: quantization[k] for k in ("bits", "group_size")},
         "lineage": policy.lineage,
     }
-
-
-def _part(name: str) -> str:
-    """The part of the policy that a tensor or layer of this dotted name belongs to."""
-    if name.startswith("value_head."):
-        return "value head"
-    return part_of(name) or "embeddings"
 
 
 def _layer_shape(layer: Any) -> dict[str, int]:

@@ -15,7 +15,7 @@ import torch
 
 from rlrc import envs
 from rlrc.episodes import Episode, video_path
-from rlrc.models.policy import Policy
+from rlrc.policies.contract import Policy
 from rlrc.video import write_video
 
 Play = Generator[None, None, list[Episode]]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlrc.models.linear import count_parameters
-from rlrc.models.policy import Policy
+from rlrc.policies.parts.linear import count_parameters
+from rlrc.policies.contract import Policy
 
 READ_BYTES = 2**30
 """Large enough to come from memory and not from a cache."""

@@ -200,7 +200,7 @@ def all_that_is_read(path: Path) -> list[Path]:
     """
     if not (path / ADAPTER_FILE).is_file():
         return [path]
-    from rlrc.models.lora import Adapter  # a heavy import, rarely needed
+    from rlrc.policies.lora import Adapter  # a heavy import, rarely needed
 
     return [path, Adapter(path).base]
 
@@ -215,7 +215,7 @@ def contents_of(field: str, path: Path) -> Path:
         raise UserError(f"{field}: '{shorten(str(path))}' is no path: it has a zero byte")
     if path.exists() or field not in ("policy", "policies") or len(path.parts) != 2:
         return path
-    from rlrc.models.checkpoint import on_disk  # a heavy import, rarely needed
+    from rlrc.policies.checkpoint import on_disk  # a heavy import, rarely needed
 
     return on_disk(path)
 

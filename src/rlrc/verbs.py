@@ -157,7 +157,7 @@ VERBS = {
         ),
         Verb(
             "make-random",
-            "rlrc.models.random",
+            "rlrc.policies.make_random",
             "rlrc.configs.make_random",
             "MakeRandomConfig",
             "",

@@ -139,6 +139,13 @@ class Demonstrations:
         return images
 
     @cached_property
+    def episode_ends(self) -> np.ndarray:
+        """For each frame the number of the frame behind its episode's last one, int64 (T,)."""
+        changes = np.flatnonzero(np.diff(self.episode_index)) + 1
+        lengths = np.diff(np.concatenate([[0], changes, [len(self)]]))
+        return np.repeat(np.append(changes, len(self)), lengths)
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of the dataset's folder, also where this is a part of it: what a checkpoint's lineage records."""
         return sha256_tree(self.path)

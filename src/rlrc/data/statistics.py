@@ -1,16 +1,16 @@
 """Where a dataset's numbers meet a policy: OpenVLA's normalisation statistics, and whether the two fit each other."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
+from rlrc.policies.contract import Policy
 from rlrc.progress import say
 
-if TYPE_CHECKING:
-    from rlrc.models.policy import Policy
-
+TOLERANCE = 1 / 256
+"""How far a normalised label may lie outside [-1, 1] and not count as clipped: half an action bin."""
 CLIPPED_SHARE = 0.03
 """Share of all labels above which a warning tells that they are clipped; quantiles of the same data leave out 2 %."""
 CLIPPED_SHARE_OF_DIMENSION = 0.10
@@ -47,7 +47,7 @@ def norm_stats(demonstrations: Demonstrations, unnorm_key: str) -> dict[str, Any
     return {unnorm_key: {**stats, **counts}}
 
 
-def adopt_statistics(policy: "Policy", demonstrations: Demonstrations, config: StatisticsChoice) -> None:
+def adopt_statistics(policy: Policy, demonstrations: Demonstrations, config: StatisticsChoice) -> None:
     """Let `policy` normalise actions by the statistics that `config` asks for, and check that they fit.
 
     `statistics: dataset` computes those of the demonstrations, keeps them in the policy's config under `unnorm_key`, or
@@ -69,39 +69,32 @@ def adopt_statistics(policy: "Policy", demonstrations: Demonstrations, config: S
             f"{demonstrations.path}: the policy holds other statistics under '{key}'; name those of this dataset with "
             "unnorm_key"
         )
-    policy.model.config.norm_stats = {**known, **entry}
-    policy.model.config.default_unnorm_key = policy.unnorm_key = key
+    policy.adopt(entry[key], key)
     require_fit(policy, demonstrations)
     say(f"actions are normalised by the statistics of {demonstrations.path}, which are kept as '{key}'")
 
 
-def require_fit(policy: "Policy", demonstrations: Demonstrations) -> None:
+def require_fit(policy: Policy, demonstrations: Demonstrations) -> None:
     """Check that demonstrated actions have the dimensions of the policy and of its statistics.
 
     Raises:
         UserError: they differ, or the policy has no statistics to use.
     """
-    from rlrc.models.actions import action_statistics
-
-    here = demonstrations.actions.shape[1]
-    known = len(action_statistics(policy.norm_stats, policy.unnorm_key)["q01"])
-    for there, what in ((policy.model.config.action_dim, "the policy's"), (known, "those of the policy's statistics")):
-        if here != there:
-            raise UserError(f"{demonstrations.path}: actions have {here} dimensions, and {what} have {there}")
+    here, there = demonstrations.actions.shape[1], len(policy.spec.action)
+    if here != there:
+        raise UserError(f"{demonstrations.path}: actions have {here} dimensions, and the policy's have {there}")
+    _ = policy.action_statistics()
 
 
-def clipped(actions: np.ndarray, stats: dict[str, np.ndarray], bins: int) -> np.ndarray:
-    """Which labels of actions (T, D) lie outside what `stats` can say by more than half a bin, bool (T, D)."""
-    low, high = stats["q01"], stats["q99"]
+def clipped(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
+    """Which labels of actions (T, D) lie outside what `stats` can say, by more than `TOLERANCE`, bool (T, D)."""
+    low, high = stats["low"], stats["high"]
     scaled = np.where(stats["mask"], 2 * (actions - low) / (high - low + 1e-8) - 1, actions)
-    return np.abs(scaled) > 1 + 1 / bins
+    return np.abs(scaled) > 1 + TOLERANCE
 
 
-def _warn_of_clipping(policy: "Policy", demonstrations: Demonstrations) -> None:
-    from rlrc.models.actions import action_statistics
-
-    stats = action_statistics(policy.norm_stats, policy.unnorm_key)
-    outside = clipped(demonstrations.actions, stats, policy.actions.n_bins)
+def _warn_of_clipping(policy: Policy, demonstrations: Demonstrations) -> None:
+    outside = clipped(demonstrations.actions, policy.action_statistics())
     shares = outside.mean(axis=0)
     if outside.mean() > CLIPPED_SHARE or shares.max() > CLIPPED_SHARE_OF_DIMENSION:
         most = [f"{n} ({shares[n]:.0%})" for n in np.argsort(-shares, kind="stable") if shares[n] > CLIPPED_SHARE]

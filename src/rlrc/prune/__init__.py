@@ -22,13 +22,13 @@ from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
-from rlrc.models.checkpoint import empty_model, outline
-from rlrc.models.config import OpenVLAConfig
-from rlrc.models.device import resolve_device
-from rlrc.models.linear import count_parameters
-from rlrc.models.policy import Policy
-from rlrc.models.saving import LINEAGE_FILE
-from rlrc.models.weights import Weights
+from rlrc.policies.checkpoint import empty_model, outline
+from rlrc.policies.openvla.config import OpenVLAConfig
+from rlrc.policies.device import resolve_device
+from rlrc.policies.parts.linear import count_parameters
+from rlrc.policies.contract import Policy
+from rlrc.policies.saving import LINEAGE_FILE
+from rlrc.policies.prismatic.weights import Weights
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration

@@ -18,10 +18,10 @@ from rlrc.data import Demonstrations
 from rlrc.data.frames import read_frames
 from rlrc.data.statistics import require_fit
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import fill
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
-from rlrc.models.weights import HEAD, Weights
+from rlrc.policies.checkpoint import fill
+from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy
+from rlrc.policies.prismatic.weights import HEAD, Weights
 from rlrc.progress import track
 from rlrc.prune.stream import DECODER, Calibration
 from rlrc.reading import require_file, shorten

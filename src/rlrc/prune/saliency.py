@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from rlrc.configs.prune import StateSaliency
 from rlrc.errors import UserError
-from rlrc.models.actions import ActionTokenizer
+from rlrc.policies.statistics import ActionTokenizer
 from rlrc.progress import say, track
 from rlrc.prune.calibrate import Frames
 from rlrc.prune.criteria import LlmPrunerMethod

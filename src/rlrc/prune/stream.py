@@ -15,9 +15,9 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.errors import UserError
-from rlrc.models.config import DecoderConfig
-from rlrc.models.decoder import decoder_layer
-from rlrc.models.weights import Weights
+from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.parts.decoder import decoder_layer
+from rlrc.policies.prismatic.weights import Weights
 from rlrc.prune.groups import matrix
 
 DECODER = "language_model.model.layers"

@@ -21,23 +21,14 @@ from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import load
-from rlrc.models.linear import PACKABLE, empty_packed, get_linear, quantization_config
-from rlrc.models.policy import Policy
-from rlrc.models.shards import require_finite_tensor
-from rlrc.models.weights import stored_bytes
+from rlrc.policies.checkpoint import load
+from rlrc.policies.parts.linear import PACKABLE, empty_packed, get_linear, quantization_config
+from rlrc.policies.contract import Policy
+from rlrc.policies.shards import require_finite_tensor
+from rlrc.policies.prismatic.weights import stored_bytes
 from rlrc.progress import say, track
 from rlrc.quantize.gptq import Samples, quantize_compensating, second_moments
 from rlrc.tables import human_bytes
-
-PARTS = {
-    "decoder": "language_model.model.layers",
-    "vision": "vision_backbone",
-    "projector": "projector",
-    "embedding": "language_model.model.embed_tokens",
-    "head": "language_model.lm_head",
-}
-
 
 @dataclass(frozen=True)
 class PackedLayer:
@@ -65,7 +56,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     Returns:
         Bytes of the packed layers against bf16 (`replaced`) and of all tensors before and after (`total`), both on disk
         and in memory; `left_dense`, each layer that was not packed with the reason; `per_layer`; and, given a dataset,
-        `actions`: how many tokens of held-out frames have another best bin than before, and by how many bins.
+        `actions`: how much the best actions of held-out frames move (see `disagreement`).
 
     Raises:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
@@ -78,7 +69,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         "disk": sum(stored_bytes(policy.source or config.policy).values()),
         "memory": _bytes_in_memory(policy.model),
     }
-    names = linear_names(policy.model, config.parts)
+    names = linear_names(policy, config.parts)
     for part in config.modules_to_not_convert:
         if not any(part in name for name in names):
             raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
@@ -91,7 +82,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     held_out = None
     if demonstrations is not None:
         held_out = Samples.draw(policy, demonstrations, config.samples, config.seed + 1)
-    before_bins = None if held_out is None else held_out.bins(policy)
+    before_actions = None if held_out is None else held_out.best_actions(policy)
     packed, left = _pack(policy, names, config, demonstrations)
     left |= dict.fromkeys(kept, "named in modules_to_not_convert")
     if not packed:
@@ -104,8 +95,8 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     bf16, memory = sum(layer.bf16_bytes for layer in packed), sum(layer.bytes for layer in packed)
     metrics = {"layers": len(packed), "bytes": memory, "bf16_bytes": bf16, "ratio": memory / bf16, "left_dense": left}
     actions = None
-    if held_out is not None and before_bins is not None:
-        actions = disagreement(before_bins, held_out.bins(policy))
+    if held_out is not None and before_actions is not None:
+        actions = disagreement(before_actions, held_out.best_actions(policy), policy.bin_width)
     stage = {"verb": "quantize", "config": config.model_dump(mode="json"), "metrics": metrics | {"actions": actions}}
     policy.save(out / "checkpoint", stage=stage)
 
@@ -116,9 +107,11 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         say(f"{len(packed)} layers {where}: {count:,} bytes, {count / bf16:.4f} of {human_bytes(bf16)} in bf16")
     worst = min(packed, key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
     say(f"lowest signal-to-noise ratio: {worst.sqnr_db or math.inf:.1f} dB, {worst.name}")
-    if actions is not None:
+    if actions is not None and "bins" in actions:
         changed, bins = actions["changed"], actions["bins"]
         say(f"{changed:.1%} of {actions['tokens']} action tokens change; their bins move by {bins:.2f} on average")
+    elif actions is not None:
+        say(f"{actions['numbers']} normalised actions change by {actions['l1_change']:.4f} on average")
     for name, reason in left.items():
         say(f"left dense: {name}: {reason}")
     return {
@@ -137,10 +130,17 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def disagreement(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
-    """Share of the bins (N, 7) that differ, and by how much all of them do on average."""
+def disagreement(before: torch.Tensor, after: torch.Tensor, bin_width: float | None) -> dict[str, float]:
+    """By how much normalised actions (N, H, D) differ on average.
+
+    Args:
+        bin_width: of action tokens, for which also the share that changes is counted; None of continuous actions.
+    """
     distance = (before - after).abs().float()
-    return {"tokens": before.numel(), "changed": float((distance > 0).float().mean()), "bins": float(distance.mean())}
+    if bin_width is None:
+        return {"numbers": before.numel(), "l1_change": float(distance.mean())}
+    changed, bins = distance > bin_width / 2, distance / bin_width
+    return {"tokens": before.numel(), "changed": float(changed.float().mean()), "bins": float(bins.mean())}
 
 
 def _pack(
@@ -164,14 +164,10 @@ def _pack(
     return packed + done[0], left | done[1]
 
 
-def linear_names(model: nn.Module, parts: Sequence[str]) -> list[str]:
+def linear_names(policy: Policy, parts: Sequence[str]) -> list[str]:
     """Dotted names of the linear layers, convolutions and embeddings of the policy's `parts`."""
-    return [name for name, module in model.named_modules() if isinstance(module, PACKABLE) and part_of(name) in parts]
-
-
-def part_of(name: str) -> str | None:
-    """The part that the module or tensor of dotted `name` belongs to."""
-    return next((part for part, prefix in PARTS.items() if f"{name}.".startswith(f"{prefix}.")), None)
+    modules = policy.model.named_modules()
+    return [name for name, module in modules if isinstance(module, PACKABLE) and policy.part_of(name) in parts]
 
 
 def quantize_linears(

@@ -9,17 +9,17 @@ it has moved to.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from rlrc.data import Demonstrations
-from rlrc.data.frames import read_frames
+from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
-from rlrc.models.linear import quantize_groups
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
+from rlrc.policies.parts.linear import quantize_groups
+from rlrc.policies.contract import Policy
 
 DAMPING = 0.01
 """Share of the mean second moment that is added to all of them, so that rare inputs do not ask for large moves."""
@@ -29,9 +29,9 @@ MOMENT_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class Samples:
-    """Demonstrated frames and the action tokens (N, 7) that belong to them."""
+    """Demonstrated frames and the normalised actions (N, H, D) that belong to them."""
 
-    batches: list[tuple[PolicyInputs, torch.Tensor]]
+    batches: list[tuple[Any, torch.Tensor]]
 
     @classmethod
     def draw(
@@ -45,16 +45,14 @@ class Samples:
         require_fit(policy, demonstrations)
         batches = []
         for frames in np.split(demonstrations.draw(count, seed), range(batch_size, count, batch_size)):
-            instructions = [demonstrations.instruction(i) for i in frames]
-            images = read_frames(demonstrations.pictures, frames, policy.processor.images.one_size)
-            inputs = policy.prepare(images, instructions)
-            batches.append((inputs, policy.encode(demonstrations.actions[frames])))
+            actions, _ = chunks(demonstrations, frames, policy)
+            batches.append((policy.prepare(observe(demonstrations, frames, policy)), actions.to(policy.device)))
         return cls(batches)
 
     @torch.no_grad()
-    def bins(self, policy: Policy) -> torch.Tensor:
-        """The action bins (N, 7) that the policy finds best, given the demonstrated tokens before each."""
-        return torch.cat([policy.model.action_logits(*batch)[0].argmax(-1) for batch in self.batches])
+    def best_actions(self, policy: Policy) -> torch.Tensor:
+        """The actions, normalised (N, H, D), that the policy finds best, given the demonstrated tokens before each."""
+        return torch.cat([policy.best_actions(policy.predict(*batch)[0]) for batch in self.batches])
 
 
 def second_moments(policy: Policy, samples: Samples, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
@@ -81,7 +79,7 @@ def second_moments(policy: Policy, samples: Samples, names: Sequence[str]) -> It
 def _moments(policy: Policy, samples: Samples, names: Sequence[str]) -> dict[str, torch.Tensor]:
     sums: dict[str, torch.Tensor] = {}
     with _seeing_inputs(policy.model, names, sums):
-        samples.bins(policy)
+        samples.best_actions(policy)
     return sums
 
 

@@ -8,8 +8,8 @@ import torch
 from rlrc import envs
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
+from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy
 from rlrc.recover.loop import Learner, project, rng
 from rlrc.recover.sft import hide_words
 

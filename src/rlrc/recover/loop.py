@@ -28,9 +28,9 @@ from torch import nn
 from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
-from rlrc.models.device import resolve_device
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
+from rlrc.policies.device import resolve_device
+from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy
 from rlrc.progress import MetricsLog, bar, read_metrics
 from rlrc.recover.optimizer import optimizers
 

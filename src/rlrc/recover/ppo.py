@@ -32,9 +32,9 @@ from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
-from rlrc.models.checkpoint import load
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
+from rlrc.policies.checkpoint import load
+from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.recover.acting import Buffer, act
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss

@@ -24,10 +24,10 @@ from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.frames import JPEG_QUALITY, open_frames
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
-from rlrc.models.actions import action_statistics, normalise
-from rlrc.models.checkpoint import load
-from rlrc.models.openvla import PolicyInputs
-from rlrc.models.policy import Policy
+from rlrc.policies.statistics import action_statistics, normalise
+from rlrc.policies.checkpoint import load
+from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, project, rng
 

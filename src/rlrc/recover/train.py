@@ -18,7 +18,7 @@ from rlrc.configs.train import TrainConfig
 from rlrc.data import Demonstrations
 from rlrc.data.format import ENVIRONMENT_STATE
 from rlrc.data.statistics import norm_stats
-from rlrc.models.presets import new_policy
+from rlrc.policies.openvla.tiny import new_policy
 from rlrc.progress import say
 from rlrc.recover.sft import fit
 

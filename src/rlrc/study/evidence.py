@@ -13,7 +13,7 @@ from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, succ
 from rlrc.errors import UserError
 from rlrc.finished import Finished
 from rlrc.inspect import describe
-from rlrc.models.checkpoint import outline
+from rlrc.policies.checkpoint import outline
 from rlrc.progress import read_metrics
 from rlrc.recipe import Recipe, StudyPlan
 from rlrc.report.summary import PolicyRow, Summary, summarise_run

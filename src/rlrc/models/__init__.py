@@ -1,1 +1,0 @@
-"""What a VLA is, and how it is stored."""

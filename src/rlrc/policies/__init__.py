@@ -1,0 +1,1 @@
+"""Policies: what one is, the families that rlrc reads, and how they are stored."""

@@ -1,0 +1,59 @@
+"""A policy on disk: a plain Hugging Face repository that loads anywhere, and nothing pickled.
+
+`config.json`, `model.safetensors` (or shards and an index), tokenizer and processor files, `compression.json` (the
+lineage) and a model card. Published checkpoints have the same names and load by the same code, tensor by tensor,
+read-only; so does a LoRA adapter, merged onto its base. `saving.py` writes.
+"""
+
+from pathlib import Path
+
+import torch
+
+from rlrc.policies.contract import Policy
+from rlrc.policies.device import resolve_device
+from rlrc.policies.folder import Reading
+from rlrc.policies.locate import on_disk
+from rlrc.policies.registry import recognise
+from rlrc.policies.warm_up import warm_up
+
+
+def load(
+    path_or_hub_id: str | Path,
+    unnorm_key: str | None = None,
+    device: str | torch.device | None = "cpu",
+    dtype: torch.dtype | None = None,
+    full_head: bool = False,
+) -> Policy:
+    """Load a policy from a folder or from the Hugging Face hub, ready to act (`eval` mode).
+
+    Args:
+        unnorm_key: which action statistics to use, where the checkpoint holds several.
+        device: where it computes; None is a GPU where there is one.
+        dtype: of the floating-point weights; None keeps what is stored.
+        full_head: keep every row of `lm_head`, so that `forward` gives the logits of text as well; acting reads the
+            action rows alone.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, incomplete, of another kind, holds NaN or infinity, or does not
+            know `unnorm_key`; there is no such device; or the full head is asked for and was left out before.
+    """
+    place = resolve_device(device)
+    policy = _outline(path_or_hub_id, Reading(unnorm_key, dtype, full_head))
+    policy.fill()
+    policy.model.to(place)
+    warm_up(policy)
+    return policy
+
+
+def outline(path_or_hub_id: str | Path, unnorm_key: str | None = None, full_head: bool = False) -> Policy:
+    """What `load` gives, but the weights are still on disk: every parameter has its shape and no memory ("meta").
+
+    Raises:
+        UserError: as `load`, except that the weights themselves are not read.
+    """
+    return _outline(path_or_hub_id, Reading(unnorm_key, full_head=full_head))
+
+
+def _outline(path_or_hub_id: str | Path, reading: Reading) -> Policy:
+    folder = on_disk(path_or_hub_id)
+    return recognise(folder).outline(folder, reading)

@@ -1,0 +1,556 @@
+"""The contract of a policy: what everything outside a family's folder may know of it.
+
+A family (OpenVLA, OpenVLA-OFT) is a folder that implements `Policy`. Verbs, worlds and datasets speak to a policy only
+through what stands here: observations with cameras by name and a state, chunks of actions in the robot's units, and the
+layers that pruning may make smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlrc.errors import UserError
+from rlrc.reading import shorten
+
+if TYPE_CHECKING:
+    from rlrc.configs.evaluate import VlaCacheConfig
+    from rlrc.policies.folder import Reading
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Source of sampling noise: one generator for the batch, one for each row, or torch's own."""
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One number of a state or an action."""
+
+    name: str
+    unit: str = ""
+    """Such as m or rad; empty where nobody has said it."""
+    convention: str = ""
+    """What its values mean, such as "1 opens, 0 closes"; empty where nobody has said it."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy sees and does; a server announces it."""
+
+    family: str
+    cameras: tuple[str, ...]
+    """Names of the cameras, in the order in which the model reads their pictures."""
+    state: tuple[Dim, ...]
+    """Proprioception that it reads; empty where it reads none."""
+    action: tuple[Dim, ...]
+    horizon: int
+    """Actions that one call gives (the chunk)."""
+    execute: int
+    """Actions of a chunk that are carried out before the next call, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What N robots see at one moment."""
+
+    images: Mapping[str, np.ndarray]
+    """By camera name: uint8 (N, H, W, 3). Cameras may differ in size."""
+    instruction: Sequence[str]
+    """N texts."""
+    state: np.ndarray | None = None
+    """Proprioception in physical units, float32 (N, S)."""
+    present: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By camera name: bool (N,), false where a robot lacks the camera. All have the cameras that are not named here."""
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def __getitem__(self, rows: Any) -> Observation:
+        """Some of the robots, chosen by an array of numbers or of booleans."""
+        numbers = np.arange(len(self))[rows]
+        return Observation(
+            {name: images[numbers] for name, images in self.images.items()},
+            [self.instruction[number] for number in numbers],
+            None if self.state is None else self.state[numbers],
+            {name: there[numbers] for name, there in self.present.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How actions are drawn."""
+
+    temperature: float = 0.0
+    """Of action tokens, or of the starting noise where actions are denoised; 0 takes the likeliest ones."""
+    steps: int | None = None
+    """Denoising steps; None takes as many as the policy was published with. Policies with tokens have none."""
+
+    def __post_init__(self) -> None:
+        value = self.temperature
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise UserError(f"the temperature must be a number, not {shorten(repr(value))}")
+        if not 0 <= value < math.inf:
+            raise UserError(f"the temperature must be a finite number of at least 0, not {value}")
+
+
+GREEDY = Sampler()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """N chunks of actions."""
+
+    actions: torch.Tensor
+    """Normalised, float (N, H, D)."""
+    latent: dict[str, torch.Tensor]
+    """What `likelihood` needs to know of how they came about, each (N, ...): tokens, or a chain of denoising steps."""
+    logprobs: torch.Tensor | None = None
+    """(N, H, D), of the distribution that was sampled from; at temperature 0 of the untempered one. None where the
+    policy has no likelihood."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely chunks of actions are, as PPO needs it."""
+
+    logprobs: torch.Tensor
+    """(N, H, D)."""
+    entropy: torch.Tensor
+    """(N,), the mean over a chunk's numbers."""
+    state: torch.Tensor
+    """(N, hidden) float32: what the critic reads, which depends on no action."""
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """What the decoder reads to predict known actions, and what it should predict."""
+
+    embeddings: torch.Tensor
+    """(N, T, hidden)."""
+    mask: torch.Tensor
+    """Bool (N, T), false where there is padding."""
+    positions: torch.Tensor
+    """(N, T), position ids."""
+    causal: bool
+    """Whether a position sees itself and those before it alone, or all."""
+    target: torch.Tensor
+    """(N, H, D): numbers of action bins, normalised actions, or noise."""
+
+
+class Inputs(Protocol):
+    """A family's model inputs, N rows of tensors; nothing in it is changed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Self:
+        """Some rows, which compute what they would have computed if they had been prepared alone."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of an action, for those who measure it."""
+
+    module: nn.Module
+    """Holds the weights that are read."""
+    positions: int
+    """Rows that are multiplied at once."""
+    passes: int = 1
+    """How often the weights are read in one action."""
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """A method whose time belongs to a stage."""
+
+    owner: Any
+    """Object or class that has the method."""
+    method: str
+    stage: Any
+    """Name of the stage, from the method's arguments."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A run of transformer layers that can lose heads, channels or whole layers.
+
+    All have leaf names as in transformers' Llama: `self_attn.{q,k,v,o}_proj`, `mlp.{gate,up,down}_proj`.
+    """
+
+    prefix: str
+    """Dotted name of the list of layers in the model."""
+    layers: Sequence[nn.Module]
+    config: Any
+    """Its part of the model's config, with `num_hidden_layers` and `per_layer_config`."""
+    rotary: nn.Module
+    """Gives (cos, sin) for (hidden, position_ids)."""
+    embedding: str
+    """Dotted name of the embedding whose vectors enter the first layer."""
+    norm: str
+    """Dotted name of what follows the last layer."""
+    head: str
+    """Dotted name of the matrix that reads tokens off; its rows may be those of the action ids alone."""
+
+
+class Tensors(Protocol):
+    """The tensors of a checkpoint by name, each read, merged, cast and checked when it is asked for."""
+
+    folder: Path
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold them."""
+        ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def outline(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """A tensor of the shape and dtype that `read` gives, without memory."""
+        ...
+
+    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Some rows of the tensor, in memory of their own.
+
+        Raises:
+            UserError: they hold NaN or infinity.
+        """
+        ...
+
+
+class Policy(ABC):
+    """A policy, as `rlrc.load` returns it. It keeps nothing of an episode: what does is an actor around it."""
+
+    spec: PolicySpec
+    model: Any
+    """A transformers PreTrainedModel."""
+    parts: Mapping[str, str]
+    """Dotted names of the model's parts: vision, projector, decoder, embedding, head, and what else a family has."""
+    lineage: dict[str, Any]
+    """How the checkpoint was made, as `compression.json` says."""
+    weights: Tensors | None
+    """Where they lie on disk; None where the policy was not read from there."""
+    unnorm_key: str | None
+    """Name of the statistics that normalise actions; None where the checkpoint has one set alone, or none."""
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, config: dict[str, Any], files: Sequence[str]) -> bool:
+        """Whether a folder with this config.json and files of these names holds a policy of the family.
+
+        Raises:
+            UserError: it holds one of a kind that cannot be read.
+        """
+
+    @classmethod
+    @abstractmethod
+    def outline(cls, folder: Path, reading: Reading) -> Self:
+        """The policy in a folder, its weights still on disk: parameters have their shapes and no memory ("meta").
+
+        Raises:
+            UserError: a file is missing or damaged, or describes another model than the weights.
+        """
+
+    @abstractmethod
+    def fill(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Give each parameter whose name is `wanted` its tensor from the files, one by one.
+
+        Raises:
+            UserError: a tensor holds NaN or infinity.
+        """
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, observation: Observation) -> Any:
+        """What the model reads of an observation, `Inputs` on the policy's device.
+
+        Raises:
+            UserError: a camera or the state is missing, or has a wrong type, shape or number of rows.
+        """
+
+    @abstractmethod
+    def encode(self, inputs: Any) -> Any:
+        """`inputs` with what vision computes of the pictures in place of their pixels; differentiable."""
+
+    @abstractmethod
+    def sample(self, inputs: Any, sampler: Sampler = GREEDY, generator: Generators = None) -> Sample:
+        """Choose a chunk of actions for each row.
+
+        Raises:
+            UserError: there are not as many generators as rows, or the sampler asks for what the policy has not.
+        """
+
+    def act(
+        self,
+        images: Observation | Mapping[str, np.ndarray] | np.ndarray,
+        instructions: Sequence[str] | None = None,
+        temperature: float = 0.0,
+        generator: Generators = None,
+        state: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Actions in physical units: float32 (N, H, D), or (N, D) of a policy that gives one action a call.
+
+        Args:
+            images: an observation; or pictures uint8 (N, H, W, 3), by camera name where there are several.
+            instructions: N texts.
+            temperature: 0 takes the likeliest actions.
+            generator: source of sampling noise, one for all rows or one for each.
+            state: proprioception in physical units, float32 (N, S), where the policy reads it.
+
+        Raises:
+            UserError: something is missing or has a wrong type, shape or number of rows; the temperature is negative
+                or infinite; or there are no statistics to use.
+        """
+        observation = self.observation(images, instructions, state)
+        sample = self.sample(self.prepare(observation), Sampler(temperature), generator)
+        chunks = self.to_physical(sample.actions.cpu().numpy())
+        return chunks[:, 0] if self.spec.horizon == 1 else chunks
+
+    def observation(
+        self,
+        images: Observation | Mapping[str, np.ndarray] | np.ndarray,
+        instructions: Sequence[str] | None = None,
+        state: np.ndarray | None = None,
+    ) -> Observation:
+        """An observation from its parts; pictures without a name are those of the policy's only camera.
+
+        Raises:
+            UserError: the instructions are missing, or the policy has several cameras and these have no names.
+        """
+        if isinstance(images, Observation):
+            return images
+        if instructions is None:
+            raise UserError("instructions are missing: give a list of texts, one for each picture")
+        if not isinstance(images, Mapping):
+            if len(self.spec.cameras) > 1:
+                raise UserError(
+                    f"the policy sees {len(self.spec.cameras)} cameras: give pictures by name, "
+                    f"{{{', '.join(f'{name!r}: ...' for name in self.spec.cameras)}}}"
+                )
+            images = {self.spec.cameras[0]: images}
+        return Observation(images, instructions, state)
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side in pixels of the largest picture that the model reads."""
+
+    @property
+    @abstractmethod
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width to which pictures may be brought beforehand, since the model sees no other; None where
+        there is no such size."""
+
+    def crop_pictures(self) -> None:
+        """From now on cut off the rim of pictures, as evaluation does where training pictures were cropped at random.
+
+        Raises:
+            UserError: the family has no such crop.
+        """
+        raise UserError(f"pictures cannot be cropped for {self.spec.family}")
+
+    # -- normalisation -------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def norm_stats(self) -> dict[str, Any] | None:
+        """All statistics that the checkpoint holds, by name."""
+
+    @abstractmethod
+    def adopt(self, statistics: dict[str, Any], key: str) -> None:
+        """Keep one more set of statistics under `key`, and use it from now on."""
+
+    @abstractmethod
+    def action_statistics(self) -> dict[str, np.ndarray]:
+        """The statistics in use: `low`, `high` and `mask` of the actions, each (D,).
+
+        Raises:
+            UserError: they are damaged, missing, unknown, or have another number of dimensions than the actions.
+        """
+
+    @abstractmethod
+    def to_physical(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions (..., D) in the robot's units, float32."""
+
+    @abstractmethod
+    def to_normalised(self, actions: np.ndarray) -> np.ndarray:
+        """Actions (..., D) in the robot's units as the policy learns them, float32 in [-1, 1]."""
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def teacher_forced(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> TeacherForced:
+        """What the decoder reads to predict normalised actions (N, H, D).
+
+        Args:
+            generator: source of the noise that the policy learns to take away, where it is one that denoises.
+        """
+
+    @abstractmethod
+    def read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Predictions (N, H, D, ...) from what leaves the decoder's last layer (N, T, hidden), teacher-forced."""
+
+    @abstractmethod
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
+        """How wrong each number of what `read` gives is, (N, H, D): what training makes small.
+
+        Args:
+            label_spread: standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins.
+
+        Raises:
+            UserError: labels are to be spread, and the policy has no bins.
+        """
+
+    @abstractmethod
+    def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        """The mean of what `read` predicts, normalised (N, H, D)."""
+
+    @abstractmethod
+    def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        """The likeliest of what `read` predicts, normalised (N, H, D)."""
+
+    @abstractmethod
+    def predict(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> tuple[torch.Tensor, Any]:
+        """What `read` gives for normalised actions (N, H, D), and their target: the whole forward pass."""
+
+    def loss(
+        self,
+        inputs: Any,
+        actions: torch.Tensor,
+        padded: torch.Tensor | None = None,
+        label_spread: float = 0.0,
+        generator: Generators = None,
+    ) -> dict[str, torch.Tensor]:
+        """How well the policy predicts demonstrated chunks: scalars, of which `loss` is what training makes small.
+
+        Args:
+            actions: normalised, (N, H, D).
+            padded: bool (N, H), true where a chunk goes on after its episode has ended; nothing is learnt there.
+            label_spread: see `errors`.
+            generator: see `teacher_forced`.
+        """
+        predicted, target = self.predict(inputs, actions, generator)
+        losses = {"loss": _mean(self.errors(predicted, target, label_spread), padded)}
+        with torch.no_grad():
+            losses |= {name: _mean(value, padded) for name, value in self.vitals(predicted, target, actions).items()}
+        return losses
+
+    def vitals(
+        self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What training reports beside the loss, each (N, H, D)."""
+        return {"l1_error": (self.best_actions(predicted) - actions).abs()}
+
+    def likelihood(self, inputs: Any, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
+        """How likely the policy is to do what it did; differentiable.
+
+        Raises:
+            UserError: the policy has no likelihood, so that PPO cannot train it.
+        """
+        raise UserError(self.no_likelihood or "the policy has no likelihood")
+
+    bin_width: float | None = None
+    """Distance between two neighbouring actions, normalised, where actions are tokens."""
+    no_likelihood: str | None = None
+    """Why PPO cannot train the policy; None where it can."""
+
+    @property
+    @abstractmethod
+    def can_read_instructions(self) -> bool:
+        """False where the folder lacks a tokenizer, so that the policy can be changed and cannot act."""
+
+    @property
+    @abstractmethod
+    def unknown_word(self) -> str | None:
+        """What stands for an unknown word in an instruction; None where the tokenizer has nothing."""
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def stacks(self) -> Sequence[Stack]:
+        """The layers that pruning may make smaller."""
+
+    @abstractmethod
+    def rebuilt(self, config: Any) -> Self:
+        """The same policy with a model of another config, whose parameters have shapes and no memory yet."""
+
+    @abstractmethod
+    def save(
+        self,
+        path: str | Path,
+        stage: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        tensors: Iterable[tuple[str, torch.Tensor]] | None = None,
+    ) -> None:
+        """Write a Hugging Face repository; `stage` is appended to the lineage in `compression.json`.
+
+        Args:
+            dtype: of the floating-point weights on disk; None keeps the model's own.
+            tensors: the weights by name, where the policy is an outline: they are written as they come.
+
+        Raises:
+            UserError: something else than an earlier checkpoint lies at `path`, or the disk is full.
+        """
+
+    def with_vla_cache(self, config: VlaCacheConfig) -> Any:
+        """An actor that reads again only what moved since the last picture.
+
+        Raises:
+            UserError: the family has none.
+        """
+        raise UserError(f"VLA-Cache is not there for {self.spec.family}")
+
+    # -- measuring -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def stages(self, inputs: Any) -> dict[str, Stage]:
+        """The stages of one action on `inputs` of one row: vision, projector, prefill, decode, as far as there are."""
+
+    @abstractmethod
+    def stage_calls(self) -> Sequence[StageCall]:
+        """The methods in which an action spends its time."""
+
+    @property
+    @abstractmethod
+    def published_parameters(self) -> int:
+        """Number of parameters as papers count them, with those that are never read."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def source(self) -> Path | None:
+        """The folder that the policy was loaded from."""
+        return None if self.weights is None else self.weights.folder
+
+    def part_of(self, name: str) -> str | None:
+        """The part that the module or tensor of dotted `name` belongs to."""
+        return next((part for part, prefix in self.parts.items() if f"{name}.".startswith(f"{prefix}.")), None)
+
+
+def _mean(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:
+    """Mean of (N, H, D) over what is not padded (N, H); each row counts the same."""
+    if padded is None or not padded.any():
+        return values.mean()
+    there = (~padded).to(values.dtype)
+    rows = (values.mean(dim=2) * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+    return rows.mean()

@@ -1,0 +1,56 @@
+"""How a checkpoint's folder is read, whatever its family: options, files beside each other, the lineage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlrc.policies.saving import LINEAGE_FILE
+from rlrc.policies.schema import LineageFields
+from rlrc.reading import lies_there, read_object, require_finite, validate
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a policy is to be read."""
+
+    unnorm_key: str | None = None
+    """Name of the action statistics to use, where the checkpoint holds several."""
+    dtype: torch.dtype | None = None
+    """Of the floating-point weights; None keeps what is stored."""
+    full_head: bool = False
+    """Whether to keep every row of the language model's head."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint as its authors publish it, but for the numbers in its tensors."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of every tensor, by name."""
+    write_files: Callable[[Path], None]
+    """Writes all files but weights, lineage and README to a folder."""
+    readme: str
+    """A text with places for {parameters}, {preset} and {seed}."""
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """How the checkpoint was made, as `compression.json` says; no steps where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / LINEAGE_FILE
+    if not lies_there(path):
+        return {"stages": []}
+    values = read_object(path)
+    require_finite(values, str(path))
+    validate(values, LineageFields, str(path))
+    return values
+
+
+def beside(folder: Path, base: Path | None, name: str) -> Path:
+    """The folder that holds the file `name`: an adapter's own where it does, else that of its base."""
+    return folder if base is None or (folder / name).exists() else base

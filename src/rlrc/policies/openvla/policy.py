@@ -1,0 +1,152 @@
+"""OpenVLA as a policy: one camera, one action a call, as seven tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from rlrc.configs.evaluate import VlaCacheConfig
+from rlrc.policies.contract import (
+    GREEDY,
+    Dim,
+    Generators,
+    Likelihood,
+    PolicySpec,
+    Sample,
+    Sampler,
+    Stage,
+    StageCall,
+    TeacherForced,
+)
+from rlrc.policies.locate import SIDE_FILE
+from rlrc.policies.openvla.model import OpenVLAForActionPrediction
+from rlrc.policies.parts.action_tokens import ActionTokenizer, spread_labels
+from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.policy import PrismaticPolicy, require_generators
+
+CAMERA = "front"
+"""Name of the only camera; a published folder gives it none."""
+
+
+class OpenVLAPolicy(PrismaticPolicy):
+    """OpenVLA (Kim et al., 2024)."""
+
+    model: OpenVLAForActionPrediction
+    model_class = OpenVLAForActionPrediction
+
+    @classmethod
+    def recognises(cls, config: dict[str, Any], files: Sequence[str]) -> bool:
+        return config.get("model_type") == "openvla" and not any(SIDE_FILE.fullmatch(name) for name in files)
+
+    def describe(self) -> PolicySpec:
+        action = tuple(Dim(str(number)) for number in range(self.model.config.action_dim))
+        return PolicySpec("openvla", (CAMERA,), (), action, horizon=1, execute=1)
+
+    @property
+    def actions(self) -> ActionTokenizer:
+        """Action bins and the token ids that stand for them."""
+        return ActionTokenizer(self.model.config.action_vocab_end, self.model.config.n_action_bins)
+
+    @property
+    def bin_width(self) -> float:  # type: ignore[override]
+        return 2 / (self.model.config.n_action_bins - 1)
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, inputs: PrismaticInputs, sampler: Sampler = GREEDY, generator: Generators = None, decode: Any = Decoding
+    ) -> Sample:
+        """
+        Args:
+            decode: makes the object that runs the decoder; see `OpenVLAForActionPrediction.sample_actions`.
+        """
+        require_generators(generator, len(inputs))
+        tokens, logprobs = self.model.sample_actions(inputs, sampler.temperature, generator, decode)
+        actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
+        return Sample(actions[:, None], {"tokens": tokens[:, None]}, logprobs[:, None])
+
+    def with_vla_cache(self, config: VlaCacheConfig) -> Any:
+        from rlrc.policies.openvla.vla_cache import VlaCache
+
+        return VlaCache(self, config)
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def tokens_of(self, actions: torch.Tensor) -> torch.Tensor:
+        """Normalised actions (N, 1, D) to token ids (N, D)."""
+        return torch.from_numpy(self.actions.encode(actions[:, 0].cpu().numpy())).to(actions.device)
+
+    def teacher_forced(
+        self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None
+    ) -> TeacherForced:
+        tokens = self.tokens_of(actions)
+        embeddings, mask, positions = self.model.teacher_forced(inputs, tokens)
+        target = self.actions.ids_to_bins(tokens)[:, None]
+        return TeacherForced(embeddings, mask.bool(), positions, causal=True, target=target)
+
+    def read(self, hidden: torch.Tensor) -> torch.Tensor:
+        last = self.model.language_model.model.norm(hidden[:, -self.model.config.action_dim :])
+        return self.model.action_logits_of(last).float()[:, None]
+
+    def predict(
+        self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = self.tokens_of(actions)
+        logits, _ = self.model.action_logits(inputs, tokens)
+        return logits.float()[:, None], self.actions.ids_to_bins(tokens)[:, None]
+
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
+        """Cross-entropy over the action bins."""
+        bins = predicted.shape[-1]
+        labels = spread_labels(target.flatten(), label_spread, bins) if label_spread else target.flatten()
+        return F.cross_entropy(predicted.flatten(0, -2), labels, reduction="none").view(target.shape)
+
+    def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        return predicted.softmax(dim=-1) @ self._centres(predicted)
+
+    def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        return self._centres(predicted)[predicted.argmax(dim=-1)]
+
+    def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+        right = (predicted.argmax(dim=-1) == target).float()
+        return {"token_accuracy": right, **super().vitals(predicted, target, actions)}
+
+    def likelihood(self, inputs: PrismaticInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
+        """Of the distribution over the 256 action ids at the temperature that is sampled from."""
+        tokens = latent["tokens"][:, 0]
+        logits, hidden = self.model.action_logits(inputs, tokens)
+        logprobs = F.log_softmax(logits.float() / sampler.temperature, dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=-1)
+        chosen = logprobs.gather(-1, self.actions.ids_to_bins(tokens)[..., None]).squeeze(-1)
+        return Likelihood(chosen[:, None], entropy, hidden.float())
+
+    def _centres(self, like: torch.Tensor) -> torch.Tensor:
+        """The action in the middle of each bin, normalised (bins,)."""
+        ids = np.arange(self.actions.first_id, self.actions.vocab_end)
+        return torch.from_numpy(self.actions.decode(ids)).to(like)
+
+    # -- measuring -----------------------------------------------------------------------------------------------------
+
+    def stages(self, inputs: PrismaticInputs) -> dict[str, Stage]:
+        model, patches = self.model, self.model.config.towers[0].num_patches
+        decoder = model.language_model.model.layers
+        return {
+            "vision": Stage(model.vision_backbone, patches),
+            "projector": Stage(model.projector, patches),
+            "prefill": Stage(decoder, inputs.input_ids.shape[1] + patches),
+            "decode": Stage(decoder, 1, passes=model.config.action_dim - 1),
+        }
+
+    def stage_calls(self) -> Sequence[StageCall]:
+        return [
+            StageCall(self.model.vision_backbone, "forward", lambda *_: "vision"),
+            StageCall(self.model.projector, "forward", lambda *_: "projector"),
+            # The first call reads the prompt, the others add a token each.
+            StageCall(Decoding, "advance", lambda _, new: "prefill" if new.shape[1] > 1 else "decode"),
+        ]
+
+
+FAMILY = OpenVLAPolicy

@@ -1,0 +1,41 @@
+"""Actions as tokens: the last 256 ids of the vocabulary are bins over [-1, 1].
+
+The arithmetic is OpenVLA's (Kim et al., 2024, and its published code): the bin is counted down from the end of the
+*unpadded* vocabulary.
+"""
+
+import numpy as np
+import torch
+
+
+class ActionTokenizer:
+    """Converts between normalised actions in [-1, 1] and token ids in [vocab_end - n_bins, vocab_end)."""
+
+    def __init__(self, vocab_end: int, n_bins: int = 256) -> None:
+        self.vocab_end = vocab_end
+        self.n_bins = n_bins
+        self.bins = np.linspace(-1.0, 1.0, n_bins)
+        self.bin_centers = (self.bins[:-1] + self.bins[1:]) / 2.0
+
+    @property
+    def first_id(self) -> int:
+        return self.vocab_end - self.n_bins
+
+    def ids_to_bins(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids to indices 0..n_bins-1 into the action logits."""
+        return tokens - self.first_id
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions (..., D) to token ids (..., D) int64."""
+        return self.vocab_end - np.digitize(np.clip(actions, -1.0, 1.0), self.bins)
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Token ids (..., D) to bin centres (..., D) float64; ids outside the range clip to the nearest bin."""
+        index = np.clip(self.vocab_end - tokens - 1, 0, len(self.bin_centers) - 1)
+        return self.bin_centers[index]
+
+
+def spread_labels(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
+    """Bin numbers (B,) to distributions (B, bins): a Gaussian of deviation `spread` (in bins) around each label."""
+    distance = torch.arange(bins, device=labels.device) - labels[:, None]
+    return (-0.5 * (distance / spread) ** 2).softmax(dim=-1)

@@ -1,0 +1,55 @@
+"""The language model: transformers' Llama, with layers that may each have their own number of heads and MLP width.
+
+Every layer is built from its own config (`config.per_layer_config[i]`, transformers' native sparse schema), so
+attention kernels, caches and later native support for such models come for free.
+"""
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from rlrc.policies.parts.config import DecoderConfig
+
+
+class HeterogeneousLlamaModel(LlamaModel):
+    """`LlamaModel` whose layers follow `config.per_layer_config`; same forward, same parameter names."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        # LlamaModel's own constructor reads head counts from the global config, which a heterogeneous one refuses.
+        LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(decoder_layer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class HeterogeneousLlamaForCausalLM(LlamaForCausalLM):
+    """`LlamaForCausalLM` around a `HeterogeneousLlamaModel`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = HeterogeneousLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+def decoder_layer(config: DecoderConfig, index: int) -> LlamaDecoderLayer:
+    """Layer `index` of the shape that `config` gives it."""
+    layer = LlamaDecoderLayer(config.per_layer_config[index], index)  # type: ignore[arg-type,index]
+    # Attention asks its config for the kernel alone; with the global one `set_attn_implementation` reaches it.
+    layer.self_attn.config = config
+    if getattr(config, "output_bias", False):
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.bias = nn.Parameter(torch.zeros(config.hidden_size))
+    return layer

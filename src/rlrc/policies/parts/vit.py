@@ -1,0 +1,120 @@
+"""A vision transformer, read after its second-to-last block.
+
+Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which published checkpoints use, so that their
+tensors need no renaming.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rlrc.policies.parts.config import VisionTowerConfig
+
+
+class GeluOfChannelsLast(nn.GELU):
+    """GELU of (B, C, H, W) stored channels last, given to the kernel in the order of memory: twice as fast on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """Pixels (B, 3, H, W) to patch embeddings (B, P, hidden).
+
+    Everything is stored channels last: convolutions are faster so, and their last output is the patches in order.
+    """
+
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        channels = [3, *(config.stem_channels or [])]
+        self.stem = nn.Sequential()
+        for c_in, c_out in pairwise(channels):
+            self.stem.extend([nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), GeluOfChannelsLast()])
+        stride = config.patch_size // 2 ** (len(channels) - 1)
+        self.proj = nn.Conv2d(channels[-1], config.hidden_size, stride, stride)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x = pixel_values.contiguous(memory_format=torch.channels_last)
+        return self.proj(self.stem(x)).flatten(2).transpose(1, 2)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.scale_factor = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale_factor
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, hidden = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = _attend(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, hidden))
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    if q.requires_grad and q.device.type == "cpu":
+        # The backward pass of the fused CPU kernel takes several times as long as the three plain operations.
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.ls2 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class VisionTower(nn.Module):
+    """A ViT without its last block: pixels (B, 3, H, W) to patch features (B, P, hidden), prefix tokens dropped."""
+
+    def __init__(self, config: VisionTowerConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, config.hidden_size))
+        self.cls_token = self.reg_token = None
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.num_register_tokens:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # The position embedding covers the patches only (timm's no_embed_class), so the prefix joins after it.
+        x = self.patch_embed(pixel_values) + self.pos_embed
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        num_patches = x.shape[1]
+        x = torch.cat([*prefix, x], dim=1) if prefix else x
+        for block in self.blocks:
+            x = block(x)
+        return x[:, -num_patches:]

@@ -1,0 +1,95 @@
+"""The trunk that OpenVLA and OpenVLA-OFT share: vision towers, a projector, a Llama decoder.
+
+The published checkpoints' remote code does not run on today's transformers, and where patched it answers without
+looking at the image. This module keeps its parameter names and its arithmetic (tests hold it to tensors of the original
+code) and adds what compression needs: layers of any shape.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
+from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
+from rlrc.policies.parts.linear import QuantizedLinear
+from rlrc.policies.parts.vit import LayerScale, VisionTower
+from rlrc.policies.prismatic.config import PrismaticConfig
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.vision import Projector, VisionBackbone
+
+
+class Prismatic(PreTrainedModel):
+    """[BOS][image patches][prompt] through a language model; families add what they make of its last states."""
+
+    config_class = PrismaticConfig
+    config: PrismaticConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["LlamaDecoderLayer", "Block"]  # noqa: RUF012
+    # Of published checkpoints, what is never read at inference (see vision.py).
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"vision_backbone\.\w+\.blocks\.\d+\.",
+        r"vision_backbone\.\w+\.norm\.",
+        r"vision_backbone\.\w+\.attn_pool\.",
+    ]
+
+    def __init__(self, config: PrismaticConfig) -> None:
+        super().__init__(config)
+        towers = config.towers
+        self.vision_backbone = VisionBackbone(towers)
+        self.projector = Projector(sum(tower.hidden_size for tower in towers), config.text_config.hidden_size)
+        self.language_model = HeterogeneousLlamaForCausalLM(config.text_config)
+        if config.action_head_only:
+            self.language_model.lm_head = nn.Linear(config.text_config.hidden_size, config.n_action_bins, bias=False)
+        self.add_heads(config)
+        self.post_init()
+
+    def add_heads(self, config: Any) -> None:
+        """Build what a family has beside the trunk."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisionTower):
+            for token in (module.pos_embed, module.cls_token, module.reg_token):
+                if token is not None:
+                    nn.init.trunc_normal_(token, std=0.02)
+        elif isinstance(module, LayerScale):
+            nn.init.ones_(module.scale_factor)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.lm_head
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) to the decoder's embeddings (..., hidden)."""
+        return self.get_input_embeddings()(ids).to(self.dtype)
+
+    def project_images(self, inputs: PrismaticInputs) -> torch.Tensor:
+        """The pixels of `inputs` to the decoder's embeddings of the patches (B, P, hidden)."""
+        assert inputs.pixel_values is not None, "inputs need pixel_values or image_embeddings"
+        return self.projector(self.vision_backbone(inputs.pixel_values.to(self.dtype)))
+
+    def images_of(self, inputs: PrismaticInputs) -> torch.Tensor:
+        """The embeddings of the patches (B, P, hidden), computed unless they were before."""
+        return self.project_images(inputs) if inputs.image_embeddings is None else inputs.image_embeddings
+
+    @property
+    def first_action_id(self) -> int:
+        return self.config.first_action_id
+
+    def action_logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the action ids alone: the other rows of `lm_head` are never needed."""
+        head, rows = self.language_model.lm_head, self.config.action_ids
+        if self.config.action_head_only:
+            return head(hidden)
+        packed = isinstance(head, QuantizedLinear)
+        return F.linear(hidden, head.dequantize(hidden.dtype, rows) if packed else head.weight[rows])

@@ -1,0 +1,171 @@
+"""What OpenVLA and OpenVLA-OFT have in common as policies: inputs, normalisation, the decoder's layers, saving."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from rlrc.errors import UserError
+from rlrc.policies.contract import Generators, Observation, Policy, PolicySpec, Stack, Tensors
+from rlrc.policies.folder import Reading
+from rlrc.policies.prismatic.checkpoint import empty_model, fill, read_outline
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.model import Prismatic
+from rlrc.policies.prismatic.processor import Processor
+from rlrc.policies.prismatic.published import published_parameters
+from rlrc.policies.saving import extend_lineage, write_policy
+from rlrc.policies.statistics import action_statistics, normalise, unnormalise
+
+PARTS = {
+    "decoder": "language_model.model.layers",
+    "vision": "vision_backbone",
+    "projector": "projector",
+    "embedding": "language_model.model.embed_tokens",
+    "head": "language_model.lm_head",
+}
+
+
+class PrismaticPolicy(Policy):
+    """A policy on the trunk of `prismatic/model.py`.
+
+    `unnorm_key` chooses the action statistics; it may be left out where the checkpoint has one set, or names a default.
+    """
+
+    model: Any
+    model_class: ClassVar[type[Prismatic]]
+    parts = PARTS
+
+    def __init__(
+        self,
+        model: Prismatic,
+        processor: Processor,
+        unnorm_key: str | None = None,
+        lineage: dict[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.unnorm_key = unnorm_key or model.config.default_unnorm_key
+        self.lineage = lineage or {"stages": []}
+        self.weights: Tensors | None = None
+        self.spec = self.describe()
+        if self.unnorm_key is not None or len(self.norm_stats or ()) == 1:
+            _ = self.action_statistics()  # what is wrong with them fails here, not at the first action
+
+    def describe(self) -> PolicySpec:
+        """What the policy sees and does, from its config."""
+        raise NotImplementedError
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def outline(cls, folder: Path, reading: Reading) -> Self:
+        found = read_outline(cls.model_class, folder, reading)
+        try:
+            policy = cls(found.model, found.processor, reading.unnorm_key, found.lineage)
+        except UserError as error:
+            raise UserError(f"{found.statistics_origin}: {error}") from error
+        policy.weights = found.weights
+        return policy
+
+    def fill(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        assert self.weights is not None
+        fill(self.model, self.weights, wanted)
+
+    def rebuilt(self, config: Any) -> Self:
+        origin = self.source or Path()
+        model = empty_model(self.model_class, config, origin).eval().to(self.model.dtype)
+        policy = type(self)(model, self.processor, self.unnorm_key, self.lineage)
+        policy.weights = self.weights
+        return policy
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def prepare(self, observation: Observation) -> PrismaticInputs:
+        return self.processor(observation, self.spec.cameras).to(self.device)
+
+    def encode(self, inputs: PrismaticInputs) -> PrismaticInputs:
+        return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))
+
+    @property
+    def image_size(self) -> int:
+        return self.processor.images.image_size
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        return self.processor.images.one_size
+
+    def crop_pictures(self) -> None:
+        self.processor.images = replace(self.processor.images, center_crop=True)
+
+    @property
+    def can_read_instructions(self) -> bool:
+        return self.processor.tokenizer is not None
+
+    @property
+    def unknown_word(self) -> str | None:
+        tokenizer = self.processor.tokenizer
+        return None if tokenizer is None else tokenizer.unk_token
+
+    # -- normalisation -------------------------------------------------------------------------------------------------
+
+    @property
+    def norm_stats(self) -> dict[str, Any] | None:
+        return self.model.config.norm_stats
+
+    def adopt(self, statistics: dict[str, Any], key: str) -> None:
+        self.model.config.norm_stats = {**(self.norm_stats or {}), key: statistics}
+        self.model.config.default_unnorm_key = self.unnorm_key = key
+
+    def action_statistics(self) -> dict[str, np.ndarray]:
+        return action_statistics(self.norm_stats, self.unnorm_key, self.model.config.action_dim)
+
+    def to_physical(self, actions: np.ndarray) -> np.ndarray:
+        return unnormalise(actions, self.action_statistics()).astype(np.float32)
+
+    def to_normalised(self, actions: np.ndarray) -> np.ndarray:
+        return normalise(actions, self.action_statistics())
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def stacks(self) -> Sequence[Stack]:
+        decoder = self.model.language_model.model
+        return [
+            Stack(
+                prefix=PARTS["decoder"],
+                layers=decoder.layers,
+                config=self.model.config.text_config,
+                rotary=decoder.rotary_emb,
+                embedding=PARTS["embedding"],
+                norm="language_model.model.norm",
+                head=PARTS["head"],
+            )
+        ]
+
+    def save(
+        self,
+        path: str | Path,
+        stage: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        tensors: Iterable[tuple[str, torch.Tensor]] | None = None,
+    ) -> None:
+        if len(self.norm_stats or ()) > 1:  # those in use become the checkpoint's default
+            self.model.config.default_unnorm_key = self.unnorm_key
+        files = () if self.weights is None else self.weights.paths
+        lineage = extend_lineage(self.lineage, self.source, files, stage)
+        write_policy(Path(path), self.model, self.processor, self.spec, lineage, dtype, tensors)
+
+    @property
+    def published_parameters(self) -> int:
+        return published_parameters(self.model_class, self.model.config)
+
+
+def require_generators(generator: Generators, rows: int) -> None:
+    """
+    Raises:
+        UserError: there are not as many generators as rows.
+    """
+    if isinstance(generator, Sequence) and len(generator) != rows:
+        raise UserError(f"{rows} rows came with {len(generator)} generators; give one to each")

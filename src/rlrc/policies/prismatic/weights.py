@@ -1,0 +1,115 @@
+"""The tensors of a policy as rlrc computes with them, from files as people have them.
+
+A LoRA adapter is merged, all floating-point tensors have one dtype, a tied output head is found, and NaN or infinity is
+refused, in each tensor as it is read. Packed layers keep their bytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rlrc.errors import UserError
+from rlrc.policies.lora import Adapter, is_adapter
+from rlrc.policies.prismatic.config import PrismaticConfig
+from rlrc.policies.prismatic.vision import is_dead
+from rlrc.policies.shards import TensorFiles, require_finite_tensor
+from rlrc.reading import shorten
+
+HEAD = "language_model.lm_head.weight"
+EMBEDDING = "language_model.model.embed_tokens.weight"
+COMPUTED = "rotary_emb.inv_freq"
+"""The end of names that old checkpoints store and everybody computes."""
+
+
+class Weights:
+    """Tensors by name, each read, merged, cast and checked when it is asked for.
+
+    Args:
+        folder: of the checkpoint, or of a LoRA adapter.
+        config: what its config.json says.
+        dtype: of the floating-point tensors; None gives them the one that all are stored in. Where they are stored in
+            several, it is config.json's, or else that of the first floating-point tensor, as in transformers.
+
+    Raises:
+        UserError: a file is missing or damaged, or an adapter does not fit its base.
+    """
+
+    def __init__(self, folder: Path, config: PrismaticConfig, dtype: torch.dtype | None = None) -> None:
+        self.folder = folder
+        self._adapter = Adapter(folder) if is_adapter(folder) else None
+        self._files = TensorFiles(folder if self._adapter is None else self._adapter.base)
+        packed = (getattr(config, "quantization_config", None) or {}).get("modules", ())
+        self._packed = {f"{name}.scales" for name in packed}
+        self._tied = HEAD not in self._files and (config.tie_word_embeddings or config.text_config.tie_word_embeddings)
+        self.dtype = dtype or self._one_dtype(config)
+        if self._adapter is not None:
+            self._require_fit(self._adapter, config)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors, those of an adapter's base included."""
+        return [*self._files.paths, *([] if self._adapter is None else self._adapter.files.paths)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, file by file."""
+        yield from (name for name in self._files if not name.endswith(COMPUTED))
+        if self._tied and EMBEDDING in self._files:
+            yield HEAD
+
+    def __contains__(self, name: str) -> bool:
+        return self._source(name) in self._files
+
+    def outline(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """A tensor of the shape and dtype that `read` gives, without memory."""
+        whole = self._cast(name, self._files.outline(self._source(name)))
+        return whole[rows] if rows != slice(None) else whole
+
+    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Some rows of the tensor, in memory of their own.
+
+        Raises:
+            UserError: they hold NaN or infinity.
+        """
+        tensor = self._files.read(self._source(name), rows)
+        if self._adapter is not None:
+            tensor = self._adapter.merge(name, tensor, rows)
+        tensor = self._cast(name, tensor)
+        require_finite_tensor(name, tensor, self.folder)
+        return tensor
+
+    def _source(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self._tied else name
+
+    def _cast(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() and name not in self._packed else tensor
+
+    def _one_dtype(self, config: PrismaticConfig) -> torch.dtype:
+        outlines = [self._files.outline(name) for name in self._files]
+        stored = [
+            outline.dtype
+            for name, outline in zip(self._files, outlines, strict=True)
+            if outline.is_floating_point() and name not in self._packed and not name.endswith(COMPUTED)
+        ]
+        if len(set(stored)) > 1 and isinstance(config.dtype, torch.dtype):
+            return config.dtype
+        return stored[0] if stored else torch.float32
+
+    def _require_fit(self, adapter: Adapter, config: PrismaticConfig) -> None:
+        adapter.require_fit(self._files)
+        for name in sorted(adapter.changed):
+            if name not in self._files and not is_dead(name, config.towers):
+                raise UserError(
+                    f"{adapter.folder}: it changes '{shorten(name)}', which its base {adapter.base} does not have"
+                )
+        if self._tied and adapter.changed & {HEAD, EMBEDDING}:
+            raise UserError(
+                f"{adapter.folder}: the adapter changes an embedding that is also the output head; "
+                "merge it with peft's merge_and_unload()"
+            )
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each tensor of a checkpoint, or of an adapter's base, as the safetensors headers have them."""
+    files = TensorFiles(Adapter(folder).base if is_adapter(folder) else folder)
+    return {name: files.outline(name).nbytes for name in files}

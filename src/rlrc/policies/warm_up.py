@@ -1,0 +1,31 @@
+"""Does at loading what the first action would otherwise wait for, so that it takes no longer than the tenth."""
+
+import numpy as np
+import torch
+
+from rlrc import kernels
+from rlrc.policies.parts.linear import QuantizedLinear
+from rlrc.policies.contract import Observation, Policy
+
+SMALL_BYTES = 2**28
+"""Weights of a policy whose action takes less than half a second on a processor."""
+
+
+def warm_up(policy: Policy) -> None:
+    """Compile the kernels that the policy uses, and let it act once where that costs little.
+
+    The first time, PyTorch and its libraries prepare each product for its shape: about 40 ms on a processor, longer on
+    a GPU. A large policy on a processor does not act here: its action takes seconds, of which 40 ms are nothing.
+    Neither does one that cannot act because it has no tokenizer.
+    """
+    on_processor = policy.device.type == "cpu"
+    packed = any(isinstance(module, QuantizedLinear) for module in policy.model.modules())
+    if on_processor and (packed or policy.model.dtype == torch.bfloat16):
+        kernels.missing()
+    large = sum(tensor.nbytes for tensor in policy.model.state_dict().values()) > SMALL_BYTES
+    if not policy.can_read_instructions or (on_processor and large):
+        return
+    side = policy.image_size + 1  # so that pictures have to be resized
+    images = {camera: np.zeros((1, side, side, 3), np.uint8) for camera in policy.spec.cameras}
+    state = np.zeros((1, len(policy.spec.state)), np.float32) if policy.spec.state else None
+    policy.sample(policy.prepare(Observation(images, ["do nothing"], state)))
