@@ -1,4 +1,4 @@
-"""Whether two environments that take turns with a policy are faster than one of twice the size (rlrc.rollouts).
+"""Measure whether two environments that take turns with a policy beat one of twice the size (rlrc.rollouts).
 
     python benchmarks/turns.py --out results/turns.json                    (about 5 minutes on 2 cores)
     python benchmarks/turns.py --world putonplate --num-workers 16 --out results/turns-gpu.json         (with a GPU)
@@ -39,7 +39,7 @@ NUM_ENVS, EPISODES = 32, 128
 
 
 class Elsewhere:
-    """What `rollout_in_turns` asks of a policy; it stands still."""
+    """A stand-in with what `rollout_in_turns` asks of a policy; its actions are zero."""
 
     device = torch.device("cpu")
 
