@@ -66,7 +66,7 @@ def draw(summary: dict[str, Any]) -> Figure:
 
 
 def write(axes: Axes, text: str, place: tuple[float, float], beside: tuple[float, float], **how: Any) -> None:
-    """Write `text` at the offset `beside` (points) from a place, on white, so that a line behind it does not disturb."""
+    """Write `text` at the offset `beside` (points) from a place, on white, to cover a line behind it."""
     how = {"ha": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}} | how
     axes.annotate(text, place, beside, textcoords="offset points", **how)
 

@@ -21,14 +21,14 @@ class Episodes:
     """Episodes as a dataset lists them."""
 
     source: Path
-    """Where they are listed."""
+    """File or folder in which they are listed."""
     number: np.ndarray
     """int64 (E,), ascending"""
     length: np.ndarray
     """int64 (E,), frames"""
 
     def take(self, chosen: np.ndarray) -> Self:
-        """Only those of this mask."""
+        """Return only the episodes of this mask."""
         return replace(self, number=self.number[chosen], length=self.length[chosen])
 
 
@@ -52,12 +52,12 @@ class Rows:
         return len(self.episode)
 
     def take(self, rows: np.ndarray | slice) -> Self:
-        """Only the rows of these numbers, of this mask or of this range."""
+        """Return only the rows of these numbers, of this mask or of this range."""
         names = ("file", "place", "episode", "frame", "timestamp")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def name(self, row: int) -> str:
-        """How messages call a row."""
+        """Return the name of a row in messages."""
         file = self.files[self.file[row]].name
         return f"episode {self.episode[row]}, frame {self.frame[row]} (row {self.place[row]} of {file})"
 

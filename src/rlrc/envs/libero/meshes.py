@@ -48,7 +48,8 @@ def simplified(xml: str) -> str:
 
 
 def _only_seen(geom: ElementTree.Element) -> bool:
-    """Collides with nothing, and is not of group 0, from which robosuite's scenes take masses and inertias."""
+    """Return whether a geom collides with nothing and is not of group 0, from which robosuite takes masses and
+    inertias."""
     return geom.get("contype") == geom.get("conaffinity") == "0" and geom.get("group", "0") != "0"
 
 
