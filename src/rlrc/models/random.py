@@ -129,7 +129,7 @@ def _refuse_to_overwrite(folder: Path) -> None:
 
 
 def published_config(preset: Preset) -> dict[str, Any]:
-    """What `config.json` holds: the published fields, and for the tiny preset the shapes that differ."""
+    """Return what `config.json` holds: the published fields, and for the tiny preset the shapes that differ."""
     if preset == "openvla-7b":
         return PUBLISHED
     return PUBLISHED | {

@@ -33,7 +33,7 @@ SHARD_BYTES = 2**30
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the weights of a whole policy lie in `folder`."""
+    """Return whether the weights of a whole policy lie in `folder`."""
     return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
 
 
