@@ -56,7 +56,7 @@ class DepthMethod(PruningMethod[Depth]):
         return Plan(kept, _unchanged, kept={"layers": list(kept)})
 
     def _count(self, layers: int, target: Target) -> int:
-        """How many layers go."""
+        """Return the number of layers that go."""
         assert target.ratio is not None
         count = int(layers * target.ratio + 1e-9)
         free = layers - len(target.protected)
@@ -69,4 +69,4 @@ class DepthMethod(PruningMethod[Depth]):
 
 
 def _unchanged(index: int, layer: LlamaDecoderLayer) -> None:
-    """Layers that stay stay as they are."""
+    """Leave a layer as it is, as all that stay are."""
