@@ -44,7 +44,7 @@ class Elsewhere:
     device = torch.device("cpu")
 
     def reset(self) -> None:
-        """It keeps nothing."""
+        """Do nothing, since nothing is kept."""
 
     def act(self, images: np.ndarray, instructions: Sequence[str], *_: Any) -> np.ndarray:
         time.sleep(0.001 * len(images))

@@ -32,7 +32,7 @@ LAST = {"prune": ("method:random",)}
 
 
 def user_place(place: Path) -> None:
-    """A policy, a dataset, a finished run, a recipe, and the user's files."""
+    """Put a policy, a dataset, a finished run, a recipe and the user's files into `place`."""
     put_user_files(place)
     put("policy", place / "policy")
     put("images", place / "data")

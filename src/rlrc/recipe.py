@@ -61,7 +61,7 @@ class Recipe(Config):
     """Contents of a recipe file; its stages are not validated yet."""
 
     name: str = Field(pattern=NAME)
-    """Names the run's folder and titles its page; the file's name unless given."""
+    """Name of the run's folder and title of its page; the file's name unless given."""
     base: Path | None = None
     """The policy to start from."""
     world: str = "tabletop"

@@ -27,7 +27,8 @@ class StatisticsChoice(Protocol):
 
 
 def policy_key(config: StatisticsChoice) -> str | None:
-    """Return the key of the statistics to read a policy with: `unnorm_key`, unless it names those of the dataset."""
+    """Return the key of the statistics to read a policy with: `unnorm_key`, unless it is the name for those of a
+    dataset."""
     return config.unnorm_key if config.statistics == "policy" else None
 
 

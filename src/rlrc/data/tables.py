@@ -212,7 +212,8 @@ def _require_episodes_in_order(rows: Rows) -> None:
 
 
 def _require_episodes_whole(rows: Rows, listed: Episodes, wanted: Episodes) -> None:
-    """Every episode that has rows is listed, and both those and the wanted ones have as many rows as listed."""
+    """Check that every episode with rows is listed, and that both those and the wanted ones have as many rows as
+    listed."""
     here, counts = np.unique(rows.episode, return_counts=True)
     if len(unknown := np.setdiff1d(here, listed.number)):
         file = rows.files[rows.file[np.argmax(rows.episode == unknown[0])]]

@@ -111,7 +111,7 @@ def _tensor_seed(name: str, seed: int) -> int:
 
 
 def _refuse_to_overwrite(folder: Path) -> None:
-    """Only what this verb wrote may be replaced, and nothing that was made from it since.
+    """Refuse to replace what this verb did not write, and what was made since from what it wrote.
 
     Raises:
         UserError: something else is there.

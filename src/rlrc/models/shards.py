@@ -99,7 +99,7 @@ class TensorFiles:
                 raise UserError(f"{self.folder}: tensor '{shorten(name)}': {said}, and {found}; download both again")
 
     def __iter__(self) -> Iterator[str]:
-        """Names, file by file."""
+        """Yield the names, file by file."""
         return iter(self._file)
 
     def __contains__(self, name: str) -> bool:

@@ -1,7 +1,7 @@
 """Depth removal: whole decoder layers go.
 
-By default those that change their input least: the block influence of ShortGPT (Men et al., arXiv 2403.03853),
-1 - mean cosine between what enters a layer and what leaves it. Or all but an explicit list, such as {0, 31} of
+By default those go that change their input least: their block influence (ShortGPT, Men et al., arXiv 2403.03853) is
+1 - mean cosine between what enters a layer and what leaves it. Or all go but an explicit list, such as {0, 31} of
 OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755).
 """
 

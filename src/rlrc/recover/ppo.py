@@ -125,7 +125,7 @@ class Targets:
     values: torch.Tensor
     returns: torch.Tensor
     advantages: torch.Tensor
-    """Normalised over the buffers of all processes."""
+    """Advantages, normalised over the buffers of all processes."""
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ class Evidence:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Rates in the splits that the world has (ind, ood)."""
+        """Splits that the world has (ind, ood)."""
         return splits(self.recipe)
 
     @property

@@ -170,7 +170,7 @@ class Episode:
     """Pose at which the object is put at MOVE_STEP, if it is."""
     wording: str = WORDINGS[0]
     start: np.ndarray | None = None
-    """Added to the arm's usual joint positions, float64 (8,)."""
+    """Offset that is added to the arm's usual joint positions, float64 (8,)."""
     blend: Literal["none", "objects", "whole"] = "none"
     texture: int = 0
     strength: float = 0.0
