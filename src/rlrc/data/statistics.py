@@ -1,4 +1,4 @@
-"""Where a dataset's numbers meet a policy: OpenVLA's normalisation statistics, and whether the two fit each other."""
+"""OpenVLA's normalisation statistics of a dataset, and checks that a policy and a dataset's numbers fit each other."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ CLIPPED_SHARE_OF_DIMENSION = 0.10
 
 
 class StatisticsChoice(Protocol):
-    """What a verb's config says about statistics (see `configs/parts.py`)."""
+    """The options of a verb that are about statistics (see `configs/parts.py`)."""
 
     @property
     def statistics(self) -> str: ...
@@ -27,7 +27,8 @@ class StatisticsChoice(Protocol):
 
 
 def policy_key(config: StatisticsChoice) -> str | None:
-    """The statistics to read a policy with: `unnorm_key`, unless it names those that a dataset's are kept under."""
+    """Return the key of the statistics to read a policy with: `unnorm_key`, unless it is the name for those of a
+    dataset."""
     return config.unnorm_key if config.statistics == "policy" else None
 
 
@@ -91,7 +92,7 @@ def require_fit(policy: "Policy", demonstrations: Demonstrations) -> None:
 
 
 def clipped(actions: np.ndarray, stats: dict[str, np.ndarray], bins: int) -> np.ndarray:
-    """Which labels of actions (T, D) lie outside what `stats` can say by more than half a bin, bool (T, D)."""
+    """Return which labels of actions (T, D) lie outside what `stats` can say by more than half a bin, bool (T, D)."""
     low, high = stats["q01"], stats["q99"]
     scaled = np.where(stats["mask"], 2 * (actions - low) / (high - low + 1e-8) - 1, actions)
     return np.abs(scaled) > 1 + 1 / bins

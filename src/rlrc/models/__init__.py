@@ -1,1 +1,1 @@
-"""What a VLA is, and how it is stored."""
+"""Vision-language-action models (VLAs), and how they are stored."""

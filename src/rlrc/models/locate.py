@@ -1,4 +1,4 @@
-"""Which folder a policy's name means, and whether what lies there is of a family that rlrc reads."""
+"""Find the folder that a policy's name means, and check that what lies there is of a family that rlrc reads."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from rlrc.reading import shorten
 
 CONFIG_FILE = "config.json"
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt"]
-"""What is downloaded of a repository: nothing pickled, and no code."""
+"""Files of a repository that are downloaded: nothing pickled, and no code."""
 OFT_FILE = re.compile(r"(action_head|proprio_projector|noisy_action_projector|vision_backbone)([-_.].*)?\.(pt|pth|bin)")
 """Files that OpenVLA-OFT leaves beside a config.json that says openvla."""
 LEROBOT_FAMILIES = ("smolvla", "pi0", "pi05", "pi0_fast", "act", "diffusion", "vqbet", "tdmpc", "groot", "xvla")

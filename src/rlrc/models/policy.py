@@ -35,7 +35,7 @@ class Policy:
         self.unnorm_key = unnorm_key or model.config.default_unnorm_key
         self.lineage = lineage or {"stages": []}
         self.weights: Weights | None = None
-        """Where they lie: the parent of what `save` writes."""
+        """Weights on disk that the policy was loaded from, the parent of what `save` writes; None for a new policy."""
         self.actions = ActionTokenizer(model.config.action_vocab_end, model.config.n_action_bins)
         if self.unnorm_key is not None or len(self.norm_stats or ()) == 1:
             _ = self.statistics  # what is wrong with them fails here, not at the first action
@@ -83,7 +83,7 @@ class Policy:
         return unnormalise(normalised, self.statistics).astype(np.float32)
 
     def encode(self, actions: np.ndarray) -> torch.Tensor:
-        """The way back: actions (B, 7) in physical units to token ids (B, 7) on the policy's device."""
+        """The inverse of `decode`: actions (B, 7) in physical units to token ids (B, 7) on the policy's device."""
         normalised = normalise(actions, self.statistics)
         return torch.from_numpy(self.actions.encode(normalised)).to(self.device)
 

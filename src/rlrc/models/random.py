@@ -111,7 +111,7 @@ def _tensor_seed(name: str, seed: int) -> int:
 
 
 def _refuse_to_overwrite(folder: Path) -> None:
-    """Only what this verb wrote may be replaced, and nothing that was made from it since.
+    """Refuse to replace what this verb did not write, and what was made since from what it wrote.
 
     Raises:
         UserError: something else is there.
@@ -129,7 +129,7 @@ def _refuse_to_overwrite(folder: Path) -> None:
 
 
 def published_config(preset: Preset) -> dict[str, Any]:
-    """What `config.json` holds: the published fields, and for the tiny preset the shapes that differ."""
+    """Return what `config.json` holds: the published fields, and for the tiny preset the shapes that differ."""
     if preset == "openvla-7b":
         return PUBLISHED
     return PUBLISHED | {
