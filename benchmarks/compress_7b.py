@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """The same as a table for people."""
+    """Return the rows as a table in Markdown, for people."""
     head = ["method", "parameters", "weights", "removed", "zeros", "seconds", "peak memory"]
     body = [
         [
@@ -139,7 +139,7 @@ def split_at_method(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run(arguments: list[str], script: str | None = None) -> tuple[dict[str, Any], float, int]:
-    """What a process printed as JSON, how long it took (s), and its largest resident size (bytes)."""
+    """Run a process; return what it printed as JSON, how long it took (s), and its largest resident size (bytes)."""
     command = [sys.executable, *([script] if script else ["-m", "rlrc"]), *arguments]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)

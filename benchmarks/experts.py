@@ -1,4 +1,4 @@
-"""How often the scripted experts solve their worlds.
+"""Measure how often the scripted experts solve their worlds.
 
     python benchmarks/experts.py tabletop --variants all --noise 0.1 0.2 0.3          about a minute
     python benchmarks/experts.py libero_spatial --by-task --episodes 160
@@ -31,7 +31,8 @@ from rlrc.stats import wilson
 from rlrc.tables import markdown_table
 
 Played = list[tuple[str, bool, int | None]]
-"""For each episode its instruction, whether it is solved at the end, and the step at which it first was."""
+"""Results of episodes: the instruction, whether it is solved at the end, and the step at which it first was, or
+None."""
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def measure(world: str, options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of a world that `known` has not, or with fewer episodes."""
+    """Yield the rows of a world that `known` lacks, or has with fewer episodes."""
     enough = {row["task"] for row in known if row["world"] == world and row["n"] >= options.episodes}
     todo = [condition for condition in conditions(world, options) if condition[0] not in enough]
     env = envs.make(world, options.num_envs, options.num_workers, image_size=None)
@@ -84,7 +85,7 @@ def measure(world: str, options: argparse.Namespace, known: list[dict[str, Any]]
 
 
 def conditions(world: str, options: argparse.Namespace) -> list[tuple[str, str, str, float]]:
-    """Name, split, variant and noise of what is asked for."""
+    """Return the name, split, variant and noise of each condition that is asked for."""
     spec = envs.spec(world)
     asked = list(spec.variants) if options.variants == ["all"] else options.variants
     if unknown := [variant for variant in asked if variant not in spec.variants]:
@@ -99,7 +100,7 @@ def conditions(world: str, options: argparse.Namespace) -> list[tuple[str, str, 
 
 
 def play(env: envs.WorkerVectorEnv, split: str, variant: str, ids: np.ndarray, shove: np.ndarray) -> Played:
-    """The expert in the episodes `ids` (N,); `shove` (T, N, 7) is added to its actions."""
+    """Let the expert play the episodes `ids` (N,); `shove` (T, N, 7) is added to its actions."""
     expert = envs.expert(env.world_spec.name, env.num_envs)
     observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": ids})
     instructions = observation["instruction"]

@@ -66,13 +66,13 @@ def draw(summary: dict[str, Any]) -> Figure:
 
 
 def write(axes: Axes, text: str, place: tuple[float, float], beside: tuple[float, float], **how: Any) -> None:
-    """Text so many points beside a place, on white, so that a line behind it does not disturb."""
+    """Write `text` at the offset `beside` (points) from a place, on white, to cover a line behind it."""
     how = {"ha": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}} | how
     axes.annotate(text, place, beside, textcoords="offset points", **how)
 
 
 def positions(size: dict[str, int]) -> dict[str, float]:
-    """Where each policy stands on the axis of MiB."""
+    """Return where each policy stands on the axis of MiB."""
     same = {policy: [other for other in STEPS if size[other] == size[policy]] for policy in STEPS}
     return {
         policy: size[policy] / MIB * (1 - BESIDE * (group.index(policy) - (len(group) - 1) / 2))

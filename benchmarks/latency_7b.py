@@ -1,4 +1,4 @@
-"""How long OpenVLA-7B takes for one action on this processor, dense, pruned and quantized, beside transformers.
+"""Measure how long OpenVLA-7B takes for one action on this processor: dense, pruned, quantized, and by transformers.
 
     python benchmarks/latency_7b.py        about 40 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.*
 
@@ -41,7 +41,7 @@ from rlrc.roofline import floors_ms, rates
 from rlrc.vla_cache import VlaCachedPolicy
 
 LARGE = "dense-8bit"
-"""Too large to lie beside the baseline; its codes lie in the baseline's weights."""
+"""Name of the policy that is too large to lie beside the baseline: its codes lie in the baseline's weights."""
 CONFIGS: dict[str, Callable[[], OpenVLAConfig]] = {
     "dense": shapes.published,
     VLA_CACHE: shapes.published,
@@ -64,7 +64,7 @@ GROUPS = [
     *([f"ratio-{ratio}", f"ratio-{ratio}-8bit", f"ratio-{ratio}-4bit"] for ratio in ("0.25", "0.5", "0.75")),
     [TWO_LAYERS, f"{TWO_LAYERS}-8bit", f"{TWO_LAYERS}-4bit"],
 ]
-"""What takes turns: as much as fits into memory together."""
+"""Groups of policies that act in turn; a group holds as many as fit into memory together."""
 SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75", 0.9: "rlrc"}
 
 
@@ -111,7 +111,7 @@ def lower_floors(rows: list[dict[str, Any]]) -> None:
 
 
 def take_turns(group: list[str], rounds: int, machine_rates: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Everything about the policies of a group, each in a process of its own but for those that share weights."""
+    """Measure the policies of a group in turn, each in a process of its own but for those that share weights."""
     alone = [name for name in group if BASELINE not in group or (name.endswith("bit") and name != LARGE)]
     hosts = {name: Host([name]) for name in alone}
     if BASELINE in group:

@@ -13,9 +13,10 @@ from rlrc.tables import human_bytes, markdown_table
 
 BASELINE = "dense-transformers"
 TWO_LAYERS = "two-layers"
-"""Through transformers; in 4 and 8 bits through bitsandbytes."""
+"""Name of the policy of two decoder layers, which runs through transformers, and in 4 and 8 bits through
+bitsandbytes."""
 VLA_CACHE = "dense-vla-cache"
-"""The picture never changes here, so it reuses as much as it ever can."""
+"""Name of the dense policy with VLA-Cache. The picture never changes here, so it reuses as much as it ever can."""
 SHAPES = {
     BASELINE: "dense",
     "dense": "dense",
@@ -31,7 +32,7 @@ SHAPES = {
     },
     TWO_LAYERS: "dense, two layers in place of 32",
 }
-"""What the page calls them."""
+"""Names of the policies' shapes on the page."""
 PRECISIONS = {
     ("rlrc", 16): "bf16",
     ("rlrc", 8): "W8A8",
@@ -42,7 +43,7 @@ PRECISIONS = {
 }
 """Bits of weights and activations, by who multiplies them and the bits of the weights."""
 NOT_KEPT = "not kept"
-"""Written where a ratio was measured and the seconds of its baseline were not written down."""
+"""Text for a baseline's seconds where the ratio was measured and the seconds were not written down."""
 
 
 def publish(stored: Path) -> None:
@@ -69,7 +70,7 @@ def bar(row: dict[str, Any]) -> Bar:
 
 
 def page(result: dict[str, Any]) -> str:
-    """The same as tables for people."""
+    """Return the results as a page of tables for people."""
     rows = by_name(result["rows"])
     machine_line = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     blocks = [

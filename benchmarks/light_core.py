@@ -1,4 +1,4 @@
-"""What `pip install rlrc` brings without extras: a fresh virtual environment that loads, acts, prunes and quantizes.
+"""Measure what `pip install rlrc` gives without extras: a fresh environment that loads, acts, prunes and quantizes.
 
     .venv/bin/python benchmarks/light_core.py
 

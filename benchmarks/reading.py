@@ -1,4 +1,4 @@
-"""How fast demonstrations are read for training, and how much memory that takes: now, and before frames had a cache.
+"""Measure the speed and the memory of reading demonstrations for training, now and before frames had a cache.
 
     python benchmarks/reading.py --hd /work/shared/cases/datasets/hd          writes results/reading.json
     python benchmarks/reading.py --only memory                                one of memory, hd and synthetic
@@ -110,7 +110,8 @@ def read(code: Code, name: str, dataset: Path, scratch: Path) -> dict[str, Any]:
 
 
 def take_turns(codes: dict[str, Code], name: str, dataset: Path, scratch: Path, rounds: int) -> dict[str, Any]:
-    """Old and new code alternately, each in a process that has read the dataset: samples a second, new over old."""
+    """Let old and new code read in turn, each in a process that has read the dataset; measure samples a second, new
+    over old."""
     processes = {when: code.start(name, dataset, scratch, BATCHES[name], 0) for when, code in codes.items()}
     for process in processes.values():
         answer_of(process)

@@ -35,7 +35,7 @@ except ModuleNotFoundError:  # the code before
 BATCH_SIZE = 64
 TRAIN_BATCH_SIZE = 8
 AUGMENT = Augmentation(crop_area=1.0)
-"""As in the tabletop's recipes."""
+"""Augmentation of the tabletop's recipes."""
 
 
 def main() -> None:

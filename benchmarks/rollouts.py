@@ -54,7 +54,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: a world, and a function that makes the plain loop."""
+    """One comparison: a world, and a function that makes the plain loop."""
 
     world: str
     mode: str

@@ -60,7 +60,7 @@ def published(layers: int = LAYERS) -> OpenVLAConfig:
 
 
 class Memory:
-    """Weights that are there already and can serve a second policy: for fifteen gigabytes twice there is no room."""
+    """Weights of one policy that can also serve a second one, since there is no room for fifteen gigabytes twice."""
 
     def __init__(self, module: nn.Module) -> None:
         large = [parameter for parameter in module.parameters() if parameter.numel() > 2**22]
@@ -77,7 +77,7 @@ class Memory:
 
 
 def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) -> Policy:
-    """A policy in bf16, perhaps in the `memory` of another one, or in 4 or 8 bits, all but the head."""
+    """Make a policy in bf16, perhaps in the `memory` of another one, or with all but the head in 4 or 8 bits."""
     if bits < 16:
         names = linear_names(empty_model(config, Path()), PARTS)
         config.quantization_config = quantization_config(bits, 32, names)
@@ -117,7 +117,8 @@ def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
 
 
 def _fill_packed(layer: QuantizedLinear, memory: Memory | None) -> None:
-    """Random codes around the middle zero point, of the same variance as the dense weight; or what memory holds."""
+    """Fill in random codes around the middle zero point, of the dense weight's variance; or the numbers that memory
+    holds."""
     layer.scales, layer.zeros = (torch.empty_like(buffer, device="cpu") for buffer in (layer.scales, layer.zeros))
     lent = memory and memory.take(torch.Size((math.ceil(layer.codes.numel() / 2),)))
     if lent is None:

@@ -1,4 +1,4 @@
-"""Whether two environments that take turns with a policy are faster than one of twice the size (rlrc.rollouts).
+"""Measure whether two environments that take turns with a policy beat one of twice the size (rlrc.rollouts).
 
     python benchmarks/turns.py --out results/turns.json                    (about 5 minutes on 2 cores)
     python benchmarks/turns.py --world putonplate --num-workers 16 --out results/turns-gpu.json         (with a GPU)
@@ -39,12 +39,12 @@ NUM_ENVS, EPISODES = 32, 128
 
 
 class Elsewhere:
-    """What `rollout_in_turns` asks of a policy; it stands still."""
+    """A stand-in with what `rollout_in_turns` asks of a policy; its actions are zero."""
 
     device = torch.device("cpu")
 
     def reset(self) -> None:
-        """It keeps nothing."""
+        """Do nothing, since nothing is kept."""
 
     def act(self, images: np.ndarray, instructions: Sequence[str], *_: Any) -> np.ndarray:
         time.sleep(0.001 * len(images))

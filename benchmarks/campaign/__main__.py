@@ -137,7 +137,7 @@ def _chosen(options: argparse.Namespace) -> list[Any]:
 
 
 def _commit() -> str:
-    """Of the rlrc that was tried."""
+    """Return the short hash of the commit of the rlrc that was tried, or "unknown" without one."""
     import rlrc
 
     command = ["git", "-C", str(Path(rlrc.__file__).parent), "rev-parse", "--short", "HEAD"]

@@ -30,15 +30,15 @@ class Case:
     build: Callable[["Path"], None]
     expected: Expected = "refused"
     words: tuple[str, ...] = ()
-    """What the line must contain; "a|b" asks for one of several."""
+    """Words that the printed line must contain; "a|b" stands for one of several words."""
     environment: dict[str, str] = field(default_factory=dict)
     shell: str | None = None
-    """Instead of `arguments`: a line of bash in which `rlrc` is the command, run as a process of its own."""
+    """Line of bash that runs instead of `arguments`, as a process of its own; in it `rlrc` is the command."""
     signal: Signal | None = None
     beside: tuple[str, ...] = ()
     """Arguments of another run that is under way meanwhile."""
     beside_file: str = ""
-    """What that run has written once it is under way."""
+    """File that the run of `beside` has written once it is under way."""
     leaves: tuple[str, ...] = ()
     """Folders that are the run's own: what it leaves or replaces there is no matter of this case."""
 
@@ -48,5 +48,5 @@ class Case:
 
     @property
     def alone(self) -> bool:
-        """Whether it runs as a process of its own, which takes seconds where torch is imported."""
+        """True if the case runs as a process of its own, which takes seconds where torch is imported."""
         return self.shell is not None or self.signal is not None

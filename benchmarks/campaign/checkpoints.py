@@ -56,7 +56,8 @@ RIGHT_SOMEWHERE = {
     ("rms_norm_eps", "zero"),
     ("pad_to_multiple_of", "zero"),
 }
-"""What may also be read: null for a default, statistics that are not needed."""
+"""Fields and kinds of values that rlrc may also read: a null that stands for a default, statistics that are not
+needed."""
 
 
 def cases() -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""What cases about command lines have in common."""
+"""The parts that cases about command lines share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +27,12 @@ QUICK = {
     "make-random": ("--preset", "openvla-tiny"),
     "cache": (),
 }
-"""The least that each verb needs to end soon."""
+"""Arguments of each verb that are just enough for it to end soon."""
 LAST = {"prune": ("method:random",)}
 
 
 def user_place(place: Path) -> None:
-    """A policy, a dataset, a finished run, a recipe, and the user's files."""
+    """Put a policy, a dataset, a finished run, a recipe and the user's files into `place`."""
     put_user_files(place)
     put("policy", place / "policy")
     put("images", place / "data")
@@ -51,7 +51,7 @@ def command_case(
     place: Callable[[Path], None] = user_place,
     **more: Any,
 ) -> Case:
-    """A verb with these arguments, and with the least that it needs beside them."""
+    """Return the case of a verb with these arguments and the least that it needs beside them."""
     given = tuple(arguments)
     quick = without(QUICK[verb], given)
     line = (verb, *quick, *given, "--out", "out", *LAST.get(verb, ()))
@@ -59,7 +59,7 @@ def command_case(
 
 
 def without(quick: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
-    """The quick arguments less those that are given otherwise."""
+    """Return the quick arguments without those that `given` sets."""
     kept: list[str] = []
     position = 0
     while position < len(quick):

@@ -310,7 +310,7 @@ def _frame_caches() -> Iterator[Case]:
             (frames / name).write_text("mine")
 
     def locked(frames: Path) -> None:
-        """What looks like a cache, and holds something else beside."""
+        """Make a folder that looks like a cache, and put another file beside its own."""
         folder = frames / ("2" * 32)
         folder.mkdir(parents=True)
         for name in ("lock", "header.json", "thesis.txt"):

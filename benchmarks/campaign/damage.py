@@ -67,7 +67,7 @@ def has_field(path: Path, keys: Iterable[str | int]) -> bool:
 
 
 def inside(name: str, change: Change) -> Change:
-    """The change of a file, as one of the folder that it lies in."""
+    """Return the change of a folder that applies `change` to its file `name`."""
     return lambda folder: change(folder / name)
 
 
@@ -110,7 +110,7 @@ NO_FILE: dict[str, Change] = {
     "link-to-itself": _replace_by(_loop),
     "empty": write(""),
 }
-"""What may lie in the place of any file."""
+"""Changes, by name, that put something else in the place of a file; they suit any file."""
 
 NO_TEXT: dict[str, Change] = {
     "not-utf-8": write(b'{"a": "\xff\xfe\x00"}'),
@@ -159,5 +159,5 @@ def edit_column(name: str, edit: Callable[[list[Any]], list[Any]], kind: Any = N
 
 
 def at(row: int, value: Any) -> Callable[[list[Any]], list[Any]]:
-    """One row gets another value."""
+    """Return an edit that gives one row another value."""
     return lambda values: [*values[:row], value, *values[row + 1 :]]

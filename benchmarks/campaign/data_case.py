@@ -1,4 +1,4 @@
-"""What cases about datasets have in common: the verbs that read them, and edits of their columns."""
+"""The parts that cases about datasets share: the verbs that read them, and edits of their columns."""
 
 from collections.abc import Callable
 from typing import Any

@@ -12,7 +12,7 @@ NUMBERS = ("nan", "inf", "-inf", "-1", "-1000000000", "1e30", "", "abc", "1e999"
 NEVER_INTEGERS = ("1.5", "1e3")
 NEGATIVE_IS_RIGHT = ("protect", "reward")
 TOO_LARGE = ("batch_size", "num_envs", "num_workers", "image_size", "batch_sizes", "samples", "jobs", "patch_size")
-"""Options whose billion cannot be had, by any verb."""
+"""Options for which a billion is too much, whatever the verb."""
 
 
 def cases() -> Iterator[Case]:
@@ -21,7 +21,7 @@ def cases() -> Iterator[Case]:
 
 
 def _numeric(annotation: Any) -> set[type]:
-    """int or float, where an option takes them."""
+    """Return the numeric types (int, float) that an option takes."""
     if annotation in (int, float):
         return {annotation}
     if get_origin(annotation) is Literal:

@@ -1,4 +1,4 @@
-"""What came of a case: the console's text, the exit status and the files, against what is right."""
+"""The outcome of a case: the console's text, the exit status and the files, compared with what is right."""
 
 import hashlib
 import os
@@ -30,14 +30,14 @@ RAW = re.compile(
     r"|not subscriptable|unsupported operand|not supported between instances|unexpected keyword argument"
     r"|values to unpack"
 )
-"""What a line for people does not contain: the text of Python's own exceptions."""
+"""Pattern of what a line for people must not contain: the text of Python's own exceptions."""
 WHOLE_FILE = ("not valid json", "not valid yaml", "deep in each other")
 """Faults of a file as a whole, told before its fields are known."""
 MAX_HASHED = 64 * 2**20
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    """What lies below `root`, by relative path: hashes of files, targets of links, kinds of all else."""
+    """Return what lies below `root`, by relative path: hashes of files, targets of links, kinds of everything else."""
     found = {}
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
@@ -97,12 +97,12 @@ def classify(
 
 
 def _own(case: Case, name: str) -> bool:
-    """Whether the path lies where the run may write in any case."""
+    """Return whether the path lies in one of the case's folders that are the run's own."""
     return any(Path(name).is_relative_to(folder) for folder in case.leaves)
 
 
 def _unclear(case: Case, last: str) -> str | None:
-    """What is wrong with the line, if anything is."""
+    """Say what is wrong with the line; None if nothing is."""
     if not last.startswith("rlrc: "):
         return "a box" if last.startswith("╰") else "not the last line"
     if len(last) > MAX_LINE:

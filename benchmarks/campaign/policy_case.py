@@ -1,4 +1,4 @@
-"""What cases about checkpoints have in common."""
+"""The parts that cases about checkpoints share."""
 
 from case import Case, Expected
 from damage import Change

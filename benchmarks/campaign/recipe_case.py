@@ -1,4 +1,4 @@
-"""What cases about recipes have in common."""
+"""The parts that cases about recipes share."""
 
 from pathlib import Path
 from typing import Any

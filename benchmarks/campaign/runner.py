@@ -26,7 +26,7 @@ STATUS_BROKEN = 99
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case."""
+    """The result of a case."""
 
     case: Case
     outcome: str

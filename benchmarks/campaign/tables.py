@@ -119,7 +119,7 @@ def _both(*changes: Change) -> Change:
 
 
 def _episode_columns() -> Iterator[Case]:
-    """Where episodes lie in the videos."""
+    """Damaged columns of the table of episodes, among them those that say where an episode lies in the videos."""
     at_1 = {kind: edit for kind, edit in number_edits().items() if kind not in ("disordered", "equal", "times")}
     replaced = {"one-null": at(1, None), "negative": at(1, -1), "nan": at(1, float("nan"))}
     replaced |= {"infinity": at(1, float("inf")), "1e300": at(1, 1e300), "huge": at(1, 2**62)}

@@ -62,7 +62,7 @@ def put(name: str, target: Path) -> Path:
 
 
 def put_user_files(place: Path) -> None:
-    """What belongs to the user and must stay as it is."""
+    """Write files that belong to the user and must stay as they are."""
     for name in ("user/thesis.txt", "user/photos/one.jpg", "photos/two.jpg"):
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)

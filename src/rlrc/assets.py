@@ -25,8 +25,8 @@ from rlrc.progress import bar, say
 
 CHUNK = 1 << 20
 _TRIES, _PAUSE, _TIMEOUT = 5, 1.0, 60.0
-"""How often a connection may break before it brought anything new, and seconds between two tries and until a silent
-server is given up."""
+"""Number of failures in a row, without anything new, after which a download ends; seconds between two tries; seconds
+after which a silent server is given up."""
 
 
 def assets(config: AssetsConfig, out: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def download(url: str, path: Path, sha256: str | None) -> None:
 
 
 def _continue(url: str, part: Path) -> bool:
-    """Append to `part` what the server has beyond it; whether the file is now whole."""
+    """Append to `part` what the server has beyond it, and return whether the file is now whole."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:

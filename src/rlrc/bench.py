@@ -193,7 +193,7 @@ def stage_timer(policy: Policy, images: np.ndarray, instructions: Sequence[str])
 
 @contextmanager
 def stage_clock(policy: Policy) -> Iterator[dict[str, float]]:
-    """Within the block, collects the seconds spent in the parts that make up one action."""
+    """Collect, within the block, the seconds spent in the parts that make up one action."""
     seconds = {"vision": 0.0, "projector": 0.0, "prefill": 0.0, "decode": 0.0}
 
     def timed(owner: Any, method: str, stage: Callable[..., str]) -> AbstractContextManager[Any]:

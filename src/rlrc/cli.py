@@ -23,7 +23,7 @@ WITHOUT_STAGE = ("run", "study", "inspect", "report", "cache", "assets", "make-r
 BUG, WRONG_INPUT, NOBODY_READS = 1, 2, 141
 """Exit statuses, beside 0 and those of signals: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP)."""
 LONGEST_LINE = 600
-"""Characters of an error."""
+"""Largest number of characters of an error's line."""
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _told(error: Exception) -> tuple[str, int]:
-    """What a user is told of an error, and the exit status."""
+    """Return what a user is told of an error, and the exit status."""
     from rlrc.files import is_disk_full
 
     if os.environ.get("RLRC_DEBUG"):

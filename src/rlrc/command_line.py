@@ -1,4 +1,4 @@
-"""From the words of a command line to a verb's config, or to one line that says what is wrong with them."""
+"""Read a command line: its words become a verb's config, or one line that says what is wrong with them."""
 
 import contextlib
 import dataclasses
@@ -85,7 +85,7 @@ def parse(verb: Verb, arguments: list[str], default_out: str) -> Any:
 
 
 def _one_line(box: str, cls: type[Any]) -> str:
-    """What tyro says in a box of many lines, in one."""
+    """Return in one line what tyro says in a box of many lines."""
     box = re.sub(r" *\|?$", "", box.translate(BOX), flags=re.MULTILINE)
     sections = [" ".join(part.replace("\n|", "\n").split()) for part in re.split(r"^[| ]*-+$", box, flags=re.MULTILINE)]
     if "\n|" not in box:
@@ -111,7 +111,7 @@ PLAIN = (
     (r"invalid choice '(.*)' for argument '(.*)'. Expected one of \((.*?),?\)", r"\2: \1 is not one of \3"),
     (r"Missing value for argument '(.*)'. Expected (\d+) values?", r"\1 needs a value"),
 )
-"""Tyro's and Python's words, and plain ones."""
+"""Patterns of tyro's and Python's messages, each with plain words in its place."""
 
 
 def _unknown(words: str, cls: type[Any]) -> str:

@@ -20,7 +20,7 @@ HEADLINE: Outcome = "success_at_end"
 """The outcome that tables lead with: the task is still solved when the episode ends, as RL4VLA reads it."""
 
 MOST_TASKS = 100
-"""So many tasks or more are not told one by one."""
+"""Number of tasks from which on they are not told one by one."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Episode:
     success_once: bool
     grasped: bool
     steps: int | None
-    """Until the first success; None without one."""
+    """Steps until the first success; None without one."""
     sum_reward: float
     max_reward: float
     path_length: float
@@ -45,11 +45,11 @@ class Episode:
     jerk: float
     """Root mean square of the gripper's jerk, m/s^3."""
     task: str = ""
-    """The instruction it began with; empty where that was not recorded."""
+    """Instruction that it began with; empty where that was not recorded."""
 
     @property
     def condition(self) -> str:
-        """The column it counts in: its split, and its variant unless that is the main one."""
+        """The column of tables that it counts in: its split, and its variant unless that is the main one."""
         return self.split if self.variant == "main" else f"{self.split}/{self.variant}"
 
     @property
@@ -114,7 +114,7 @@ def read_episodes(path: Path) -> list[Episode]:
 
 
 def video_path(evaluation: Path, condition: str, episode_id: int) -> Path:
-    """Where an evaluation's folder has the film of an episode, if it was filmed."""
+    """Return the path of the film of an episode in an evaluation's folder, if it was filmed."""
     return evaluation / "videos" / f"{condition.replace('/', '-')}-{episode_id:05d}.mp4"
 
 
@@ -136,7 +136,7 @@ def by_task(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 
 
 def success_rate(episodes: Sequence[Episode], outcome: Outcome = HEADLINE) -> Rate:
-    """Raises UserError where there are no episodes."""
+    """Return the rate of an outcome. Raises UserError where there are no episodes."""
     successes = sum(getattr(episode, outcome) for episode in episodes)
     low, high = wilson(successes, len(episodes))
     return Rate(successes, len(episodes), successes / len(episodes), low, high)

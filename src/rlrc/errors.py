@@ -21,7 +21,8 @@ EXTRAS = {
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError | None:
-    """What to do about a package that is not installed; None for one that no extra of rlrc brings."""
+    """Return an error that says what to do about a package that is not installed; None for one that no extra of rlrc
+    brings."""
     name = (error.name or "").partition(".")[0]
     if name not in EXTRAS:
         return None
@@ -29,20 +30,20 @@ def missing_package(error: ModuleNotFoundError) -> UserError | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says; torch's own is a RuntimeError on the CPU."""
+    """Return whether an error says that memory ran out; torch's own is a RuntimeError on the CPU."""
     text = str(error)
     return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether rlrc is to blame: neither what was given, nor the system, nor a signal."""
+    """Return whether rlrc is to blame for an error: neither what was given, nor the system, nor a signal."""
     missing = isinstance(error, ModuleNotFoundError) and missing_package(error) is not None
     told = isinstance(error, UserError | OSError | RecursionError) or is_out_of_memory(error) or missing
     return isinstance(error, Exception) and not told
 
 
 def plain(error: OSError) -> str:
-    """What the system says, without its number: the file, and what is wrong with it."""
+    """Return what the system says of an error, without its number: the file, and what is wrong with it."""
     if error.strerror is None:
         return str(error)
     name = "" if error.filename is None else str(error.filename)

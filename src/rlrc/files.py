@@ -21,7 +21,8 @@ from rlrc.ownership import LEFTOVER, Owned, is_proven, remove_files, remove_fold
 REMEMBERED_BYTES = 2**22
 """Files from this size on are hashed once for all processes."""
 SETTLED_NS = 2 * 10**9
-"""How old a file's last change must be: a clock may tick too slowly to tell it from one that comes now."""
+"""Least age in nanoseconds of a file's last change: a clock may tick too slowly to tell a younger one from one that
+comes now."""
 
 
 def cache_folder() -> Path:
@@ -61,7 +62,7 @@ def atomic_path(path: Path, owned: Owned | None = None) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether that is what an error of the system, or of a library that hands it on, says."""
+    """Return whether an error of the system, or of a library that hands it on, says that the disk is full."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
@@ -117,7 +118,7 @@ def _read_sha256(path: Path) -> str:
 
 
 def hashes_folder() -> Path:
-    """Where the hashes of large files are remembered from one process to the next."""
+    """Return the folder in which the hashes of large files are remembered from one process to the next."""
     return cache_folder() / "hashes"
 
 
@@ -177,7 +178,8 @@ def _remove_leftovers(path: Path, owned: Owned | None) -> None:
 
 
 def _is_writing(pid: int) -> bool:
-    """Whether the process with this number may still be writing; our own was another's before (in containers)."""
+    """Return whether the process with this number may still be writing; our own was another's before (in
+    containers)."""
     return pid != os.getpid() and psutil.pid_exists(pid)
 
 

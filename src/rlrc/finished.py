@@ -1,4 +1,4 @@
-"""What a stage that ended left in its folder, for those who show it or go on from it."""
+"""The contents of the folder of a stage that ended, for those who show it or go on from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ class Done(FileModel):
 
 @dataclass(frozen=True)
 class Finished:
-    """What a stage that ended left in its folder."""
+    """A stage that ended, as it is described in its folder."""
 
     name: str
     folder: Path

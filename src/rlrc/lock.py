@@ -16,7 +16,7 @@ from rlrc.progress import say
 from rlrc.reading import shorten
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What file systems answer that have no locks."""
+"""Numbers of the errors by which a file system says that it has no locks."""
 
 
 @contextmanager

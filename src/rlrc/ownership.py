@@ -1,4 +1,4 @@
-"""What rlrc may delete: only what it can prove that it made itself.
+"""The rule of what rlrc may delete: only what it can prove that it made itself.
 
 A folder is deleted where a record in it says that rlrc wrote it (a stage's `config.yaml`, a checkpoint's lineage), and
 only file by file what its verb is known to write. Where anything else lies beside, or where a link stands in the way,
@@ -66,7 +66,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "bench": ("bench.json", "bench.png"),
     "report": ("report.html",),
 }
-"""What each verb that can be a stage writes into its folder, beside the files of every stage."""
+"""Patterns of what each verb that can be a stage writes into its folder, beside the files of every stage."""
 
 
 class Record(FileModel):
@@ -129,12 +129,12 @@ def require_apart(path: Path, folders: Mapping[Path, str]) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing but a lock lies in `folder`, or there is none."""
+    """Return whether nothing but a lock lies in `folder`, or there is no such folder."""
     return not folder.exists() or all(child.name == LOCK for child in folder.iterdir())
 
 
 def has_work(folder: Path) -> bool:
-    """Whether a stage's folder holds more than its record, its log and empty files."""
+    """Return whether a stage's folder holds more than its record, its log and empty files."""
     for path, is_folder in _walk(folder):
         bookkeeping = path.parent == folder and path.name in (RECORD, LOG, LOCK)
         if not is_folder and not bookkeeping and not LEFTOVER.fullmatch(path.name) and path.lstat().st_size > 0:
@@ -166,7 +166,7 @@ def require_own(folder: Path, patterns: Sequence[str]) -> None:
 
 
 def is_proven(folder: Path, owned: Owned) -> bool:
-    """Whether a record says that rlrc wrote `folder`."""
+    """Return whether a record says that rlrc wrote `folder`."""
     if owned.proof is not None and (folder / owned.proof).is_file():
         return True
     return read_record(folder.parent) is not None
@@ -249,7 +249,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _final_name(part: str) -> str:
-    """What something written aside is going to be called."""
+    """Return the name that something written aside is going to have; any other name stays."""
     leftover = LEFTOVER.fullmatch(part)
     return leftover[1] if leftover else part
 
@@ -260,7 +260,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str], is_folder: bool) -> bool
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Where `path` really is, and where the links below it lead."""
+    """Yield where `path` really is, and where the links below it lead."""
     yield _real(path)
     if path.is_dir():
         yield from (_real(below) for below, _ in _walk(path) if below.is_symlink())

@@ -86,7 +86,7 @@ def _check_folders(recipe: Recipe, stages: dict[str, Stage], out: Path) -> None:
 
 
 def _is_kept(recipe: Recipe, path: Path) -> bool:
-    """Whether the file already holds the recipe."""
+    """Return whether the file already holds the recipe."""
     try:
         return path.is_file() and read_recipe(path) == recipe
     except UserError:
@@ -94,7 +94,7 @@ def _is_kept(recipe: Recipe, path: Path) -> bool:
 
 
 def _is_written_by_run(path: Path) -> bool:
-    """Whether the file is one that a run wrote: it has our header, or (before there was one) all fields in order."""
+    """Return whether a run wrote the file: it has our header, or (before there was one) all fields in order."""
     if path.read_bytes().startswith(HEADER.encode()):
         return True
     values = read_yaml(path)

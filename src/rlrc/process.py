@@ -13,7 +13,7 @@ from rlrc.errors import UserError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a polite request to end, and the end of the terminal."""
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-"""What `accelerate launch` and torchrun tell their processes, all of them numbers."""
+"""Environment variables that `accelerate launch` and torchrun set for their processes, all of them numbers."""
 _ON_OFF = ["enable", "enabled", "on", "true", "1", "disable", "disabled", "off", "false", "0"]
 OPENGL = ["", "egl", "glfw", "osmesa", *_ON_OFF]
 """Values of MUJOCO_GL with which MuJoCo can be imported."""
@@ -31,8 +31,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Signals:
-    """How this process answers the first signal: it ends at once as long as it has nothing to clean up, and else a
-    `Stopped` is raised in its main thread. Only Ctrl-C is heard a second time."""
+    """This process's answer to signals. At the first one it ends at once as long as it has nothing to clean up, and
+    else a `Stopped` is raised in its main thread. Only Ctrl-C is heard a second time."""
 
     cleans_up = False
     stopped: Stopped | None = None
@@ -65,7 +65,7 @@ def handle_signals(quiet: bool = False) -> None:
 
 @contextlib.contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Within, signals raise `Stopped`, so that what was begun is cleaned up."""
+    """Let signals raise `Stopped` within the block, so that what was begun is cleaned up."""
     before, _signals.cleans_up = _signals.cleans_up, True
     try:
         yield
@@ -80,7 +80,7 @@ def stopped() -> Stopped | None:
 
 @contextlib.contextmanager
 def shielded(*numbers: int) -> Iterator[None]:
-    """Processes started within do not hear these signals; this one hears them afterwards."""
+    """Keep these signals from processes that are started within the block; this process hears them afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -110,7 +110,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes `accelerate launch` started."""
+    """Return the number of processes that `accelerate launch` started."""
     return _number("WORLD_SIZE", least=1) or 1
 
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MAX_JSON_BYTES = 64 * 2**20
-"""The largest published tokenizer.json takes 33 MiB."""
+"""Largest size of a JSON file in bytes. The largest published tokenizer.json takes 33 MiB."""
 MAX_YAML_BYTES = 2**20
 MAX_DEPTH = 64
-"""How deep objects and lists may lie in each other."""
+"""Largest depth to which objects and lists may lie in each other."""
 MAX_YAML_NODES = 100_000
 """Nodes of a YAML document after its anchors and merge keys are written out."""
 MAX_PARQUET_ROWS = 20_000_000
@@ -46,7 +46,7 @@ class FileModel(BaseModel):
 
 
 def lies_there(path: Path) -> bool:
-    """Whether there is anything at `path`: also a link that leads nowhere, which reading then tells."""
+    """Return whether there is anything at `path`: also a link that leads nowhere, which reading then tells."""
     return path.is_symlink() or path.exists()
 
 
@@ -237,7 +237,7 @@ def open_parquet(path: Path) -> Iterator["pq.ParquetFile"]:
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """What pydantic found first, in one line that names the field."""
+    """Return what pydantic found first, in one line that names the field."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

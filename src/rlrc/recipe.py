@@ -27,7 +27,7 @@ STAGE_VERBS = tuple(WRITES)
 """Verbs that can be a stage."""
 
 RECIPE_FILE, PROGRESS = "recipe.yaml", "progress"
-"""What lies in a run's folder beside its stages: the recipe, and the progress of stages that run at once."""
+"""Names in a run's folder beside its stages: the recipe, and the progress of stages that run at once."""
 
 MOST_STAGES = 200
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
@@ -35,23 +35,24 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
 
 class StudyPlan(Config):
-    """Which stages play which part in a study; see `rlrc study`. A policy is named by the stage that made it."""
+    """The parts that stages play in a study; see `rlrc study`. A policy is named by the stage that made it."""
 
     name: str | None = Field(default=None, pattern=NAME)
-    """What the evidence's files are called where another study's lie beside them; `summary.json` and so on without."""
+    """Name that begins the names of the evidence's files where another study's lie beside them. Without it they are
+    called `summary.json` and so on."""
     policies: dict[str, str]
-    """What tables call a policy, and its stage; the first one is what the others are compared with. Claims are checked
-    of the policies called dense, pruned, sft, rl, rl-4bit and rl-scratch."""
+    """Names of policies in tables, each with its stage; the first one is what the others are compared with. Claims are
+    checked of the policies called dense, pruned, sft, rl, rl-4bit and rl-scratch."""
     seeds: tuple[str, ...] = ()
     """Reinforcement-learning stages that differ by nothing but their seed."""
     sft_steps: dict[int, str] = Field(default={})
     """Fine-tuning stages by their number of steps, each a run of its own with its own learning-rate schedule."""
     ratios: dict[float, tuple[str, ...]] = Field(default={})
-    """By pruning ratio: the policy right after pruning, after fine-tuning, and after reinforcement learning."""
+    """Policies by pruning ratio: right after pruning, after fine-tuning, and after reinforcement learning."""
 
     @property
     def stages(self) -> list[str]:
-        """All that it names."""
+        """All stages that the plan names."""
         by_ratio = (name for names in self.ratios.values() for name in names)
         return list(dict.fromkeys([*self.policies.values(), *self.seeds, *self.sft_steps.values(), *by_ratio]))
 
@@ -60,13 +61,13 @@ class Recipe(Config):
     """Contents of a recipe file; its stages are not validated yet."""
 
     name: str = Field(pattern=NAME)
-    """Names the run's folder and titles its page; the file's name unless given."""
+    """Name of the run's folder and title of its page; the file's name unless given."""
     base: Path | None = None
     """The policy to start from."""
     world: str = "tabletop"
     """World of every stage that needs one and names none."""
     stages: list[dict[str, Any]] = Field(min_length=1)
-    """Run in this order."""
+    """Stages, which run in this order."""
     study: StudyPlan | None = None
     """Parts that stages play in a study; see `rlrc study`."""
 
@@ -99,7 +100,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def stage_name(entry: dict[str, Any]) -> str:
-    """What a stage is called: its `name`, or else its verb."""
+    """Return the name of a stage: its `name`, or else its verb."""
     return str(entry.get("name", entry.get("verb")))
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to its stages: every mistake is found before anything runs."""
+"""Turn a recipe into its stages: every mistake is found before anything runs."""
 
 import hashlib
 from pathlib import Path
@@ -43,7 +43,7 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
 
 
 def measures(stages: dict[str, Stage]) -> bool:
-    """Whether any of the stages finds out what a run's table shows."""
+    """Return whether any of the stages finds out what a run's table shows."""
     return any(stage.verb in ("evaluate", "bench") for stage in stages.values())
 
 

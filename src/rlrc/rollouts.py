@@ -29,7 +29,7 @@ class Camera:
     frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def start(self, images: np.ndarray, episode_ids: Sequence[int]) -> None:
-        """These episodes begin, with pictures uint8 (N, H, W, 3); throw away what was seen of them before."""
+        """Begin these episodes with pictures uint8 (N, H, W, 3); throw away what was seen of them before."""
         for image, id_ in zip(images, episode_ids, strict=False):
             if id_ in self.episode_ids:
                 self.frames[id_] = [image.copy()]

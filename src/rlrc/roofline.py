@@ -15,7 +15,7 @@ from rlrc.policies.parts.linear import count_parameters
 from rlrc.policies.contract import Policy
 
 READ_BYTES = 2**30
-"""Large enough to come from memory and not from a cache."""
+"""Bytes that are read to measure memory: enough that they come from memory and not from a cache."""
 ROWS, WIDTH = 280, 4096
 """Size of the product that is timed: a prompt's positions and OpenVLA-7B's hidden size."""
 

@@ -43,11 +43,12 @@ class Stage:
     config: Config
     folder: Path
     sources: Mapping[str, str]
-    """For each path in the config, what identifies its contents: an earlier stage's fingerprint or a hash."""
+    """Identity of the contents of each path in the config: an earlier stage's fingerprint or a hash."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal work: the config with every path replaced by the identity of what lies there."""
+        """Hash that is equal for equal work: of the config with every path replaced by the identity of what lies
+        there."""
         values = _replace_strings(self.config.model_dump(mode="json"), self.sources)
         text = json.dumps([self.verb, values, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -57,7 +58,7 @@ class Stage:
         return self.folder / VERBS[self.verb].artifact
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished stage measured, or None if it is not finished (or is another experiment).
+        """Return what the finished stage measured, or None if it is not finished (or is another experiment).
 
         Raises:
             UserError: what it left is damaged.
@@ -206,7 +207,7 @@ def all_that_is_read(path: Path) -> list[Path]:
 
 
 def contents_of(field: str, path: Path) -> Path:
-    """Where the contents of a config's `field` are: `path`, or the download of the policy with this hub id.
+    """Return where the contents of a config's `field` are: `path`, or the download of the policy with this hub id.
 
     Raises:
         UserError: the hub does not give it.

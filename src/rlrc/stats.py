@@ -75,7 +75,7 @@ def paired_lower_bound(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> 
 
 
 def _discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
-    """How many pairs only a wins, only b wins, and how many pairs there are."""
+    """Return how many pairs only a wins, how many only b wins, and how many pairs there are."""
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
         raise UserError(f"paired comparison needs the same episodes on both sides, got shapes {a.shape} and {b.shape}")

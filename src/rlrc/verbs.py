@@ -24,7 +24,7 @@ class Verb(NamedTuple):
     """Folder below a stage's own that a later stage means when it names this one."""
     summary: str
     alone: bool = False
-    """Whether nothing else may run beside it, because it measures time."""
+    """True if nothing else may run beside it, because it measures time."""
 
     def config_class(self) -> type[Config]:
         """The class of the verb's options; importing it brings neither torch nor a simulator."""

@@ -1,4 +1,4 @@
-"""What one can ask of the verb `cache`."""
+"""Options of `cache`."""
 
 from rlrc.config import Config
 

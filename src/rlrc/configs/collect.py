@@ -25,7 +25,7 @@ class CollectConfig(Config):
     """Strength of the noise on executed actions. Each episode draws its standard deviation between zero and this
     fraction of the largest action."""
     camera: CameraDtype = "image"
-    """How pictures are stored: as images without loss, or as video, which is smaller."""
+    """Form in which pictures are stored: as images without loss, or as video, which is smaller."""
     image_size: int = Field(default=96, ge=16, le=2048)
     """Side of the pictures in pixels."""
     num_workers: int = Field(default=2, ge=1, le=256)

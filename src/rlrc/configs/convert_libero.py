@@ -18,4 +18,4 @@ class ConvertLiberoConfig(Config):
     image_size: int = Field(default=224, ge=16, le=2048)
     """Side of the pictures in pixels."""
     camera: CameraDtype = "image"
-    """How pictures are stored: as images without loss, or as video, which is smaller."""
+    """Form in which pictures are stored: as images without loss, or as video, which is smaller."""

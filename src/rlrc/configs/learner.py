@@ -22,7 +22,7 @@ class LearnerConfig(DevicePart):
     """Options of every kind of training."""
 
     train: Literal["all", "decoder"] = "all"
-    """Which parameters are trained. With decoder, the vision towers and the projector stay as they are."""
+    """Parameters that are trained. With decoder, the vision towers and the projector stay as they are."""
     lora: Lora | None = None
     """Train low-rank adapters instead of the decoder's weights; everything else stays as it is."""
     keep_zeros: bool = False
@@ -56,7 +56,7 @@ class SupervisedConfig(LearnerConfig, DemonstrationsPart):
     warmup_steps: int = Field(default=50, ge=0, le=1_000_000)
     """Number of steps over which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate goes on after the warm-up: it falls to zero, or it stays constant."""
+    """Course of the learning rate after the warm-up: it falls to zero, or it stays constant."""
     augment: Augmentation | None = None
     """Vary training pictures. Without this they are shown as they are."""
     word_dropout: Share = 0.0

@@ -16,6 +16,6 @@ class MakeRandomConfig(Config):
     preset: Preset
     """Size of the checkpoint: OpenVLA-7B (15 GB), or all of its parts in small (10 MB, pictures of 56 pixels)."""
     out_folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="OUT")] = None
-    """Where to write the checkpoint. It is the same as --out."""
+    """Folder to write the checkpoint to. It is the same as --out."""
     seed: Seed = 0
     """Seed for the weights."""

@@ -1,4 +1,4 @@
-"""What several verbs ask in the same words: which policy, and which dataset.
+"""Options that several verbs ask for in the same words: the policy and the dataset.
 
 A verb's config inherits them as its last bases, so that they stand first in its help.
 """
@@ -12,32 +12,32 @@ from rlrc.config import Config
 
 
 class DevicePart(Config):
-    """Where a verb computes."""
+    """Option that says where a verb computes."""
 
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d{1,3})?|mps)$")
     """Device to compute on: cpu, cuda, cuda:1 or mps. A GPU is used where there is one, unless you name a device."""
 
 
 class PolicyReadingPart(DevicePart):
-    """How policies are read."""
+    """Options that say how policies are read."""
 
     unnorm_key: str | None = Field(default=None, min_length=1, max_length=200)
     """Name of the action statistics to use, where the checkpoint holds several and names no default."""
 
 
 class PolicyPathPart(Config):
-    """Which policy a verb reads."""
+    """Option that names the policy a verb reads."""
 
     policy: Path
     """Policy to start from: a folder, a Hugging Face hub id, or the folder of a LoRA adapter."""
 
 
 class PolicyPart(PolicyReadingPart, PolicyPathPart):
-    """Which policy a verb reads, and how."""
+    """Options that name the policy a verb reads, and say how it is read."""
 
 
 class DatasetPart(Config):
-    """Which demonstrations a verb reads, where it can do without."""
+    """Options that name the demonstrations a verb reads, where it can do without."""
 
     dataset: Path | None = None
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
@@ -53,14 +53,15 @@ class DatasetPart(Config):
 
 
 class DemonstrationsPart(DatasetPart):
-    """Which demonstrations a verb reads, where it needs some."""
+    """Options that name the demonstrations a verb reads, where it needs some."""
 
     dataset: Path
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
 
 
 class StatisticsPart(DatasetPart):
-    """Which demonstrations a verb reads, and how a policy's actions are normalised when it meets them."""
+    """Options that name the demonstrations a verb reads, and say how a policy's actions are normalised when it meets
+    them."""
 
     statistics: Literal["policy", "dataset"] = "policy"
     """Statistics that normalise actions: those that the policy holds, or those of this dataset. The dataset's are

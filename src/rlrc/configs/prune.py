@@ -18,22 +18,22 @@ class MethodConfig(Config):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the method reads calibration samples."""
+        """True if the method reads calibration samples."""
         return True
 
     @property
     def reads_pictures(self) -> bool:
-        """Whether the method looks at the calibration pictures again, so that the vision towers must stay in memory."""
+        """True if the method looks at the calibration pictures again, so that the vision towers must stay in memory."""
         return False
 
     @property
     def needs_target(self) -> bool:
-        """Whether a ratio must be given, because the method itself does not say how much goes."""
+        """True if a ratio must be given, because the method itself does not say how much goes."""
         return True
 
     @property
     def target_free(self) -> bool:
-        """Whether measurements hold for every target, because nothing is changed while measuring."""
+        """True if measurements hold for every target, because nothing is changed while measuring."""
         return True
 
 
@@ -41,7 +41,7 @@ class ScoredUnitsConfig(MethodConfig):
     """Options of the methods that give every head and channel a score and keep the best."""
 
     scope: Literal["local", "global"] = "local"
-    """Whether each layer keeps its own best units, or all layers share one threshold."""
+    """Scope of the choice: each layer keeps its own best units (local), or all layers share one threshold (global)."""
 
 
 class Random(ScoredUnitsConfig):
@@ -61,9 +61,10 @@ class LlmPruner(ScoredUnitsConfig):
     importance: Literal["vectorize", "param_first", "param_second", "param_mix", "magnitude_l1", "magnitude_l2"] = (
         "param_first"
     )
-    """How a weight's importance is computed and summed over a channel. All but the magnitudes need gradients."""
+    """Rule by which a weight's importance is computed and summed over a channel. All but the magnitudes need
+    gradients."""
     reduction: Literal["sum", "mean", "max", "prod", "first"] = "sum"
-    """How the matrices of a coupled group are combined."""
+    """Rule by which the matrices of a coupled group are combined."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -79,7 +80,7 @@ class StateSaliency(LlmPruner):
     top_share: float = Field(default=0.2, gt=0, le=1)
     """Share of the states that count as salient."""
     weight: float = Field(default=4.0, ge=1, le=1e6)
-    """How much more a salient state counts."""
+    """Weight of a salient state, where any other state has 1."""
 
     @property
     def reads_pictures(self) -> bool:
@@ -99,7 +100,7 @@ class Flap(MethodConfig):
     metric: Literal["IFV", "WIFV", "WIFN"] = "WIFV"
     """Measure of how much an input of o_proj or down_proj matters."""
     structure: Literal["AL-AM", "UL-UM"] = "AL-AM"
-    """Whether heads and channels of all layers share one ranking, or each layer loses the same share."""
+    """Ranking: heads and channels of all layers share one (AL-AM), or each layer loses the same share (UL-UM)."""
     bias_compensation: bool = True
     """Give o_proj and down_proj a bias, the mean of what left."""
 

@@ -21,7 +21,7 @@ class QuantizeConfig(StatisticsPart, PolicyPart):
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
     """Parts of the policy whose linear layers, convolutions and embeddings are packed."""
     rounding: Literal["nearest", "gptq"] = "nearest"
-    """How weights are rounded: each to its nearest code, or so that errors make up for each other on the
+    """Rule by which weights are rounded: each to its nearest code, or so that errors make up for each other on the
     demonstrations (gptq)."""
     dataset: Path | None = None
     """Demonstrations. On some of them gptq is calibrated; on others it is counted how often the best action token

@@ -53,7 +53,7 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     gae_lambda: Share = 0.95
     """Parameter lambda of generalised advantage estimation: 0 gives one-step, 1 gives Monte-Carlo advantages."""
     train: Literal["all", "decoder"] = "decoder"
-    """Which parameters are trained. With decoder, the pictures pass the vision towers only once, while acting."""
+    """Parameters that are trained. With decoder, the pictures pass the vision towers only once, while acting."""
     epochs: int = Field(default=1, ge=1, le=1000)
     """Number of passes over the buffer in each iteration."""
     batch_size: int = Field(default=160, ge=1, le=65_536)
@@ -61,7 +61,7 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     learning_rate: float = Field(default=1e-4, gt=0, le=100)
     """Learning rate of the policy."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rates go over the iterations: they stay constant, or they fall to zero."""
+    """Course of the learning rates over the iterations: they stay constant, or they fall to zero."""
     value_learning_rate: float = Field(default=3e-3, gt=0, le=100)
     """Learning rate of the value head, which AdamW trains."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -69,9 +69,9 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     max_grad_norm: float = Field(default=10.0, gt=0, le=1e6)
     """Gradients of a larger norm are scaled down to this norm."""
     clip: float = Field(default=0.2, gt=0, le=1e6)
-    """How far the ratio of new to old probabilities may move the policy loss from 1."""
+    """Distance from 1 at which the ratio of new to old probabilities is clipped in the policy loss."""
     value_clip: float = Field(default=0.2, gt=0, le=1e6)
-    """How far a value may move from its old value before the clipped loss takes over."""
+    """Distance of a value from its old value beyond which the clipped loss takes over."""
     huber_delta: float = Field(default=10.0, gt=0, le=1e6)
     """Errors of the value beyond this count linearly."""
     value_coefficient: float = Field(default=1.0, ge=0, le=1e6)

@@ -1,4 +1,4 @@
-"""Demonstrations: recording them, keeping it as LeRobotDataset v3.0, and serving it in batches."""
+"""Demonstrations: recording them, keeping them as LeRobotDataset v3.0, and serving them in batches."""
 
 from rlrc.data.demonstrations import Demonstrations
 

@@ -1,4 +1,4 @@
-"""The verb `cache`, and the folder that holds the caches of frames: what is there, how much may be, what goes first.
+"""The verb `cache`, and the folder that holds the caches of frames: its contents, its limit, and what is removed first.
 
     rlrc cache                        # what is there
     rlrc cache --clear                # remove it
@@ -55,7 +55,7 @@ def folder() -> Path:
 
 
 def limit_bytes() -> int:
-    """What all caches together may take.
+    """Return the bytes that all caches together may take.
 
     Raises:
         UserError: the environment variable is no number that this can be.
@@ -81,10 +81,10 @@ class Kept:
 
     folder: Path
     header: Header | None
-    """None where it is damaged."""
+    """Header of the cache; None where it is damaged."""
     nbytes: int
     used: float
-    """When it was last opened, in seconds since 1970."""
+    """Time when it was last opened, in seconds since 1970."""
 
     def describe(self) -> str:
         if self.header is None:
@@ -118,7 +118,7 @@ def _examine(path: Path) -> Kept:
 
 
 def remove(one: Kept) -> bool:
-    """Remove a cache unless a process uses it; whether it is gone."""
+    """Remove a cache unless a process uses it, and return whether it is gone."""
     descriptor = lock(one.folder, shared=False, waiting=None)
     if descriptor is None:
         return False
@@ -167,7 +167,7 @@ def obtain(files: FrameFiles, dataset: str, planned_bytes: int, produce: Produce
 
 
 def _make(files: FrameFiles, dataset: str, planned_bytes: int, produce: Produce) -> bool:
-    """Make a cache whole; whether there was room for it."""
+    """Make a cache whole, and return whether there was room for it."""
     only_me = lock(folder(), False, lambda: None)
     assert only_me is not None
     try:  # so that two processes do not share out the same room
@@ -190,7 +190,8 @@ def _delete(path: Path) -> None:
 
 
 def _make_room(own: Path, dataset: str, needed: int) -> bool:
-    """Remove caches that were used longest ago until `needed` bytes are within the limit and on the disk."""
+    """Remove caches that were used longest ago until `needed` bytes are within the limit and on the disk, if that is
+    possible."""
     limit = limit_bytes()
     others = [one for one in kept() if one.folder != own]
     there = sum(file.stat().st_blocks * 512 for file in own.iterdir() if file.name in (INDEX, DATA))

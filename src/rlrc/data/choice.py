@@ -1,4 +1,4 @@
-"""What one names of a dataset: a camera, the columns of actions and state, and episodes."""
+"""The choices within a dataset: a camera, the columns of actions and state, and episodes."""
 
 import re
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def choose_state(info: Info, key: str | None, where: Path) -> str | None:
 
 
 def choose_episodes(episodes: str | Sequence[int] | None, present: np.ndarray, where: Path) -> np.ndarray:
-    """Which of the episodes `present`, ascending int64 (E,), are asked for: bool (E,).
+    """Return which of the episodes `present`, ascending int64 (E,), are asked for: bool (E,).
 
     Args:
         episodes: numbers, or a text such as "0:50,60" for the first fifty and number 60; None: all.

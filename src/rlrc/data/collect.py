@@ -44,7 +44,7 @@ IDLE = 0.02
 does nothing."""
 
 HUNG_EPISODE_S = 1800.0
-"""An episode that takes longer hangs."""
+"""Seconds after which an episode is taken to hang."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Demonstrations:
 
     path: Path
     pictures: Pictures
-    """What the camera saw, T pictures; decoded when they are asked for."""
+    """Pictures that the camera saw, T of them; each is decoded when it is asked for."""
     state: np.ndarray | None
     """float32 (T, S), proprioception; None where it was not recorded"""
     environment_state: np.ndarray | None
@@ -151,11 +151,11 @@ class Demonstrations:
         return sha256_tree(self.path)
 
     def instruction(self, index: int) -> str:
-        """What was asked for in frame `index`."""
+        """Return the instruction of frame `index`."""
         return self.tasks[self.task_index[index]]
 
     def select(self, episodes: Sequence[int]) -> Self:
-        """Only the frames of these episodes, in the order of the dataset.
+        """Return only the frames of these episodes, in the order of the dataset.
 
         Raises:
             UserError: one of them is not there.

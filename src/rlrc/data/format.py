@@ -16,9 +16,9 @@ ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"
 
 STATE_KEYS = (STATE, "state")
-"""What proprioception is called in published datasets."""
+"""Names of proprioception in published datasets."""
 ACTION_KEYS = (ACTION, "actions")
-"""What actions are called in published datasets."""
+"""Names of actions in published datasets."""
 
 INFO_PATH = "meta/info.json"
 STATS_PATH = "meta/stats.json"

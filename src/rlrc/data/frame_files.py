@@ -27,7 +27,7 @@ from rlrc.reading import FileModel, read_model
 
 HEADER, INDEX, DATA, LOCK = "header.json", "index.bin", "frames.bin", "lock"
 FLUSH_BYTES, FLUSH_SECONDS = 64 * 2**20, 10.0
-"""How much work a killed process loses at most: what came since it last wrote to the index."""
+"""Largest amount of work that a killed process loses: the bytes and the seconds since it last wrote to the index."""
 
 Kind = Literal["raw", "jpeg"]
 Produced = Generator[tuple[int, np.ndarray | bytes]]
@@ -42,10 +42,10 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Spec:
-    """Which frames a cache holds; two caches with the same spec hold the same bytes."""
+    """A description of the frames that a cache holds; two caches with the same spec hold the same bytes."""
 
     identity: str
-    """Of the pictures that they are made from."""
+    """Identity of the pictures that the frames are made from."""
     frames: int
     height: int
     width: int
@@ -64,11 +64,11 @@ class Spec:
 
 
 class Header(FileModel):
-    """What `header.json` says."""
+    """The contents of `header.json`."""
 
     format: Literal[1]
     dataset: str
-    """What people call the dataset."""
+    """Name of the dataset, as people call it."""
     planned_bytes: int = Field(ge=0)
     """Bytes of all frames, as expected before they were made."""
     identity: str
@@ -91,7 +91,7 @@ class FrameFiles:
         self.data = self.folder / DATA
 
     def index(self) -> np.ndarray | None:
-        """Where each frame lies, int64 (N, 2): its offset and its length in bytes, 0 while it is not done.
+        """Return where each frame lies, int64 (N, 2): its offset and its length in bytes, 0 while it is not done.
 
         Returns:
             None where no frame is done.
@@ -119,7 +119,7 @@ class FrameFiles:
         return index
 
     def is_complete(self) -> bool:
-        """Whether all frames are done; a damaged cache is not complete."""
+        """Return whether all frames are done; a damaged cache is not complete."""
         try:
             index = self.index()
         except Damaged:
@@ -127,7 +127,7 @@ class FrameFiles:
         return index is not None and bool(index[:, 1].all())
 
     def planned_bytes(self) -> int | None:
-        """What all frames were expected to take when the cache was begun; None if it was not."""
+        """Return the bytes that all frames were expected to take when the cache was begun; None if it was not."""
         try:
             header = read_model(self.folder / HEADER, Header)
         except UserError:
@@ -216,7 +216,7 @@ class FrameFiles:
 
 
 def _end(index: np.ndarray) -> int:
-    """Where the last frame ends."""
+    """Return the offset at which the last frame ends."""
     return int(index.sum(axis=1).max())
 
 

@@ -41,7 +41,7 @@ class Frames(Protocol):
     size: tuple[int, int]
     """Height and width in pixels."""
     kind: Kind
-    """Whether the frames are exact, or have passed through JPEG."""
+    """Kind of the frames: they are exact, or have passed through JPEG."""
 
     def __len__(self) -> int: ...
 
@@ -232,7 +232,7 @@ def in_threads(
 
 
 def _choose(pictures: Pictures, size: tuple[int, int], dataset: str) -> tuple[Kind, int | None]:
-    """How frames are kept, and the bytes that all take; None: they are too many to be kept."""
+    """Choose how frames are kept, and return the bytes that all take; None: they are too many to be kept."""
     limit = cache.limit_bytes()
     raw_bytes = _spec(pictures, size, "raw").frame_bytes * len(pictures)
     if raw_bytes <= limit:
@@ -250,7 +250,7 @@ def _choose(pictures: Pictures, size: tuple[int, int], dataset: str) -> tuple[Ki
 
 
 def _jpeg_bytes(pictures: Pictures, size: tuple[int, int]) -> int:
-    """What all frames take as JPEG: as estimated when the cache was made, or from a few of them."""
+    """Return the bytes that all frames take as JPEG: as estimated when the cache was made, or from a few of them."""
     if (planned := FrameFiles(cache.folder(), _spec(pictures, size, "jpeg")).planned_bytes()) is not None:
         return planned
     rows = np.unique(np.linspace(0, len(pictures) - 1, SAMPLES).round().astype(int))

@@ -19,7 +19,7 @@ _DEPTH_FORMAT = re.compile(r"^(gray|y)(9|1\d)|^grayf")
 
 
 class Feature(FileModel):
-    """What `info.json` says about one feature."""
+    """A feature as `info.json` describes it."""
 
     dtype: str = Field(max_length=100)
     shape: list[Length] = Field(max_length=8)
@@ -32,7 +32,7 @@ class Feature(FileModel):
         return self.dtype in ("image", "video")
 
     def is_depth(self, key: str) -> bool:
-        """Whether a camera is known to measure depth: by a flag, its name, its channels or its pixel format."""
+        """Return whether a camera is known to measure depth: by a flag, its name, its channels or its pixel format."""
         about = {
             name.removeprefix("video."): value
             for name, value in {**(self.video_info or {}), **(self.info or {})}.items()

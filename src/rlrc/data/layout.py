@@ -1,4 +1,4 @@
-"""Which files a dataset consists of, and what its tasks and episodes are, in version 3.0 and in 2.1."""
+"""The files that a dataset consists of, and its tasks and episodes, in version 3.0 and in 2.1."""
 
 import re
 import string
@@ -72,7 +72,7 @@ class PathPattern:
 
 @dataclass(frozen=True)
 class VideoPlaces:
-    """Where the video of each of E episodes lies."""
+    """The places of the videos of E episodes."""
 
     episode: np.ndarray
     """int64 (E,), ascending"""
@@ -82,7 +82,7 @@ class VideoPlaces:
     start: np.ndarray
     """float64 (E,), seconds in the file at which the episode begins"""
     end: np.ndarray
-    """float64 (E,), and at which it ends; infinite where the file holds nothing else"""
+    """float64 (E,), seconds in the file at which it ends; infinite where the file holds nothing else"""
 
 
 class _Task(FileModel):
@@ -166,7 +166,7 @@ def read_tasks(root: Path, info: Info) -> dict[int, str]:
 
 
 def video_places(root: Path, info: Info, key: str, episodes: np.ndarray) -> VideoPlaces:
-    """Where the videos of one camera lie, for these of the listed episodes, ascending int64 (E,).
+    """Return where the videos of one camera lie, for `episodes`, numbers of listed ones, ascending int64 (E,).
 
     Raises:
         UserError: files are missing, or what tells their places is malformed or contradicts itself.

@@ -33,7 +33,7 @@ NO_OP = 1e-4
 
 
 Episode = tuple[str, dict[str, np.ndarray]]
-"""An instruction, and by feature key arrays over steps."""
+"""An instruction, and arrays over steps by feature key."""
 
 
 def convert_libero(config: ConvertLiberoConfig, out: Path) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def convert_libero(config: ConvertLiberoConfig, out: Path) -> dict[str, Any]:
 
 
 def no_ops(actions: np.ndarray) -> np.ndarray:
-    """Which of an episode's actions (T,7) do nothing, bool (T,): no motion, and the gripper as in the last kept one."""
+    """Return which of an episode's actions (T,7) do nothing, bool (T,): no motion, and the gripper as in the last kept
+    one."""
     still = np.linalg.norm(actions[:, :6], axis=1) < NO_OP
     idle = np.zeros(len(actions), bool)
     gripper: float | None = None

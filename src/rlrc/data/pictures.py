@@ -1,4 +1,4 @@
-"""Where the picture of each row of a dataset lies, and how it is decoded when it is asked for."""
+"""Pictures of a dataset: the place of each row's picture, and how it is decoded when it is asked for."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ class Pictures(Protocol):
         ...
 
     def take(self, rows: np.ndarray) -> Self:
-        """Only the rows of these numbers, or of this mask."""
+        """Return only the pictures of the rows of these numbers, or of this mask."""
         ...
 
 

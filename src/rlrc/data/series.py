@@ -16,7 +16,7 @@ VIDEO_OPTIONS = {"crf": "18", "g": "2", "bf": "0", "preset": "veryfast"}
 
 
 class _Series:
-    """Where the current file is: chunk 0 file 0, chunk 0 file 1, ..."""
+    """The place of the current file: chunk 0 file 0, chunk 0 file 1, ..."""
 
     def __init__(self, root: Path, pattern: str, megabytes: int) -> None:
         self._root = root

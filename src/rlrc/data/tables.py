@@ -21,14 +21,14 @@ class Episodes:
     """Episodes as a dataset lists them."""
 
     source: Path
-    """Where they are listed."""
+    """File or folder in which they are listed."""
     number: np.ndarray
     """int64 (E,), ascending"""
     length: np.ndarray
     """int64 (E,), frames"""
 
     def take(self, chosen: np.ndarray) -> Self:
-        """Only those of this mask."""
+        """Return only the episodes of this mask."""
         return replace(self, number=self.number[chosen], length=self.length[chosen])
 
 
@@ -52,12 +52,12 @@ class Rows:
         return len(self.episode)
 
     def take(self, rows: np.ndarray | slice) -> Self:
-        """Only the rows of these numbers, of this mask or of this range."""
+        """Return only the rows of these numbers, of this mask or of this range."""
         names = ("file", "place", "episode", "frame", "timestamp")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def name(self, row: int) -> str:
-        """How messages call a row."""
+        """Return the name of a row in messages."""
         file = self.files[self.file[row]].name
         return f"episode {self.episode[row]}, frame {self.frame[row]} (row {self.place[row]} of {file})"
 
@@ -212,7 +212,8 @@ def _require_episodes_in_order(rows: Rows) -> None:
 
 
 def _require_episodes_whole(rows: Rows, listed: Episodes, wanted: Episodes) -> None:
-    """Every episode that has rows is listed, and both those and the wanted ones have as many rows as listed."""
+    """Check that every episode with rows is listed, and that both those and the wanted ones have as many rows as
+    listed."""
     here, counts = np.unique(rows.episode, return_counts=True)
     if len(unknown := np.setdiff1d(here, listed.number)):
         file = rows.files[rows.file[np.argmax(rows.episode == unknown[0])]]

@@ -1,4 +1,4 @@
-"""Pictures that are frames of videos: of each row, the frame nearest to its time, and never one of another episode."""
+"""Pictures that are frames of videos: each row has the frame nearest to its time, and never one of another episode."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class VideoPictures:
             yield row, frames.picture(frame)
 
     def _place(self, rows: Any) -> np.ndarray:
-        """Of each row, the number of its episode in `places`."""
+        """Return the number in `places` of the episode of each row."""
         return np.searchsorted(self.places.episode, self.rows.episode[rows])
 
 

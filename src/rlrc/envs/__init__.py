@@ -44,7 +44,7 @@ def make(
 
 
 def spec(world: str) -> WorldSpec:
-    """What is known of a world without starting it.
+    """Return what is known of a world without starting it.
 
     Raises:
         UserError: there is no such world.

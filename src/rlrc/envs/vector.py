@@ -123,7 +123,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self._ask("step", {int(n): (actions[n],) for n in np.flatnonzero(~self._terminated())})
 
     def step_wait(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What `step` returns, of the step that `step_async` began."""
+        """Wait for the step that `step_async` began, and return what `step` returns."""
         if self._asked is None:
             raise gymnasium.error.NoAsyncCallError("call step_async first", "step_wait")
         observation, info = self._tell()

@@ -30,10 +30,11 @@ MAX_LOSSES = 3
 """Largest number of times that the same work is begun."""
 
 SMALLEST_PICTURE = 16
-"""Side in px; also what a world is made for of which no pictures are wanted."""
+"""Smallest side of a picture in px, and the side for which a world is made where no pictures are wanted."""
 
 SIGN_OF_LIFE_S = 1.0
-"""How long a worker gathers answers before it sends them; a message for each world costs as much as a fast world."""
+"""Seconds for which a worker gathers answers before it sends them; a message for each world costs as much as a fast
+world."""
 
 _THREADS = "OMP_NUM_THREADS"
 """Environment variable that PyTorch reads when it is imported."""
@@ -53,7 +54,7 @@ class WorkerLost(RuntimeError):
 
 
 def repeat_if_lost(run: Callable[[], T]) -> T:
-    """What `run()` returns, called again where a worker was lost meanwhile, which is said.
+    """Return what `run()` returns; where a worker was lost meanwhile, say so and call it again.
 
     Raises:
         UserError: a worker was lost each of `MAX_LOSSES` times.
@@ -291,7 +292,7 @@ def _picture_size(images: Images | None) -> int:
 
 
 def _failure(error: Exception) -> Exception:
-    """What a worker answers where a world raised `error`: the user's mistake as it is, any other with its trace."""
+    """Return a worker's answer where a world raised `error`: the user's mistake as it is, any other with its trace."""
     return error if isinstance(error, UserError) else RuntimeError(f"an environment failed:\n{traceback.format_exc()}")
 
 

@@ -1,4 +1,4 @@
-"""What a world is to those who run it: the contract between a simulator and everything that acts in it."""
+"""The contract of a world, between a simulator and everything that acts in it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Expert(Protocol):
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """What the parent knows of a world without importing its simulator. Its fields must be picklable."""
+    """The facts that the parent knows of a world without importing its simulator. The fields must be picklable."""
 
     name: str
     factory: Callable[[int], World]
@@ -89,11 +89,11 @@ class WorldSpec:
     num_tasks: int = 1
     """Number of tasks in a suite. Episode i is one of task i modulo this number."""
     gripper: tuple[int, int, int] = (0, 1, 2)
-    """Where `environment_state` holds the gripper's position (x, y, z), metres."""
+    """Indices of the gripper's position (x, y, z), metres, in `environment_state`."""
     expert: Callable[[int], Expert] | None = None
     """Makes the scripted expert of so many environments, where the world has one."""
     ends_on_success: bool = False
-    """Whether an episode is over once it succeeds, as in LIBERO, or goes on and may lose what it had."""
+    """True if an episode is over once it succeeds, as in LIBERO; otherwise it goes on and may lose what it had."""
     simulation: Callable[[int, int], Simulation] | None = None
     """Instead of `factory`, makes all worlds of an environment as one simulation in the process that asks for it, from
     the pictures' size in px and the number of worlds. Not with `ends_on_success`."""

@@ -31,7 +31,7 @@ BLOCK = 32
 """Groups must be multiples of this many columns."""
 
 MATRIX_ROWS = 24
-"""From this many rows on the `matrix` kernel multiplies, below it the `vector` kernel.
+"""Least number of rows that the `matrix` kernel multiplies; below it the `vector` kernel does.
 
 Few rows are limited by how fast weights are read, many by how fast numbers are multiplied. For weights of 2048 x 2048
 and two threads both kernels take equally long at 15 to 20 rows on Zen 4 and at about 40 on Cascade Lake (256 x 256: at
@@ -82,17 +82,17 @@ def product(
 
 
 def description() -> dict[str, str | int]:
-    """What multiplies packed weights on this machine, as `bench.json` records it."""
+    """Return a description of what multiplies packed weights on this machine, as `bench.json` records it."""
     reason = missing()
     return {"missing": reason} if reason else {"vector_from_rows": 1, "matrix_from_rows": MATRIX_ROWS}
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    """Where the numbers of a tensor on the CPU lie; the caller keeps it alive."""
+    """Return the address of the numbers of a tensor on the CPU; the caller keeps it alive."""
     assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
     return None if tensor is None else tensor.data_ptr()
 
 
 def threads() -> int:
-    """How many of them the kernels use: as many as PyTorch."""
+    """Return the number of threads that the kernels use: as many as PyTorch."""
     return torch.get_num_threads()

@@ -33,7 +33,8 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def missing() -> str | None:
-    """Why the kernels cannot be used on this machine, or None if they can; they are compiled if they were not yet."""
+    """Return why the kernels cannot be used on this machine, or None if they can; they are compiled if they were not
+    yet."""
     return _load()[1]
 
 
@@ -51,7 +52,7 @@ def processor() -> str:
 
 
 def identity(cpuinfo: dict[str, str]) -> str:
-    """Changes with the code of the kernels, how it is compiled, and what the processor can do.
+    """Return a hash of the code of the kernels, how it is compiled, and what the processor can do.
 
     Args:
         cpuinfo: /proc/cpuinfo, by the name of its lines.
@@ -88,7 +89,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    """The library that a process has kept, behind which lies its hash: a torn one could kill the process that loads it.
+    """Load the library that a process has kept. Its hash lies behind it, since a torn one could kill this process.
 
     Raises:
         OSError: there is none, it is damaged, or libraries may not be loaded from there.

@@ -30,7 +30,7 @@ class LayerWeights:
     attention_norm: torch.Tensor
     mlp_norm: torch.Tensor
     products: dict[str, LinearWeights]
-    """By the names of PRODUCTS."""
+    """Weights of the layer's products, by the names of PRODUCTS."""
     head_dim: int
 
 

@@ -1,4 +1,4 @@
-"""Which device a policy computes on."""
+"""The choice of the device that a policy computes on."""
 
 import torch
 

@@ -30,7 +30,7 @@ T = TypeVar("T", int, float)
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds a LoRA adapter instead of a policy's weights.
+    """Return whether `folder` holds a LoRA adapter instead of a policy's weights.
 
     Raises:
         UserError: it holds both.

@@ -1,4 +1,4 @@
-"""How a policy is written: a Hugging Face repository, aside first and then renamed, and nothing pickled."""
+"""Write a policy as a Hugging Face repository: aside first and then renamed, and nothing pickled."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

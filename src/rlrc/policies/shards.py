@@ -33,7 +33,7 @@ SHARD_BYTES = 2**30
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the weights of a whole policy lie in `folder`."""
+    """Return whether the weights of a whole policy lie in `folder`."""
     return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
 
 
@@ -99,7 +99,7 @@ class TensorFiles:
                 raise UserError(f"{self.folder}: tensor '{shorten(name)}': {said}, and {found}; download both again")
 
     def __iter__(self) -> Iterator[str]:
-        """Names, file by file."""
+        """Yield the names, file by file."""
         return iter(self._file)
 
     def __contains__(self, name: str) -> bool:

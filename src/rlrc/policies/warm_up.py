@@ -1,4 +1,4 @@
-"""Does at loading what the first action would otherwise wait for, so that it takes no longer than the tenth."""
+"""Work at loading that the first action would otherwise wait for, so that it takes no longer than the tenth."""
 
 import numpy as np
 import torch

@@ -80,7 +80,7 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
 
 
 READING = {"cameras", "action_key", "state_key", "dataset_episodes", "statistics", "unnorm_key"}
-"""Options on which depends what is read of the dataset, and as which tokens."""
+"""Options that decide what is read of the dataset, and as which tokens."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Task:
         return StoredLayers(self.files, self.parent.model.config.text_config)
 
     def measure(self) -> Measured:
-        """What the method reads off the layers, or what an earlier run has read."""
+        """Return what the method reads off the layers, or what an earlier run has read."""
         if self.config.measured is not None:
             return read_measured(self.config.measured, self.key)
         with (device := resolve_device(self.config.device)):  # where new tensors are made

@@ -67,8 +67,8 @@ def choose(
 
 
 def share_of_free(overall: float, groups: Iterable[Group], free: Iterable[Group]) -> float:
-    """What share of the groups `free` amounts to `overall` of the parameters of all: protected layers give nothing, so
-    the others must give more.
+    """Return the share of the groups `free` that amounts to `overall` of the parameters of all. Protected layers give
+    nothing, so the others must give more.
 
     Raises:
         UserError: they do not hold that much.

@@ -35,7 +35,7 @@ class Frames:
     """Demonstrated frames, and around the decoder the parts of the policy that they pass through."""
 
     policy: Policy
-    """Its decoder layers have no weights."""
+    """Policy whose decoder layers have no weights."""
     images: np.ndarray
     """uint8 (N, H, W, 3), at the size that the policy sees"""
     instructions: list[str]
@@ -89,7 +89,7 @@ class Frames:
         return Calibration(self._embedded["embeddings"], self._embedded["mask"], loss)
 
     def embed(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """What enters the decoder when these pictures (N, H, W, 3) take the place of the frames' own.
+        """Return what enters the decoder when these pictures (N, H, W, 3) take the place of the frames' own.
 
         Returns:
             embeddings (N, T, hidden) and mask (N, T).
@@ -107,7 +107,7 @@ class Frames:
         return embeddings, mask.bool()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What leaves the last layer (n, T, hidden) to logits of the action bins, float32 (n, 7, 256)."""
+        """Turn what leaves the last layer (n, T, hidden) into logits of the action bins, float32 (n, 7, 256)."""
         model = self.policy.model
         last = model.language_model.model.norm(hidden[:, -self.tokens.shape[1] :])
         return model.action_head(last).float()
@@ -122,7 +122,7 @@ def _to_default_device(policy: Policy) -> None:
 
 
 def text_calibration(source: Policy, files: Weights, path: Path) -> Calibration:
-    """Given token ids and the loss of predicting each from those before it, as language models are calibrated.
+    """Calibrate on given token ids: the loss is that of predicting each from those before it, as for language models.
 
     `path` is a safetensors file with `input_ids`, integers (N, T).
 

@@ -140,7 +140,7 @@ class LayerSaliency:
 
     @property
     def first_order(self) -> bool:
-        """Whether the gradient of the mean loss is all that is needed, whatever batches it comes in."""
+        """True if the gradient of the mean loss is all that is needed, whatever batches it comes in."""
         return self._importance in ("vectorize", "param_first")
 
     def add(self, gradients: dict[str, torch.Tensor]) -> None:
@@ -175,7 +175,7 @@ class LayerSaliency:
 
     @staticmethod
     def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-        """The first batch as it is, since it may be the only one; further ones are added up in float32."""
+        """Keep the first batch as it is, since it may be the only one; add up further ones in float32."""
         sums[name] = sums[name].float() + value.float() if name in sums else value
 
 

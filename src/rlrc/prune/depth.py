@@ -1,7 +1,7 @@
 """Depth removal: whole decoder layers go.
 
-By default those that change their input least: the block influence of ShortGPT (Men et al., arXiv 2403.03853),
-1 - mean cosine between what enters a layer and what leaves it. Or all but an explicit list, such as {0, 31} of
+By default those go that change their input least: their block influence (ShortGPT, Men et al., arXiv 2403.03853) is
+1 - mean cosine between what enters a layer and what leaves it. Or all go but an explicit list, such as {0, 31} of
 OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755).
 """
 
@@ -56,7 +56,7 @@ class DepthMethod(PruningMethod[Depth]):
         return Plan(kept, _unchanged, kept={"layers": list(kept)})
 
     def _count(self, layers: int, target: Target) -> int:
-        """How many layers go."""
+        """Return the number of layers that go."""
         assert target.ratio is not None
         count = int(layers * target.ratio + 1e-9)
         free = layers - len(target.protected)
@@ -69,4 +69,4 @@ class DepthMethod(PruningMethod[Depth]):
 
 
 def _unchanged(index: int, layer: LlamaDecoderLayer) -> None:
-    """Layers that stay stay as they are."""
+    """Leave a layer as it is, as all that stay are."""

@@ -36,7 +36,7 @@ class FlapMethod(PruningMethod[Flap]):
         _ratio([group for group in groups if group.layer not in target.protected], groups, target)
 
     def measure(self, source: Source) -> Measured:
-        """By layer and kind of unit: `mean` and `metric` of the inputs of o_proj or down_proj, each (width,)."""
+        """Measure by layer and kind of unit `mean` and `metric` of the inputs of o_proj or down_proj, each (width,)."""
         stream = source.stream
 
         def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
@@ -122,7 +122,7 @@ def _unit_metric(group: Group, measured: Measured) -> torch.Tensor:
 
 
 def _rank_everything(groups: Sequence[Group], measured: Measured, ratio: float) -> list[torch.Tensor]:
-    """AL-AM: standardised within each layer, one threshold for all units of all layers."""
+    """AL-AM: metrics are standardised within each layer, and all units of all layers share one threshold."""
     scores = []
     for group in groups:
         metric = _channel_metric(group, measured)
@@ -143,7 +143,7 @@ def _cost(group: Group, groups: Sequence[Group]) -> int:
 
 
 def _rank_each(groups: Sequence[Group], measured: Measured, ratio: float) -> list[torch.Tensor]:
-    """UL-UM: in each layer, what is not below the unit at the place `ratio` of the ranking."""
+    """UL-UM: in each layer stays what is not below the unit at the place `ratio` of the ranking."""
     kept = []
     for group in groups:
         score = _unit_metric(group, measured)

@@ -19,7 +19,8 @@ from rlrc.errors import UserError
 
 @dataclass(frozen=True)
 class Member:
-    """In the linear layer `name`, unit u owns [u * width, (u + 1) * width) of its `axis`: 0 its rows, 1 its columns."""
+    """A matrix of a group: in the linear layer `name`, unit u owns [u * width, (u + 1) * width) of its `axis`: 0 its
+    rows, 1 its columns."""
 
     name: str
     axis: Literal[0, 1]
@@ -73,7 +74,7 @@ def coupled_groups(layers: Sequence[LlamaDecoderLayer]) -> list[Group]:
 
 
 def describe(groups: Sequence[Group]) -> str:
-    """What would be cut together, to be read by people; neighbouring layers of one shape share an entry."""
+    """Describe, for people, what would be cut together; neighbouring layers of one shape share an entry."""
     lines = []
     for kind in ("heads", "channels"):
         same_kind = [group for group in groups if group.kind == kind]

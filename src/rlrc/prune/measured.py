@@ -1,4 +1,4 @@
-"""What a method has measured, on disk: whole, to try another ratio on it, or as sums over the layers done so far, from
+"""Files of what a method has measured: whole, to try another ratio on it, or as sums over the layers done so far, from
 which a run that was cut off goes on."""
 
 import hashlib
@@ -24,7 +24,8 @@ SAVE_EVERY = 20.0
 
 
 class SavedSums:
-    """One safetensors file in `folder`, valid for one `key`: all that the sums depend on. Without a folder, nothing."""
+    """One safetensors file in `folder`, valid for one `key`, which is all that the sums depend on. Without a folder
+    nothing is saved."""
 
     def __init__(self, folder: Path | None, key: dict[str, Any]) -> None:
         self._folder = folder
@@ -32,7 +33,7 @@ class SavedSums:
         self._saved_at = time.monotonic()
 
     def load(self) -> tuple[int, Measured]:
-        """How many layers were done, and the tensors that `save` was given then; (0, {}) where none were."""
+        """Return how many layers were done, and the tensors that `save` was given then; (0, {}) where none were."""
         if self._folder is None or not self._path.exists():
             return 0, {}
         try:
@@ -88,7 +89,7 @@ def read_measured(path: Path, key: dict[str, Any]) -> Measured:
 
 
 def _checksum(measured: Measured) -> str:
-    """Changes with every name, type, shape and number."""
+    """Return a hash of every name, type, shape and number."""
     digest = hashlib.sha256()
     for name, tensor in sorted(measured.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -28,7 +28,7 @@ Visit = Callable[[int, LlamaDecoderLayer, torch.Tensor], tuple[Measured, torch.T
 
 @dataclass(frozen=True)
 class Target:
-    """How much is to go: `ratio` or `overall`, or neither where the method itself says it."""
+    """The amount that is to go: `ratio` or `overall`, or neither where the method itself says it."""
 
     ratio: float | None = None
     overall: float | None = None
@@ -42,7 +42,7 @@ class Source:
     """Everything that a method may read: layers, groups, target and samples."""
 
     layers: Sequence[LlamaDecoderLayer]
-    """Each read anew, perhaps, whenever it is asked for."""
+    """Decoder layers; each may be read anew whenever it is asked for."""
     groups: Sequence[Group]
     """The coupled groups of these layers."""
     target: Target
@@ -94,7 +94,7 @@ class Plan:
     shapes: dict[int, dict[str, int]] = field(default_factory=dict)
     """Shapes that an edit changes, in transformers' words, by a layer's old number."""
     output_bias: bool = False
-    """Whether edits give o_proj and down_proj a bias."""
+    """True if edits give o_proj and down_proj a bias."""
     kept: dict[str, Any] = field(default_factory=dict)
     """Units or layers that stay, for the lineage; JSON-able."""
 

@@ -61,7 +61,7 @@ class Calibration:
     """Samples as the decoder sees them, and what is expected of it."""
 
     embeddings: torch.Tensor
-    """(N, T, hidden), what enters the first layer."""
+    """Inputs of the first layer, (N, T, hidden)."""
     mask: torch.Tensor
     """Bool (N, T): false where there is only padding."""
     loss: Callable[[torch.Tensor, slice], torch.Tensor]
@@ -92,7 +92,7 @@ class Stream:
 
     @torch.no_grad()
     def step(self, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
-        """What leaves `layer` when `hidden` (N, T, hidden) enters it."""
+        """Return what leaves `layer` when `hidden` (N, T, hidden) enters it."""
         return torch.cat([self._call(layer, hidden[rows], rows) for rows in self.batches()])
 
     def loss_gradient(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ class Stream:
 
 @contextmanager
 def inputs_of(layer: LlamaDecoderLayer, see: Mapping[str, Callable[[torch.Tensor], None]]) -> Iterator[None]:
-    """Within the block, `see[name]` is called with what enters the matrix of that name: (n, T, width)."""
+    """Within the block, call `see[name]` with what enters the matrix of that name: (n, T, width)."""
     handles = [
         matrix(layer, name).register_forward_pre_hook(lambda _, args, look=look: look(args[0]))
         for name, look in see.items()

@@ -88,7 +88,7 @@ class WandaMethod(Unstructured[Wanda]):
     """Wanda: weights by their magnitude times the norm of their inputs."""
 
     def measure(self, source: Source) -> Measured:
-        """By layer and matrix, the mean over samples of the squared norm of each input (in,)."""
+        """Measure by layer and matrix the mean over samples of the squared norm of each input (in,)."""
         stream, target = source.stream, source.target
 
         def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:

@@ -29,7 +29,7 @@ class Buffer:
     tokens: torch.Tensor
     """Action ids (T, N, 7)."""
     logprobs: torch.Tensor
-    """(T, N), as sampled."""
+    """Log-probabilities (T, N), as sampled."""
     rewards: torch.Tensor
     masks: torch.Tensor
     """(T + 1, N): 0 after a step that ended the episode."""

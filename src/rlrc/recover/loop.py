@@ -114,7 +114,7 @@ class Learner:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files."""
+        """True if this process is the one that writes files."""
         return self._processes.is_main_process
 
     @property
@@ -127,7 +127,7 @@ class Learner:
 
     @property
     def trains_vision(self) -> bool:
-        """Whether the vision towers and the projector change."""
+        """True if the vision towers and the projector change."""
         return any(parameter.requires_grad for parameter in self.policy.model.projector.parameters())
 
     def generator(self, purpose: str, *key: int, device: str | None = None) -> torch.Generator:
@@ -226,7 +226,7 @@ class Learner:
             save_file(tensors, aside, metadata={"step": str(step)})
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """What the optimizer remembers of a parameter, by name."""
+        """Return what the optimizer remembers of a parameter, by name."""
         return next(
             optimizer.state[parameter]
             for optimizer in self._optimizers
@@ -315,8 +315,8 @@ def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Literal["constant", "cosine"]) -> float:
-    """What the peak learning rate is multiplied by at `step` (counted from 0): linear warm-up, then constant or a
-    cosine that reaches 0 at `steps`."""
+    """Return the factor of the peak learning rate at `step` (counted from 0): linear warm-up, then constant or a cosine
+    that reaches 0 at `steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":
@@ -344,6 +344,6 @@ def _choose_trainable(model: nn.Module, config: LearnerConfig) -> LoraModel | No
 
 
 def _zeros(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Where the decoder's matrices are zero, by name; those without zeros are left out."""
+    """Return where the decoder's matrices are zero, by name; those without zeros are left out."""
     matrices = {name: parameter for name, parameter in parameters.items() if re.search(DECODER_LINEARS, name)}
     return {name: zeros for name, matrix in matrices.items() if (zeros := matrix.detach() == 0).any()}

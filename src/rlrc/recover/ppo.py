@@ -121,11 +121,11 @@ class Targets:
     logprobs: torch.Tensor
     """Log-probabilities of the policy that acted."""
     hidden: torch.Tensor
-    """The states that its critic read."""
+    """States that the critic of this policy read."""
     values: torch.Tensor
     returns: torch.Tensor
     advantages: torch.Tensor
-    """Normalised over the buffers of all processes."""
+    """Advantages, normalised over the buffers of all processes."""
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def update(
 
 
 def rate_factor(iteration: int, config: RlConfig) -> float:
-    """What the learning rates of `config` are multiplied by in an iteration."""
+    """Return the factor of the learning rates of `config` in an iteration."""
     return learning_rate_factor(iteration, config.iterations, 0, config.schedule)
 
 

@@ -102,7 +102,7 @@ def fit(
 def action_losses(
     policy: Policy, inputs: PolicyInputs, actions: torch.Tensor, label_spread: float = 0.0
 ) -> dict[str, torch.Tensor]:
-    """How well a policy predicts normalised actions (B, 7): the scalars `loss`, `token_accuracy` and `l1_error`.
+    """Measure how well a policy predicts normalised actions (B, 7): scalars `loss`, `token_accuracy` and `l1_error`.
 
     The loss is the cross-entropy over the 256 action ids; the error is that of the likeliest action.
     """
@@ -161,7 +161,7 @@ class Frames:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a checkpoint's lineage tells of them: whether their pictures have passed through JPEG."""
+        """Facts about the frames for a checkpoint's lineage: whether their pictures have passed through JPEG."""
         return {"frames": f"JPEG, quality {JPEG_QUALITY}"} if self._images.kind == "jpeg" else {}
 
     def seek(self, number: int) -> None:

@@ -25,7 +25,7 @@ MARKS_OF_A_PAGE = (
     '<meta name="generator" content="rlrc report">',
     '<meta name="description" content="What compressing a vision-language-action policy kept and saved:',
 )
-"""What a page has that a report wrote; the second one before there was the first."""
+"""Marks of a page that a report wrote; the second one is found in pages from before there was the first."""
 
 CURVES: dict[str, list[tuple[str, list[str], bool]]] = {
     "supervised": [
@@ -43,7 +43,7 @@ CURVES: dict[str, list[tuple[str, list[str], bool]]] = {
         ("value loss", ["value_loss"], False),
     ],
 }
-"""What is drawn of each kind of training: title, metrics, whether they are shares."""
+"""Charts of each kind of training: title, metrics, whether they are shares."""
 
 
 def report(config: ReportConfig, out: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _require_own_page(path: Path) -> None:
 
 
 def _cards(first: PolicyRow, last: PolicyRow) -> list[tuple[str, str, str, str]]:
-    """What changed from the first policy to the last: a title, the two values, and their ratio or difference."""
+    """Return what changed from the first policy to the last: a title, the two values, and their ratio or difference."""
     cards = []
     for condition, comparison in last.comparisons.items():
         before, after = (f"{100 * row.rates[condition].rate:.1f} %" for row in (first, last))
@@ -118,7 +118,7 @@ def _training_charts(stage: Finished) -> list[Chart]:
 
 
 def _costs(summary: Summary) -> dict[str, Any] | None:
-    """What bench measured, as a table and a chart."""
+    """Return what bench measured, as a table and a chart."""
     rows = [row for row in summary.rows if row.cost is not None]
     if not rows:
         return None

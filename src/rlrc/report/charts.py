@@ -67,7 +67,7 @@ def success_bars(rows: Sequence[PolicyRow], conditions: Sequence[str]) -> Chart:
 
 
 def stage_bars(names: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
-    """Where each policy spends the time of one action."""
+    """Draw where each policy spends the time of one action."""
     stages = list(entries[0]["stages_ms"])
     with mpl.rc_context(STYLE):
         figure, axes = _figure(1.0 + 0.24 * len(names))

@@ -28,7 +28,7 @@ class PolicyRow:
     rates: dict[str, Rate] = field(default_factory=dict)
     """Rates by condition: 'ind', 'ood', 'ood/texture', ..."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
-    """Against the reference, by condition; absent for the reference itself."""
+    """Comparisons with the reference, by condition; absent for the reference itself."""
     cost: dict[str, Any] | None = None
     """The policy's entry in bench.json."""
 

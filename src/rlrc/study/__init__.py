@@ -27,7 +27,7 @@ from rlrc.study.page import page
 from rlrc.study.strip import write_strip
 
 MARK = "Written by `rlrc study"
-"""Begins the first paragraph of a study's page, the proof that the files beside it are a study's."""
+"""Beginning of the first paragraph of a study's page, the proof that the files beside it are a study's."""
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:

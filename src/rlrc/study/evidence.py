@@ -34,7 +34,7 @@ class Evidence:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Rates in the splits that the world has (ind, ood)."""
+        """Splits that the world has (ind, ood)."""
         return splits(self.recipe)
 
     @property
@@ -76,14 +76,14 @@ class Evidence:
         return {stage: self.measured[stage] for stage in self.plan.seeds if stage in self.measured}
 
     def by_ratio(self) -> dict[float, dict[int, PolicyRow]]:
-        """By pruning ratio, what was measured right after pruning (0), after SFT (1) and after RL (2)."""
+        """Return by pruning ratio what was measured right after pruning (0), after SFT (1) and after RL (2)."""
         return {
             ratio: {step: self.measured[stage] for step, stage in enumerate(stages) if stage in self.measured}
             for ratio, stages in sorted(self.plan.ratios.items())
         }
 
     def rl_curves(self) -> dict[str, list[tuple[float, ...]]]:
-        """By seed, (iteration, success in each of `splits`) over the learning curve's own episodes."""
+        """Return by seed the points (iteration, success in each of `splits`) over the learning curve's own episodes."""
         names = [f"eval_{split}_success" for split in self.splits]
         curves: dict[str, list[tuple[float, ...]]] = {}
         for stage in self.plan.seeds:
@@ -129,7 +129,7 @@ class Evidence:
 
 
 def motion(episodes: Sequence[Episode], reference: Sequence[Episode]) -> dict[str, float] | None:
-    """How a policy moves where both it and the reference succeed: its means, and their ratio to the reference's.
+    """Measure how a policy moves where it and the reference succeed: its means, and their ratio to the reference's.
 
     Success alone hides what compression costs, and rates among a policy's own successes would favour one that only
     solves what is easy.

@@ -179,4 +179,4 @@ FIGURES: dict[str, tuple[str, Callable[[Evidence], Figure | None]]] = {
     "curves.png": ("Learning curves", curves),
     "ratios.png": ("Success against the pruning ratio", ratios),
 }
-"""By file name: a caption, and what draws it."""
+"""Figures by file name: a caption, and the function that draws it."""

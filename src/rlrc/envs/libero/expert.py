@@ -14,7 +14,7 @@ from rlrc.errors import UserError
 _HOVER, _CLEARANCE = 0.1, 0.12
 _HOLD_SHUT = 8
 _LOST = 0.06
-"""m that the hand is from where it holds a thing when it holds it no more."""
+"""Distance (m) of the hand from where it would hold a thing, beyond which it holds the thing no more."""
 
 
 class Expert:
@@ -59,7 +59,8 @@ def follow(view: View, goals: tuple[Goal, ...]) -> Skill:
 
 
 def _order(goals: tuple[Goal, ...]) -> list[int]:
-    """Turn on first, close last; in between, what stands on the table before what would be in the way."""
+    """Order the goals: turn on first, close last; in between, what stands on the table before what would be in the
+    way."""
 
     def rank(number: int) -> int:
         goal = goals[number]
@@ -71,7 +72,7 @@ def _order(goals: tuple[Goal, ...]) -> list[int]:
 
 
 def _aside(goals: tuple[Goal, ...], number: int) -> np.ndarray:
-    """m by which things that share a target keep out of each other's way."""
+    """Return the offset (m) by which things that share a target keep out of each other's way."""
     target = goals[number].target
     assert target is not None
     sharing = [n for n, goal in enumerate(goals) if goal.target == target]
@@ -105,7 +106,7 @@ def pick_and_place(view: View, goal: Goal, number: int, aside: np.ndarray) -> Sk
     rotation = turn * view.hand.rotation
 
     def carried(way: np.ndarray) -> Callable[[View], Pose]:
-        """The hand where the thing would be on its `way` to the target, m from it."""
+        """Return a function that gives the hand's pose at which the thing would be `way` (m) from its place."""
 
         def pose(view: View) -> Pose:
             goal = now(view)

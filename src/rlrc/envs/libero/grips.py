@@ -16,9 +16,10 @@ class Grasp:
     offset: tuple[float, float, float]
     """Offset of the grip from the thing's own origin, m."""
     fingers: float = np.pi / 2
-    """The direction in which they open, rad from the x axis."""
+    """Direction in which the fingers open, rad from the x axis."""
     turns: bool = True
-    """Whether both turn with the thing; otherwise they are the world's, for what is round or lies on its side."""
+    """True if offset and fingers turn with the thing; otherwise they are the world's, for what is round or lies on its
+    side."""
 
     def pose(self, thing: Pose) -> Pose:
         """The hand's pose that holds a thing."""
@@ -29,28 +30,28 @@ class Grasp:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a held thing is let go: its origin in relation to the target's, along the world's axes, m."""
+    """Place where a held thing is let go: its origin in relation to the target's, along the world's axes, m."""
 
     offset: tuple[float, float, float]
     way: tuple[float, float, float] = (0.0, 0.0, 0.12)
-    """It comes from there, and the hand leaves that way, m."""
+    """Offset from that place through which the thing comes and the hand leaves, m."""
     spacing: float = 0.0
     """Distance between things that share the target, along x, m."""
     yaw: float | None = None
-    """The thing's own yaw there, or half a turn from it, rad; otherwise it keeps the one it has."""
+    """Yaw of the thing there, or half a turn from it, rad; None where it keeps the yaw that it has."""
     let_go: bool = True
-    """Whether the goal still holds when the thing falls down there."""
+    """True if the goal still holds when the thing falls down there."""
 
 
 @dataclass(frozen=True)
 class Push:
-    """How a part is pushed with closed fingers: contact and the direction, in the part's own frame."""
+    """A push of a part with closed fingers: contact and direction, in the part's own frame."""
 
     contact: tuple[float, float, float]
     direction: tuple[float, float]
     """Direction of the push, of unit length."""
     lean: float = np.deg2rad(28)
-    """How far the fingers point away from the robot's front, along the world's y axis, rather than down, rad."""
+    """Angle by which the fingers point away from the robot's front, along the world's y axis, rather than down, rad."""
 
     def pose(self, part: Pose, depth: float) -> Pose:
         """The hand's pose `depth` m beyond the contact."""
@@ -84,7 +85,7 @@ GRASPS = {
 _BOWL_BESIDE_WALLS = Grasp((-0.048, 0.0, 0.032), fingers=0.0, turns=False)
 """Grasp of a bowl in or on a cabinet, or on its way into one: its fingers open along the cabinet's front."""
 _HIGH = 0.1
-"""m above its target at which a bowl stands in or on a cabinet."""
+"""Height (m) above its target beyond which a bowl counts as in or on a cabinet."""
 
 PLACES = {
     "plate": Place((0.0, 0.0, 0.012)),
@@ -100,11 +101,11 @@ PUSHES = {
     "microwave": Push((0.17, -0.04, 0.08), direction=(0.0, 1.0)),
 }
 TURN_ON = 0.9
-"""rad by which a stove's knob is turned; it is on from 0.5."""
+"""Angle by which a stove's knob is turned, rad; the stove is on from 0.5."""
 
 
 def grasp_of(goal: Goal, thing: Pose, target: Pose) -> Grasp:
-    """How to hold the subject of a goal, given where it and its target are."""
+    """Choose how to hold the subject of a goal, given where it and its target are."""
     if kind(goal.subject) == "akita_black_bowl" and (
         kind(goal.target or "") == "white_cabinet" or thing.position[2] > target.position[2] + _HIGH
     ):
@@ -113,5 +114,5 @@ def grasp_of(goal: Goal, thing: Pose, target: Pose) -> Grasp:
 
 
 def kind(name: str) -> str:
-    """What an object, or the owner of a region, is: "plate" of "plate_1"."""
+    """Return the kind of an object, or of the owner of a region: "plate" for "plate_1"."""
     return next((kind for kind in (*GRASPS, *PLACES) if name.startswith(kind)), name)

@@ -20,13 +20,14 @@ MAX_FACES = 3000
 _VERSION = 2
 """Version of `simplify`. Files that another version wrote are left alone."""
 _NEAR = 0.05
-"""Share of a mesh's diagonal. A corner so far away counts as unlike as one whose face looks a radian aside."""
+"""Share of a mesh's diagonal that is the unit of distance. A corner so far away counts as unlike as one whose face
+looks a radian aside."""
 _FACE = 0.15
 """Share of a texture's diagonal. No face reaches farther from its middle than this."""
 _SEAM = 10.0
-"""A corner beyond that is as unlike as one so many units away."""
+"""Units of distance that are added to a corner whose texture lies farther than that from its face's."""
 _CANDIDATES = 24
-"""Original corners, the nearest ones, of which one is chosen."""
+"""Number of original corners, the nearest ones, of which one is chosen."""
 
 
 class Mesh(NamedTuple):
@@ -48,7 +49,8 @@ def simplified(xml: str) -> str:
 
 
 def _only_seen(geom: ElementTree.Element) -> bool:
-    """Collides with nothing, and is not of group 0, from which robosuite's scenes take masses and inertias."""
+    """Return whether a geom collides with nothing and is not of group 0, from which robosuite takes masses and
+    inertias."""
     return geom.get("contype") == geom.get("conaffinity") == "0" and geom.get("group", "0") != "0"
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rlrc.envs.opengl import Canvas
 
 SIZE = 256
-"""px; what LIBERO's datasets and OpenVLA's evaluation render before they resize."""
+"""Side in px of the pictures that LIBERO's datasets and OpenVLA's evaluation render before they resize."""
 _MAX_GEOMS = 1000
 
 

@@ -76,19 +76,19 @@ class Simulation:
         return bool(self.env._check_success())
 
     def satisfied(self, goal: Goal) -> bool:
-        """Whether one predicate of the goal holds."""
+        """Return whether one predicate of the goal holds."""
         words = [goal.predicate, goal.subject] if goal.target is None else [goal.predicate, goal.subject, goal.target]
         return bool(self.env._eval_predicate(words))
 
     def holds(self, name: str) -> bool:
-        """Whether both fingers touch an object or fixture; what robosuite's `_check_grasp` says, in less time."""
+        """Return whether both fingers touch an object or fixture, as robosuite's `_check_grasp` does, in less time."""
         fingers = self.env.robots[0].gripper.important_geoms
         touching = self.data.contact.geom
         touching = touching[np.isin(touching, self._geoms(self.env.get_object(name).contact_geoms)).any(axis=1)]
         return all(np.isin(touching, self._geoms(fingers[f"{side}_fingerpad"])).any() for side in ("left", "right"))
 
     def _geoms(self, names: list[str]) -> list[int]:
-        """Their numbers; -1, which touches nothing, for what the model lacks."""
+        """Return the numbers of these geoms; -1, which touches nothing, for what the model lacks."""
         return [mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_GEOM, name) for name in names]
 
     def things_of_interest(self) -> list[str]:
@@ -105,7 +105,7 @@ class Simulation:
         return self.data.site_xpos[robot.eef_site_id].copy(), self.data.xquat[body].copy(), fingers
 
     def pose(self, name: str) -> np.ndarray:
-        """Where an object, a fixture or a region is: position (m) and quaternion (w, x, y, z), (7,)."""
+        """Return the pose of an object, a fixture or a region: position (m) and quaternion (w, x, y, z), (7,)."""
         if name in self.env.obj_body_id:
             return self._body_pose(self.env.obj_body_id[name])
         site, quat = self.data.site(name), np.zeros(4)
@@ -113,8 +113,8 @@ class Simulation:
         return np.concatenate([site.xpos, quat])
 
     def articulation(self, name: str) -> tuple[float, np.ndarray, np.ndarray]:
-        """Of a fixture or a region of it: its joint's position (m or rad), and the poses (7,) of what moves and of the
-        whole fixture."""
+        """Return the joint's position (m or rad) of a fixture or a region of it, and the poses (7,) of what moves and
+        of the whole fixture."""
         state = self.env.object_states_dict[name]
         is_region = state.object_state_type == "site"
         owner = self.env.object_sites_dict[name] if is_region else self.env.get_object(name)
@@ -140,7 +140,7 @@ class Simulation:
         return self._streams[trial]
 
     def _reset(self) -> None:
-        """Draw until everything has found a place, as upstream does."""
+        """Draw a state until everything has found a place, as upstream does."""
         from robosuite.utils.errors import RandomizationError
 
         while True:

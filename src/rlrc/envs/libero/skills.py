@@ -13,14 +13,14 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.libero.world import ENVIRONMENT_STATE, GOAL, MAX_GOALS
 
 MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.5
-"""m and rad that an action of 1 asks for."""
+"""Translation (m) and rotation (rad) that an action of 1 asks for."""
 OPEN, CLOSED = 1.0, 0.0
 _NEARER, _PATIENCE = 5e-4, 8
-"""A hand that in so many steps comes not so much (m) nearer than ever before has met a limit."""
+"""Distance (m) and number of steps: a hand that comes no nearer by that distance in so many steps has met a limit."""
 _GAIN = 2.0
 _SHORTEST_CLOSING, _LONGEST_CLOSING, _OPENING_STEPS = 4, 20, 5
 _STANDING = 5e-4
-"""m that the distance between the fingers changes in a step when they are held up by what is between them."""
+"""Change (m) of the distance between the fingers in a step, up to which they are held up by what is between them."""
 _DOWN = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])
 """The hand pointing down, its fingers opening along y."""
 _HEAD = ENVIRONMENT_STATE.index("goal0_satisfied")
@@ -66,7 +66,7 @@ class View:
 
     @classmethod
     def of(cls, state: np.ndarray) -> "View":
-        """From `environment_state` (E,); goals that a task lacks are left out."""
+        """Build it from `environment_state` (E,); goals that a task lacks are left out."""
         goals = []
         for numbers in state[_HEAD:].reshape(MAX_GOALS, len(GOAL)):
             if numbers[3:].any():
@@ -76,7 +76,7 @@ class View:
 
 
 Skill = Generator[np.ndarray, View, View]
-"""Yields actions (7,), is sent views, returns the last one."""
+"""Generator that yields actions (7,), is sent views, and returns the last view."""
 
 
 def pointing_down(yaw: float) -> Rotation:
@@ -85,7 +85,7 @@ def pointing_down(yaw: float) -> Rotation:
 
 
 def half_turn(angle: float) -> float:
-    """The equal angle (rad), up to half a turn, that is nearest 0."""
+    """Return the angle (rad) nearest 0 among those that differ from this one by half turns."""
     return float((angle + np.pi / 2) % np.pi - np.pi / 2)
 
 
@@ -155,7 +155,7 @@ def _stay(view: View, pose: Pose, gripper: float) -> np.ndarray:
 
 
 def rise(view: View, height: float, gripper: float) -> Skill:
-    """Straight up to a height (m, of the world), as the hand is turned now."""
+    """Raise the hand straight up to a height (m, of the world), turned as it is now."""
     start = view.hand
     top = Pose(np.append(start.position[:2], max(height, float(start.position[2]))), start.rotation)
     return (yield from move(view, lambda _: top, gripper, tolerance=0.02))

@@ -20,7 +20,7 @@ INSTALL = "run `make libero`, or the two pip commands of docs/libero.md"
 
 @dataclass(frozen=True)
 class Suite:
-    """How OpenVLA's evaluation plays a suite."""
+    """A suite as OpenVLA's evaluation plays it."""
 
     tasks: int
     max_episode_steps: int

@@ -27,9 +27,10 @@ GOAL = (
     *(f"subject_{name}" for name in _POSE),
     *(f"target_{name}" for name in _POSE),
 )
-"""Of each predicate of the goal: whether it holds, whether the hand holds its subject, the position of its joint (m or
-rad), and two poses (m, unit quaternion). To put a thing somewhere, those of the thing and of the place. To move a
-joint, those of the part that moves and of the fixture that it belongs to."""
+"""Numbers of each predicate of the goal: whether it holds, whether the hand holds its subject, the position of its
+joint (m or rad), and two poses (m, unit quaternion). Where a thing is to be put somewhere, these are the poses of the
+thing and of the place. Where a joint is to be moved, they are those of the part that moves and of the fixture that it
+belongs to."""
 ENVIRONMENT_STATE = (
     *("x", "y", "z", "qw", "qx", "qy", "qz", "opening", "task"),
     *(f"goal{number}_{name}" for number in range(MAX_GOALS) for name in GOAL),

@@ -36,7 +36,7 @@ def max_steps(task: str) -> int:
 
 
 def instruction(task: str) -> str:
-    """What a task's name says, in words: "PickCube-v1" is "pick cube"."""
+    """Return a task's name in words: "pick cube" for "PickCube-v1"."""
     name = task.rpartition("-v")[0] or task
     return " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)).lower()
 

@@ -1,4 +1,4 @@
-"""Which episodes there are: how RL4VLA's episode number decides what lies where, and how our ids choose the number.
+"""The episodes of this world: RL4VLA's episode number decides what lies where, and our ids choose the number.
 
 RL4VLA (Liu et al. 2025, arXiv:2505.19789) numbers the combinations of object, plate, table, position and yaw of each of
 its tasks in mixed radix, the last digit running fastest. A task has a set "train" and a set "test" of them ("all" joins
@@ -22,13 +22,13 @@ ObjectSet = Literal["train", "test", "all"]
 
 CONTROL_HZ = 5
 BASE = np.array([0.147, 0.028, 0.870])
-"""Where the robot stands (m, world frame)."""
+"""Position of the robot (m, world frame)."""
 MOVE_STEP = 5
 """The control step at which position-change-to moves the object."""
 _CENTER, _HALF_EDGE = np.array([-0.16, 0.0]), 0.075
 """Middle (m, world frame) and half the edge (m) of the square in which things lie in training."""
 _GAP, _FAR_GAP = 0.070, 0.150
-"""m: the middles of an object and a plate are farther apart than the first, of two alike than the second."""
+"""Least distances (m) between the middles of an object and a plate, and between those of two alike."""
 _UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
 
 WORDINGS = (
@@ -54,7 +54,7 @@ WORDINGS = (
 
 
 class Factor(NamedTuple):
-    """What one digit of the episode number counts, in each set."""
+    """The choices that one digit of the episode number counts, in each set."""
 
     train: range
     test: range
@@ -86,7 +86,7 @@ class Variant:
     """One of RL4VLA's tasks; the defaults are what it trains on."""
 
     task: str
-    """Its name there."""
+    """Name of the task in RL4VLA."""
     challenge: Challenge
     objects: Factor = _SIXTEEN
     plates: Factor = _ONE
@@ -97,10 +97,10 @@ class Variant:
     """Meaning of the extra digit."""
     extras: Factor = _ONE
     blend: Literal["none", "objects", "whole"] = "none"
-    """Where the picture shows an unseen texture through."""
+    """Part of the picture in which an unseen texture shows through."""
     strength: float = 0.0
     moved: bool = False
-    """Whether the object is put somewhere else at MOVE_STEP (not in the set train)."""
+    """True if the object is put somewhere else at MOVE_STEP (not in the set train)."""
 
 
 CATALOGUE: dict[str, Variant] = {
@@ -167,14 +167,14 @@ class Episode:
     other_plate: int | None = None
     other_pose: np.ndarray | None = None
     moved_to: np.ndarray | None = None
-    """Where the object is put at MOVE_STEP, if it is."""
+    """Pose at which the object is put at MOVE_STEP, if it is."""
     wording: str = WORDINGS[0]
     start: np.ndarray | None = None
-    """Added to the arm's usual joint positions, float64 (8,)."""
+    """Offset that is added to the arm's usual joint positions, float64 (8,)."""
     blend: Literal["none", "objects", "whole"] = "none"
     texture: int = 0
     strength: float = 0.0
-    """Weight of the texture, before the texture's own."""
+    """Strength of the texture, which is multiplied by the texture's own."""
 
 
 def find_episode(split: str, variant: str, episode_id: int) -> Episode:
@@ -202,7 +202,7 @@ def find_episode(split: str, variant: str, episode_id: int) -> Episode:
 
 
 def count_episodes(variant: str, obj_set: ObjectSet) -> int:
-    """How many combinations a set of a variant has."""
+    """Return the number of combinations that a set of a variant has."""
     return prod(len(choices) for choices in _digits(CATALOGUE[variant], obj_set).values())
 
 
@@ -250,7 +250,7 @@ def numbered_episode(variant: str, obj_set: ObjectSet, number: int) -> Episode:
 
 
 def shuffled(place: int, total: int, key: str) -> int:
-    """Where `place` goes in a fixed pseudo-random order of range(total) that depends on `key`.
+    """Return the number at `place` in a fixed pseudo-random order of range(total) that depends on `key`.
 
     A Feistel network of four rounds over an even number of bits, repeated until the result is below `total`
     ("cycle walking", Black and Rogaway 2002), which makes it a permutation of the range.
@@ -295,7 +295,7 @@ def _digits(factors: Variant, obj_set: ObjectSet) -> dict[str, range]:
 
 @cache
 def _positions(layout: Layout) -> np.ndarray:
-    """Where things are dropped, m in the world frame: (P,2,3) object and plate, or (P,3,3) with a third one.
+    """Return where things are dropped, m in the world frame: (P,2,3) object and plate, or (P,3,3) with a third one.
 
     The third is the second object, the second plate, or where the object is moved to.
     """
@@ -315,7 +315,8 @@ def _positions(layout: Layout) -> np.ndarray:
 def _apart(
     grid: list[tuple[float, float]], gaps: dict[tuple[int, int], float], heights: tuple[float, ...]
 ) -> np.ndarray:
-    """All ways (P,T,3) to lay T things on points of a grid (units of the square's edge) with gaps (m) between them."""
+    """Return all ways (P,T,3) to lay T things on points of a grid (units of the square's edge) with gaps (m) between
+    them."""
     points = (np.array(grid) * 2 - 1) * _HALF_EDGE + _CENTER
     far = {gap: np.array([[np.linalg.norm(b - a) > gap for b in points] for a in points]) for gap in {*gaps.values()}}
     chosen = [

@@ -15,21 +15,24 @@ LIMITS = np.array([0.025, 0.04, 0.025, 0.075, 0.075, 0.2])
 that policies which normalise by those ("bridge_orig") can express what is shown to them."""
 
 _LOWEST = 0.018
-"""m of the gripper above the table: its fingers reach 16 mm below it."""
+"""Lowest height of the gripper above the table, m: its fingers reach 16 mm below it."""
 _REACH = 0.018
-"""m of an object that the fingers can take in above the gripper's own height: the palm is at 21 mm."""
+"""Largest height of an object above the gripper's own that its fingers can take in, m: the palm is at 21 mm."""
 _CLEAR, _CARRY, _RETREAT = 0.045, 0.04, 0.12
-"""m: gripper over the object on the way to it; object over the plate on the way there; gripper at the end."""
+"""Heights (m): of the gripper over the object on the way to it, of the object over the plate on the way there, and of
+the gripper at the end."""
 _SLOPE = 2.5
-"""How steep the funnels are that lead down to the object and to the plate."""
+"""Slope of the funnels that lead down to the object and to the plate."""
 _ALIGNED, _GRASPABLE, _LOW = 0.006, 0.012, 0.006
-"""m: errors within which the funnel ends and the fingers may close, and how far above the grasp height they may."""
+"""Distances (m): errors within which the funnel ends and the fingers may close, and how far above the grasp height they
+may."""
 _OVER_PLATE, _RELEASE = 0.012, 0.006
-"""m: how far from the plate's middle and above it the object may be let go."""
+"""Largest distance (m) from the plate's middle, and above the plate, at which the object may be let go."""
 _TURN_LENGTH = 0.03
-"""m that a radian of wrong yaw counts as while approaching."""
+"""Distance (m) that a radian of wrong yaw counts as while approaching."""
 _EMPTY, _OPEN = 0.0315, 0.066
-"""m of the fingers' positions below which they closed on nothing, and above which they are clear of what they held."""
+"""Positions of the fingers (sum, m) below which they closed on nothing, and above which they are clear of what they
+held."""
 
 
 class Expert:
@@ -68,7 +71,8 @@ class Expert:
 
 
 def _approach(s: dict[str, np.ndarray], hand: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the gripper should be (N,3), over the object and down a funnel onto it, and whether (N,) to close now."""
+    """Return where the gripper should be (N,3), over the object and down a funnel onto it, and whether (N,) to close
+    now."""
     goal = _vectors(s, "object_x", "object_y", "object_top")
     error = np.linalg.norm(goal[:, :2] - hand[:, :2], axis=1) + _TURN_LENGTH * turn
     middle = (s["object_bottom"] + s["object_top"]) / 2
@@ -83,7 +87,8 @@ def _approach(s: dict[str, np.ndarray], hand: np.ndarray, turn: np.ndarray) -> t
 
 
 def _carry(s: dict[str, np.ndarray], hand: np.ndarray, command: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the gripper should bring the object (N,3): up, over to the plate, down; and whether (N,) to let go now."""
+    """Return where the gripper should bring the object (N,3), up, over to the plate and down, and whether (N,) to let
+    go."""
     move = _vectors(s, "plate_x", "plate_y", "plate_top") - _vectors(s, "object_x", "object_y", "object_bottom")
     distance = np.linalg.norm(move[:, :2], axis=1)
     above = -move[:, 2]

@@ -48,7 +48,7 @@ class Table:
 
 
 def folder() -> Path:
-    """Where the files lie: `maniskill/` below $RLRC_ASSETS, or below ~/.cache/rlrc/assets."""
+    """Return the folder of the files: `maniskill/` below $RLRC_ASSETS, or below ~/.cache/rlrc/assets."""
     return Path(os.environ.get("RLRC_ASSETS") or cache_folder() / "assets") / "maniskill"
 
 

@@ -1,4 +1,4 @@
-"""What is laid over the camera's picture: a photograph of a table as background, and a variant's unseen texture.
+"""Overlays on the camera's picture: a photograph of a table as background, and a variant's unseen texture.
 
 Batched tensors on whatever device the picture is. At 640 x 480 px the pictures are RL4VLA's; smaller ones show the
 same view.
@@ -40,7 +40,8 @@ class Overlay:
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)[:, None, None, None]
 
     def lay(self, rgb: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
-        """The pictures that are seen, uint8 (N,H,W,3), of those rendered and what of them is robot or thing (N,H,W)."""
+        """Return the pictures that are seen, uint8 (N,H,W,3), from those rendered and the masks (N,H,W) of robot and
+        things."""
         over = torch.where(foreground[..., None], rgb, self._backgrounds.to(rgb.device))
         if self._blend == "none":
             return over

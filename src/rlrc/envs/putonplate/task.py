@@ -27,20 +27,20 @@ from rlrc.envs.world import CONSECUTIVE_STEPS
 
 CAMERA = "3rd_view_camera"
 WIDTH, HEIGHT = 640, 480
-"""px of the published camera, the one of the Bridge dataset."""
+"""Size of the published camera's picture in px; the camera is that of the Bridge dataset."""
 INTRINSIC = np.array([[623.588, 0.0, 319.501], [0.0, 623.588, 239.545], [0.0, 0.0, 1.0]])
 SIMULATION_HZ = 500
 
 _AWAY = BASE + np.array([0.0, 0.0, 1.0])
-"""Where the robot is kept while things settle (m)."""
+"""Position at which the robot is kept while things settle (m)."""
 _TURNED = [0.0, 0.0, 0.0, 1.0]
 _READY = np.array([-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398, 0.037, 0.037])
 _SETTLE_STEPS, _LONG_SETTLE_STEPS, _MOVE_STEPS = 50, 600, 50
 _STILL_LINEAR, _STILL_ANGULAR = 1e-3, 1e-2
-"""m/s and rad/s below which things have settled."""
+"""Speeds (m/s and rad/s) below which things have settled."""
 _FRICTION = 1.0
 _ASIDE_TOLERANCE, _HEIGHT_TOLERANCE, _CONTACT_FORCE = 0.01, 0.05, 0.03
-"""m, m, N: the limits of success."""
+"""Limits of success: distances aside and in height (m), and a contact force (N)."""
 _CORNERS = torch.tensor([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 
 
@@ -165,7 +165,7 @@ class PutOnPlate(BaseEnv):
 
     @property
     def commanded_pose(self) -> Pose:
-        """Where the controller wants the gripper, in the frame of the robot's base."""
+        """Pose that the controller wants the gripper to have, in the frame of the robot's base."""
         return self.agent.controller.controllers["arm"]._target_pose
 
     @property
@@ -198,7 +198,7 @@ class PutOnPlate(BaseEnv):
             self.scene._gpu_fetch_all()
 
     def _moving(self) -> bool:
-        """Whether what is in play still moves, in any environment."""
+        """Return whether what is in play still moves, in any environment."""
         second_objects = torch.tensor([-1 if e.other_object is None else e.other_object for e in self.episodes])
         second_plates = torch.tensor([-1 if e.other_plate is None else e.other_plate for e in self.episodes])
         linear = angular = torch.zeros(self.num_envs, device=self.device)
@@ -245,7 +245,7 @@ class PutOnPlate(BaseEnv):
         }
 
     def _on_plate(self) -> torch.Tensor:
-        """Whether (N,) the object touches the plate and is over it, not far above."""
+        """Return whether (N,) the object touches the plate and is over it, not far above."""
         offset = self.object_pose.p - self.plate_pose.p
         aside = offset[:, :2].norm(dim=1) <= self._plate_size.amax(dim=1) / 2 + _ASIDE_TOLERANCE
         gap = offset[:, 2] - self._plate_size[:, 2] / 2 - self._object_size[:, 2] / 2

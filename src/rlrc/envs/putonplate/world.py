@@ -158,7 +158,8 @@ class PutOnPlate:
 
 
 def _privileged(command: np.ndarray, item: np.ndarray, plate: np.ndarray, held: bool, success: bool) -> np.ndarray:
-    """`ENVIRONMENT_STATE` after `STATE`: of the commanded pose (6,) and the corners (V,3) of object and plate."""
+    """Return `ENVIRONMENT_STATE` after `STATE`, from the commanded pose (6,) and the corners (V,3) of object and
+    plate."""
     middle, yaw = _narrow_side(item[:, :2], near=command[5])
     plate_middle = (plate[:, :2].min(axis=0) + plate[:, :2].max(axis=0)) / 2
     values = [

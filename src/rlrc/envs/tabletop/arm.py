@@ -1,4 +1,4 @@
-"""From end-effector deltas to joint targets: differential inverse kinematics by damped least squares (Wampler 1986).
+"""Differential inverse kinematics by damped least squares (Wampler 1986): joint targets from end-effector deltas.
 
 A delta moves the commanded pose, not the measured one, as in ManiSkill's `use_target` controllers: a zero action then
 holds the arm exactly still, and a load or a lag does not add up to drift. A leash keeps the command close to the
@@ -13,11 +13,11 @@ import numpy as np
 from rlrc.envs.tabletop.scene import compile_scene
 
 MAX_TRANSLATION = 0.05
-"""m a control step, each axis."""
+"""Largest translation (m) in a control step, along each axis."""
 MAX_ROTATION = 0.5
-"""rad a control step, each component of the rotation vector."""
+"""Largest rotation (rad) in a control step, for each component of the rotation vector."""
 FINGER_TRAVEL = 0.045
-"""m each finger moves; the opening is twice that."""
+"""Distance (m) that each finger moves; the opening is twice that."""
 WORKSPACE = np.array([[0.12, -0.2, 0.018], [0.44, 0.2, 0.22]])
 """Lowest and highest commanded position (m): at the lowest, the fingertips just reach the table."""
 
@@ -37,7 +37,8 @@ class Pose:
     rotation: np.ndarray
 
     def moved(self, delta: np.ndarray) -> "Pose":
-        """Translated by delta[:3] and turned by the rotation vector delta[3:6], both along the base frame's axes."""
+        """Return the pose translated by delta[:3] and turned by the rotation vector delta[3:6], both along the base
+        frame's axes."""
         return Pose(self.position + delta[:3], rotation_matrix(delta[3:6]) @ self.rotation)
 
     def minus(self, other: "Pose") -> np.ndarray:

@@ -13,19 +13,21 @@ from rlrc.envs.tabletop.world import ENVIRONMENT_STATE
 from rlrc.envs.world import by_name
 
 GRASP_HEIGHT = 0.02
-"""m of the hand above the object's underside."""
+"""Height (m) of the hand above the object's underside when it grasps."""
 HOVER, CARRY, RETREAT = 0.09, 0.05, 0.16
-"""m: hand over the table on the way to the object; object over the plate on the way there; hand after the release."""
+"""Heights (m): of the hand over the table on the way to the object, of the object over the plate on the way there, and
+of the hand after the release."""
 
 _SLOPE = 2.5
-"""How steep the funnels are that lead down to the object and to the plate."""
+"""Slope of the funnels that lead down to the object and to the plate."""
 _ALIGNED, _GRASPABLE, _LOW = 0.01, 0.022, 0.009
-"""m: errors within which the funnel ends and the fingers may close, and how far above the grasp height they may."""
+"""Distances (m): errors within which the funnel ends and the fingers may close, and how far above the grasp height they
+may."""
 _OVER_PLATE, _RELEASE = 0.03, 0.016
-"""m: how far from the plate's middle and above it the object may be let go."""
+"""Largest distance (m) from the plate's middle, and above the plate, at which the object may be let go."""
 _EMPTY_OPENING = 0.02
 _TURN_LENGTH = 0.03
-"""m that a radian of wrong yaw counts as while approaching."""
+"""Distance (m) that a radian of wrong yaw counts as while approaching."""
 
 
 class Expert:

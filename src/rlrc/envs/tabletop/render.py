@@ -46,7 +46,7 @@ class Painter:
         return self._read()
 
     def foreground(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-        """Where the picture shows something other than the table, bool (size, size)."""
+        """Return where the picture shows something other than the table, bool (size, size)."""
         self._update(model, data)
         flags = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR)]
         self._scene.flags[flags] = 1

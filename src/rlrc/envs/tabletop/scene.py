@@ -15,9 +15,9 @@ from rlrc.envs.tabletop.things import Object, Part, Receptacle
 
 TIMESTEP = 0.008
 FINGERS = slice(6, 8)
-"""Their places in qpos: the arm's six joints come before them, objects after."""
+"""Places of the fingers in qpos: the arm's six joints come before them, objects after."""
 DENSITY = 700.0
-"""kg/m^3 of every object: 30 to 80 g apiece."""
+"""Density of every object, kg/m^3: 30 to 80 g apiece."""
 
 # Lengths (m) after the WidowX-250S: shoulder 0.11 above the table, upper arm 0.25 up and 0.05 forward, forearm 0.25,
 # wrist to fingertips 0.18. The hand's x axis points to the fingertips; with the arm straight ahead it is the world's x
@@ -102,7 +102,7 @@ _ARM = f"""
 """
 
 _ROLLING_DRAG = 1e-4
-"""N m s: what lies on its side rolls a few centimetres, not off the table."""
+"""Damping of turns, N m s: what lies on its side rolls a few centimetres, not off the table."""
 _NET_FORCE = 3
 """The contact sensor's reduction: one summed force in the world frame."""
 

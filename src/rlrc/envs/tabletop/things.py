@@ -1,4 +1,4 @@
-"""What lies on the table: 25 objects and 7 receptacles, built of MuJoCo's primitives.
+"""The things on the table: 25 objects and 7 receptacles, built of MuJoCo's primitives.
 
 An object's frame has its origin at the middle of its underside and its long axis along x, so a gripper closes across y.
 All objects are 3 to 4.5 cm wide across y and 3.5 to 6 cm tall, and stand on something flat, as toys do.
@@ -24,7 +24,7 @@ class Part:
     rgb: Rgb
     euler: tuple[float, float, float] = (0.0, 0.0, 0.0)
     solid: bool = True
-    """Whether it collides and weighs; decoration does neither."""
+    """True if the part collides and weighs; decoration does neither."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Receptacle:
-    """Something to put it on: fixed on the table, flat, `radius` m from its middle counts as on it."""
+    """Something flat to put an object on, fixed on the table; what lies within `radius` m of its middle counts as on
+    it."""
 
     name: str
     radius: float

@@ -1,4 +1,4 @@
-"""Which episodes there are: what each variant draws from, and how an episode id draws it.
+"""The episodes of this world: what each variant draws from, and how an episode id draws it.
 
 The thirteen challenges follow RL4VLA (Liu et al. 2025): each changes one factor of the in-distribution task and nothing
 else.
@@ -65,16 +65,16 @@ class Variant:
     other_receptacles: tuple[Receptacle, ...] = ()
     """A second receptacle that the instruction does not name is drawn from these."""
     other_object: bool = False
-    """Whether a second object, which the instruction does not name, lies on the table."""
+    """True if a second object, which the instruction does not name, lies on the table."""
     tables: tuple[int, ...] = TRAIN_TABLES
     wordings: tuple[str, ...] = (WORDING,)
     positions: np.ndarray = field(default_factory=lambda: TRAIN_POSITIONS)
     random_start: bool = False
-    """Whether the hand starts away from its usual pose."""
+    """True if the hand starts away from its usual pose."""
     moved: bool = False
-    """Whether the object is somewhere else from step MOVE_STEP on."""
+    """True if the object is somewhere else from step MOVE_STEP on."""
     blend: Blend = "none"
-    """What is laid over the picture: noise, or an unseen texture on all but the table or on everything."""
+    """Kind of what is laid over the picture: noise, or an unseen texture on all but the table or on everything."""
     strength: float = 0.0
 
 
@@ -112,7 +112,7 @@ class Episode:
     start_offset: np.ndarray
     """Delta (6,) from the usual start pose of the hand."""
     moved_to: np.ndarray | None
-    """Where (x, y, yaw) the object is put at MOVE_STEP, if it is."""
+    """Place (x, y, yaw) where the object is put at MOVE_STEP, if it is."""
     blend: Blend
     strength: float
     texture: int
@@ -178,7 +178,7 @@ def _draw(rng: np.random.Generator, choices: tuple[T, ...], count: int) -> tuple
 def _draw_layout(
     rng: np.random.Generator, grid: np.ndarray, objects: int, receptacles: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grid positions (objects, 2) and (receptacles, 2), all apart, drawn until they are."""
+    """Draw grid positions (objects, 2) and (receptacles, 2) until all are apart."""
     while True:
         points = grid[rng.choice(len(grid), objects + receptacles, replace=False)]
         things, plates = points[:objects], points[objects:]
@@ -191,13 +191,14 @@ def _draw_layout(
 
 
 def _draw_move(rng: np.random.Generator, grid: np.ndarray, start: np.ndarray, plates: np.ndarray) -> np.ndarray:
-    """Another grid position, clear of the old one and the plates, and a yaw."""
+    """Draw another grid position, clear of the old one and the plates, and a yaw."""
     clear = [p for p in grid if _apart(p[None], plates, PLATE_GAP) and _apart(p[None], start[None], OBJECTS_GAP)]
     return np.append(clear[rng.integers(len(clear))], rng.choice(YAWS))
 
 
 def _draw_start(rng: np.random.Generator) -> np.ndarray:
-    """Up to 8 cm aside, 5 cm down and 3 cm up, 0.6 rad of yaw and 0.2 rad of tilt: never the usual pose."""
+    """Draw an offset of up to 8 cm aside, 5 cm down and 3 cm up, 0.6 rad of yaw and 0.2 rad of tilt: never the usual
+    pose."""
     angle = rng.uniform(0, 2 * np.pi)
     aside = rng.uniform(0.04, 0.08) * np.array([np.cos(angle), np.sin(angle)])
     return np.concatenate([aside, [rng.uniform(-0.05, 0.03)], rng.uniform(-0.2, 0.2, 2), [rng.uniform(-0.6, 0.6)]])

@@ -20,7 +20,7 @@ RAMP = 5
 """Parts of a control step over which the joint targets move to their new place."""
 CONTROL_HZ = 1 / (SUBSTEPS * TIMESTEP)
 START = Pose(np.array([0.26, 0.0, 0.16]), DOWN)
-"""Where the hand starts, except in the variant ee-pose."""
+"""Pose in which the hand starts, except in the variant ee-pose."""
 
 STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
 """The hand: position (m), rotation vector from pointing down (rad), distance between the fingers (m)."""
@@ -35,7 +35,7 @@ ENVIRONMENT_STATE = (
 (sine and cosine), the named plate's top (m), whether both fingers hold the object, whether the plate bears it."""
 
 _GRASP_FORCE, _PLATE_FORCE = 0.5, 0.03
-"""N; ManiSkill's thresholds for this task."""
+"""Thresholds of force (N): those of ManiSkill for this task."""
 _SETTLE_STEPS = 12
 
 
@@ -129,7 +129,7 @@ class Tabletop:
         )
 
     def _held(self) -> bool:
-        """Whether both fingers squeeze it: forces along the axis on which the fingers open."""
+        """Return whether both fingers squeeze the object: forces along the axis on which the fingers open."""
         opening_axis = self.data.site_xmat[self._tcp].reshape(3, 3)[:, 1]
         squeezes = self.data.sensordata.reshape(3, 3)[:2] @ opening_axis
         return bool(np.abs(squeezes).min() >= _GRASP_FORCE)

@@ -46,7 +46,7 @@ def static_patches(similarity: torch.Tensor, threshold: float, most: int) -> tor
 
 
 def text_to_vision(attention: torch.Tensor, text: slice, patches: int) -> torch.Tensor:
-    """How much the rows `text` of a layer's head-mean attention (T, T) look at each patch (patches,)."""
+    """Return how much the rows `text` of a layer's head-mean attention (T, T) look at each patch (patches,)."""
     return attention[text, 1 : patches + 1].mean(0)
 
 
@@ -62,7 +62,7 @@ def entropy(attention: torch.Tensor) -> float:
 
 
 def reused_shares(entropies: Sequence[float], growth: float) -> list[float]:
-    """By layer: 1 where attention is most concentrated, 0 where it is least, and rises damped."""
+    """Return the share of each layer: 1 where attention is most concentrated, 0 where it is least; rises are damped."""
     low, high = min(entropies), max(entropies)
     shares: list[float] = []
     for value in entropies:
@@ -75,7 +75,7 @@ def reused_shares(entropies: Sequence[float], growth: float) -> list[float]:
 
 @dataclass
 class Seen:
-    """What one action leaves for the next of the same episode."""
+    """The things that one action leaves for the next of the same episode."""
 
     picture: np.ndarray
     instruction: str
@@ -83,7 +83,7 @@ class Seen:
     values: list[torch.Tensor]
     entropies: list[float]
     attended: torch.Tensor
-    """(patches,), by the instruction."""
+    """Attention of the instruction to each patch, (patches,)."""
 
 
 class VlaCache:
@@ -165,7 +165,7 @@ class CachedDecoding(Decoding):
         self._attended: torch.Tensor
 
     def memory(self, picture: np.ndarray, instruction: str) -> Seen:
-        """What the next action needs of this one."""
+        """Return what the next action needs of this one."""
         prompt = slice(0, self._prompt_length)
         keys, values = ([tensor[:, :, prompt] for tensor in tensors] for tensors in (self._keys, self._values))
         return Seen(picture, instruction, keys, values, self._entropies, self._attended)

@@ -97,7 +97,8 @@ class Decoding:
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
     def _attend(self, index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What the queries (B, heads, T, head_dim) of layer `index` find among all keys and values so far."""
+        """Return the attention of the queries (B, heads, T, head_dim) of layer `index` to all keys and values so
+        far."""
         seen = self._seen(queries.shape[2])
         return F.scaled_dot_product_attention(
             queries,
@@ -124,7 +125,8 @@ class Decoding:
             tensors.append(new.new_empty((*new.shape[:2], self._capacity, new.shape[3])))
 
     def _seen(self, queries: int) -> torch.Tensor | None:
-        """Which of the positions so far the last `queries` of them see; None without padding: all up to themselves."""
+        """Return a mask of the positions so far that each of the last `queries` sees; None without padding: all up to
+        itself."""
         if self._visible is None:
             return None
         ones = torch.ones(queries, self._length, dtype=torch.bool, device=self._visible.device)

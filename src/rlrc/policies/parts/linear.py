@@ -26,13 +26,14 @@ from rlrc.kernels import PackedWeight
 from rlrc.reading import shorten
 
 CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
-"""Tried per group: shrinking the range a little makes all steps finer at the price of clipping the extremes."""
+"""Ratios that are tried per group: shrinking the range a little makes all steps finer at the price of clipping the
+extremes."""
 
 CHUNK = 2**16
 """Weights quantized at once: the search reads them many times, so they should fit in the processor's cache."""
 
 LARGEST_GROUP = 2**20
-"""More inputs than any layer has; one group then is the whole row."""
+"""Largest size of a group. No layer has as many inputs, so one group then is the whole row."""
 
 PACKABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 Packable = nn.Linear | nn.Conv2d | nn.Embedding
@@ -135,7 +136,7 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.dequantize(x.dtype), bias)
 
     def reference_reason(self, x: torch.Tensor) -> str | None:
-        """Why the kernels do not take inputs like `x`; None where they do."""
+        """Return why the kernels do not take inputs like `x`; None where they do."""
         if x.device.type != "cpu":
             return "they are for the CPU"
         if x.dtype not in (torch.bfloat16, torch.float32):
@@ -251,7 +252,8 @@ def get_linear(module: nn.Module, name: str) -> Packable:
 
 
 def quantization_config(bits: int, group_size: int, modules: list[str]) -> dict[str, Any]:
-    """What config.json stores about a policy whose layers at the dotted names `modules` are `QuantizedLinear`s."""
+    """Return what config.json stores about a policy whose layers at the dotted names `modules` are
+    `QuantizedLinear`s."""
     return {"quant_method": "rlrc", "bits": bits, "group_size": group_size, "modules": modules}
 
 

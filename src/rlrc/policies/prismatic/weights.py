@@ -52,7 +52,7 @@ class Weights:
         return [*self._files.paths, *([] if self._adapter is None else self._adapter.files.paths)]
 
     def __iter__(self) -> Iterator[str]:
-        """Names, file by file."""
+        """Yield the names, file by file."""
         yield from (name for name in self._files if not name.endswith(COMPUTED))
         if self._tied and EMBEDDING in self._files:
             yield HEAD
