@@ -27,10 +27,10 @@ from rlrc.bench import machine
 from rlrc.data.collect import CollectConfig, collect
 from rlrc.files import write_json, write_text
 from rlrc.inspect import describe
+from rlrc.ownership import remove_stage
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.make_random import MakeRandomConfig, make_random
 from rlrc.policies.prismatic.weights import stored_bytes
-from rlrc.ownership import remove_stage
 from rlrc.reading import read_json
 from rlrc.tables import human_bytes, markdown_table
 

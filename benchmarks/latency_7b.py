@@ -28,17 +28,17 @@ import numpy as np
 import psutil
 import shapes_7b as shapes
 from latency_7b_page import BASELINE, TWO_LAYERS, VLA_CACHE, by_name, publish, split_bits
+from rlrc.vla_cache import VlaCachedPolicy
 
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.files import write_json
 from rlrc.kernels import description
-from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.process import keep_freed_memory
 from rlrc.progress import say
 from rlrc.reading import read_json
 from rlrc.roofline import floors_ms, rates
-from rlrc.vla_cache import VlaCachedPolicy
 
 LARGE = "dense-8bit"
 """Name of the policy that is too large to lie beside the baseline: its codes lie in the baseline's weights."""

@@ -21,10 +21,10 @@ FLOORS = [
         *("process", "progress", "reading", "stats", "tables", "version", "video"),
     },
     {"kernels"},
-    {"models"},
+    {"policies"},
     {"envs", "data"},
-    {"prune", "quantize", "vla_cache"},
-    {"rollouts", "evaluate", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
+    {"prune", "quantize"},
+    {"act", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
     {"finished", "pipeline", "recipe", "report", "resolve", "stage", "study", "verbs"},
     {"__init__", "__main__", "autoclasses", "cli", "command_line"},
 ]

@@ -15,9 +15,9 @@ import rlrc
 from rlrc.configs.prune import Depth
 from rlrc.configs.train import Shape, TowerShape
 from rlrc.errors import UserError
-from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.openvla.tiny import new_policy
+from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.shards import ShardWriter
 from rlrc.prune import PruneConfig
 from rlrc.stage import standalone

@@ -13,9 +13,9 @@ from checkpoint_files import set_field
 import rlrc
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import outline
+from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.locate import on_disk
-from rlrc.policies.contract import Policy
 
 IMAGES = np.zeros((2, 96, 96, 3), np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]

@@ -5,16 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from rlrc.models import decoding
 from torch import nn
 from transformers import LlamaModel
 
 from rlrc import kernels
 from rlrc.kernels.decode import TokenDecoder
-from rlrc.models import decoding
+from rlrc.policies.contract import Policy
 from rlrc.policies.openvla.config import DecoderConfig
 from rlrc.policies.parts.decoder import HeterogeneousLlamaModel
 from rlrc.policies.parts.linear import QuantizedLinear, get_linear
-from rlrc.policies.contract import Policy
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels: {kernels.missing()}")
 

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mortal_world import mortal
+from rlrc.evaluate import _actors, check, conditions, episode_ids, evaluate
+from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
 from toy_world import FPS, STEPS, ToyWorld
 
 from rlrc import envs
@@ -21,10 +23,8 @@ from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.evaluate import _actors, check, conditions, episode_ids, evaluate
 from rlrc.policies.contract import Policy
 from rlrc.policies.prismatic.processor import ImageProcessor
-from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
 from rlrc.stats import wilson
 from rlrc.video import read_video, write_video
 

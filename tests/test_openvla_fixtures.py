@@ -12,10 +12,10 @@ import torch
 from conftest import fixture_cases, fixture_folder
 from safetensors.torch import load_file, save_file
 
-from rlrc.policies.statistics import ActionTokenizer, action_statistics, unnormalise
 from rlrc.policies.checkpoint import load
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction, PolicyInputs
 from rlrc.policies.prismatic.processor import ImageProcessor
+from rlrc.policies.statistics import ActionTokenizer, action_statistics, unnormalise
 
 
 @dataclass

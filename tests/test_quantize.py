@@ -16,6 +16,8 @@ import rlrc
 from rlrc.configs.quantize import Part
 from rlrc.configs.train import Shape
 from rlrc.errors import UserError
+from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.tiny import new_policy
 from rlrc.policies.parts.linear import (
     QuantizedLinear,
     count_parameters,
@@ -25,8 +27,6 @@ from rlrc.policies.parts.linear import (
     replace_linears,
     unpack,
 )
-from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.tiny import new_policy
 from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)

@@ -14,14 +14,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 import rlrc
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import read_config
-from rlrc.policies.openvla.config import OpenVLAConfig
-from rlrc.policies.parts.llama_tokenizer import CHARACTERS, INSTRUCTIONS, llama_like_tokenizer
 from rlrc.policies.contract import Policy
-from rlrc.policies.prismatic.processor import ImageProcessor
-from rlrc.policies.openvla.layout import published_parameters, published_tensors
 from rlrc.policies.make_random import MakeRandomConfig, image_processor, make_random, published_config, write_weights
-from rlrc.policies.shards import TensorFiles, weight_files
+from rlrc.policies.openvla.config import OpenVLAConfig
+from rlrc.policies.openvla.layout import published_parameters, published_tensors
+from rlrc.policies.parts.llama_tokenizer import CHARACTERS, INSTRUCTIONS, llama_like_tokenizer
 from rlrc.policies.parts.vit import is_dead
+from rlrc.policies.prismatic.processor import ImageProcessor
+from rlrc.policies.shards import TensorFiles, weight_files
 
 PROMPT = OpenVLAConfig.prompt_template
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from test_openvla_fixtures import whole_checkpoint
 
 from rlrc.policies.checkpoint import load
-from rlrc.policies.openvla.model import PolicyInputs
 from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.model import PolicyInputs
 from rlrc.recover.gae import gae, huber, normalise, policy_loss, value_loss
 from rlrc.recover.ppo import evaluate_actions, value_of
 

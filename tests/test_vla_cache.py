@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import fixture_folder
+from rlrc.vla_cache import VlaCacheConfig, VlaCachedPolicy
 from safetensors.torch import load_file
 
 from rlrc import vla_cache as cache
 from rlrc.errors import UserError
-from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.contract import Policy
-from rlrc.vla_cache import VlaCacheConfig, VlaCachedPolicy
+from rlrc.policies.parts.decoding import Decoding
 
 CONFIG = VlaCacheConfig(attention_layer=0, layers=(1, 2), static_patches=9, relevant_patches=2)
 INSTRUCTION = ["put carrot on plate"]

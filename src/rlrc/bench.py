@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,9 +29,8 @@ from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.policies.checkpoint import load
-from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.contract import GREEDY, Observation, Policy
 from rlrc.policies.device import resolve_device
-from rlrc.policies.contract import Policy
 from rlrc.policies.prismatic.weights import stored_bytes
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
@@ -55,7 +54,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
         latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
         stages = _interleaved(
-            [stage_timer(policy, *_inputs(policy, 1)) for policy in policies], rounds, progress.advance
+            [stage_timer(policy, _observation(policy, 1)) for policy in policies], rounds, progress.advance
         )
         batches = {
             size: _interleaved([_timed_action(policy, size) for policy in policies], rounds, progress.advance)
@@ -78,7 +77,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "peak_memory": memory[i],
                 "latency_ms": _percentiles(1000 * latency[i]),
                 "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},
-                "floors_ms": floors_ms(policy, _prompt_tokens(policy), machine_rates),
+                "floors_ms": floors_ms(policy.stages(policy.prepare(_observation(policy, 1))), machine_rates),
                 "actions_per_second": {str(size): size / float(np.median(t[i, warm])) for size, t in batches.items()},
                 "speedup": float(np.median(latency[0] / latency[i])),
             }
@@ -135,7 +134,7 @@ def _load_and_act(path: Path, device: str, unnorm_key: str | None) -> dict[str, 
     baseline = psutil.Process().memory_info().rss
     policy = load(path, unnorm_key, device)
     for _ in range(3):
-        policy.act(*_inputs(policy, 1))
+        policy.act(_observation(policy, 1))
     measured = {"baseline": baseline, "peak": peak_resident()}
     if device.startswith("cuda"):
         measured |= {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
@@ -165,25 +164,25 @@ def _interleaved(measures: Sequence[Callable[[], Any]], rounds: int, after_round
 
 
 def _timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
-    inputs = _inputs(policy, batch_size)
+    observation = _observation(policy, batch_size)
 
     def measure() -> float:
         started = _now(policy.device)
-        policy.act(*inputs)
+        policy.act(observation)
         return _now(policy.device) - started
 
     return measure
 
 
-def stage_timer(policy: Policy, images: np.ndarray, instructions: Sequence[str]) -> Callable[[], list[float]]:
-    """A function that acts once on pictures (B, H, W, 3) and returns the seconds of each of STAGES."""
+def stage_timer(policy: Policy, observation: Observation) -> Callable[[], list[float]]:
+    """A function that acts once on an observation and returns the seconds of each of STAGES."""
 
     def measure() -> list[float]:
         started = _now(policy.device)
-        inputs = policy.prepare(images, instructions)
+        inputs = policy.prepare(observation)
         prepared = _now(policy.device)
         with stage_clock(policy) as seconds:
-            policy.decode(policy.sample(inputs).tokens)
+            policy.to_physical(policy.sample(inputs, GREEDY).actions.cpu().numpy())
         seconds = {"preprocess": prepared - started, **seconds}
         seconds["other"] = _now(policy.device) - started - sum(seconds.values())
         return [seconds[stage] for stage in STAGES]
@@ -207,23 +206,18 @@ def stage_clock(policy: Policy) -> Iterator[dict[str, float]]:
 
         return patch.object(owner, method, call)
 
-    with (
-        timed(policy.model.vision_backbone, "forward", lambda *_: "vision"),
-        timed(policy.model.projector, "forward", lambda *_: "projector"),
-        # The first call reads the prompt, the others add a token each.
-        timed(Decoding, "advance", lambda _, new: "prefill" if new.shape[1] > 1 else "decode"),
-    ):
+    with ExitStack() as stack:
+        for call in policy.stage_calls():
+            stack.enter_context(timed(call.owner, call.method, call.stage))
         yield seconds
 
 
-def _inputs(policy: Policy, batch_size: int) -> tuple[np.ndarray, list[str]]:
-    side = policy.image_size
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), np.uint8)
-    return images, [INSTRUCTION] * batch_size
-
-
-def _prompt_tokens(policy: Policy) -> int:
-    return policy.prepare(*_inputs(policy, 1)).input_ids.shape[1]
+def _observation(policy: Policy, batch_size: int) -> Observation:
+    """Noise for pictures, an instruction, and a state in the middle of what is usual."""
+    random, side = np.random.default_rng(0), policy.image_size
+    images = {camera: random.integers(0, 256, (batch_size, side, side, 3), np.uint8) for camera in policy.spec.cameras}
+    state = np.zeros((batch_size, len(policy.spec.state)), np.float32) if policy.spec.state else None
+    return Observation(images, [INSTRUCTION] * batch_size, state)
 
 
 def _now(device: torch.device) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 
 from rlrc.configs.inspect import InspectConfig
 from rlrc.policies.checkpoint import outline
-from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.policies.contract import Policy
+from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.progress import say
 from rlrc.tables import human_bytes, human_count, print_table
 

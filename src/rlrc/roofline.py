@@ -5,14 +5,14 @@ come from this machine's own rates, for bf16 products; 8-bit integers can go bel
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from rlrc.policies.contract import Stage
 from rlrc.policies.parts.linear import count_parameters
-from rlrc.policies.contract import Policy
 
 READ_BYTES = 2**30
 """Bytes that are read to measure memory: enough that they come from memory and not from a cache."""
@@ -30,23 +30,19 @@ def rates(device: torch.device | str = "cpu") -> dict[str, float]:
     }
 
 
-def floors_ms(policy: Policy, prompt_tokens: int, rates: dict[str, float]) -> dict[str, float]:
+def floors_ms(stages: Mapping[str, Stage], rates: dict[str, float]) -> dict[str, float]:
     """Milliseconds of the stages of one action at batch 1.
 
-    Args:
-        prompt_tokens: of the instruction; the patches come on top.
+    Reading the weights limits a stage that multiplies one row at a time, multiplying limits the others.
     """
-    model, tower = policy.model, policy.model.config.towers[0]
-    decoder = model.language_model.model.layers
-    prompt = prompt_tokens + tower.num_patches
-    reads = (model.config.action_dim - 1) * sum(tensor.nbytes for tensor in decoder.state_dict().values())
-    seconds = {
-        "vision": _product_seconds(model.vision_backbone, tower.num_patches, rates),
-        "projector": _product_seconds(model.projector, tower.num_patches, rates),
-        "prefill": _product_seconds(decoder, prompt, rates),
-        "decode": reads / rates["bytes_per_second"],
-    }
-    return {stage: 1000 * value for stage, value in seconds.items()}
+    seconds = {}
+    for name, stage in stages.items():
+        if stage.positions == 1:
+            weights = sum(tensor.nbytes for tensor in stage.module.state_dict().values())
+            seconds[name] = stage.passes * weights / rates["bytes_per_second"]
+        else:
+            seconds[name] = stage.passes * _product_seconds(stage.module, stage.positions, rates)
+    return {name: 1000 * value for name, value in seconds.items()}
 
 
 def _product_seconds(part: torch.nn.Module, positions: int, rates: dict[str, float]) -> float:

@@ -108,7 +108,7 @@ VERBS = {
         ),
         Verb(
             "evaluate",
-            "rlrc.evaluate",
+            "rlrc.act.evaluate",
             "rlrc.configs.evaluate",
             "EvaluateConfig",
             "",

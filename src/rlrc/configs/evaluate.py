@@ -51,6 +51,9 @@ class EvaluateConfig(PolicyPart):
     """Zero takes the likeliest action. Above zero, actions are sampled with noise that is fixed for each episode."""
     seed: Seed = 0
     """Seed for sampling actions."""
+    execute: int | None = Field(default=None, ge=1, le=1000)
+    """Number of actions of each chunk that are carried out before the policy is asked again. A policy that gives one
+    action a call has chunks of one; others have a number of their own unless you give one."""
     center_crop: bool = False
     """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
     crops."""

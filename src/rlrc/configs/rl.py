@@ -48,6 +48,9 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Probability that a word of an episode's instruction is shown as unknown."""
     temperature: float = Field(default=1.0, ge=1e-3, le=100)
     """Temperature at which actions are sampled. PPO improves the policy that it samples from."""
+    execute: int | None = Field(default=None, ge=1, le=1000)
+    """Number of actions of each chunk that are carried out before the policy is asked again. A policy that gives one
+    action a call has chunks of one; others have a number of their own unless you give one."""
     gamma: Share = 0.99
     """Discount of future rewards."""
     gae_lambda: Share = 0.95

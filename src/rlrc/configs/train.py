@@ -1,6 +1,6 @@
 """Options of `train`."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -86,8 +86,10 @@ class Shape(Config):
 
 
 class TrainConfig(SupervisedConfig):
-    """Train a mini OpenVLA from random weights."""
+    """Train a mini policy from random weights."""
 
+    family: Literal["openvla"] = "openvla"
+    """Kind of policy."""
     shape: Shape = Shape()
     """Sizes of the vision towers and the decoder."""
     unnorm_key: str = Field(default="tabletop", min_length=1, max_length=200)

@@ -193,7 +193,7 @@ class Stack:
 
     prefix: str
     """Dotted name of the list of layers in the model."""
-    layers: Sequence[nn.Module]
+    layers: Sequence[Any]
     config: Any
     """Its part of the model's config, with `num_hidden_layers` and `per_layer_config`."""
     rotary: nn.Module
@@ -202,6 +202,8 @@ class Stack:
     """Dotted name of the embedding whose vectors enter the first layer."""
     norm: str
     """Dotted name of what follows the last layer."""
+    config_in: Callable[[Any], Any]
+    """Finds `config` in a config of the whole model."""
     head: str
     """Dotted name of the matrix that reads tokens off; its rows may be those of the action ids alone."""
 
@@ -289,6 +291,15 @@ class Policy(ABC):
     @abstractmethod
     def encode(self, inputs: Any) -> Any:
         """`inputs` with what vision computes of the pictures in place of their pixels; differentiable."""
+
+    @abstractmethod
+    def features(self, inputs: Any) -> torch.Tensor:
+        """What vision has computed in encoded `inputs`, (N, P, hidden)."""
+
+    @property
+    @abstractmethod
+    def num_patches(self) -> int:
+        """P of `features`, of all cameras together."""
 
     @abstractmethod
     def sample(self, inputs: Any, sampler: Sampler = GREEDY, generator: Generators = None) -> Sample:
@@ -453,9 +464,7 @@ class Policy(ABC):
             losses |= {name: _mean(value, padded) for name, value in self.vitals(predicted, target, actions).items()}
         return losses
 
-    def vitals(
-        self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         """What training reports beside the loss, each (N, H, D)."""
         return {"l1_error": (self.best_actions(predicted) - actions).abs()}
 
@@ -487,6 +496,10 @@ class Policy(ABC):
     @abstractmethod
     def stacks(self) -> Sequence[Stack]:
         """The layers that pruning may make smaller."""
+
+    @abstractmethod
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor as the files have it, or of its rows those that the policy keeps."""
 
     @abstractmethod
     def rebuilt(self, config: Any) -> Self:

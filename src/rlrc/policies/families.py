@@ -1,4 +1,4 @@
-"""The families of policies that rlrc reads, by name. Nothing is imported here, so that looking them up costs nothing."""
+"""The families of policies that rlrc reads, by name. Nothing is imported here: to look them up is quick."""
 
 from typing import NamedTuple
 

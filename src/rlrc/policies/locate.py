@@ -11,7 +11,9 @@ from rlrc.reading import shorten
 CONFIG_FILE = "config.json"
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt"]
 """What is downloaded of a repository: nothing pickled, and no code."""
-SIDE_FILE = re.compile(r"(action_head|proprio_projector|noisy_action_projector|vision_backbone)([-_.].*)?\.(pt|pth|bin)")
+SIDE_FILE = re.compile(
+    r"(action_head|proprio_projector|noisy_action_projector|vision_backbone)([-_.].*)?\.(pt|pth|bin)"
+)
 """Parts of an OpenVLA-OFT policy, which lie beside a config.json that is OpenVLA's."""
 
 

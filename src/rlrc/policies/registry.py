@@ -23,9 +23,7 @@ def family(name: str) -> type[Policy]:
     return found
 
 
-def new_policy(
-    name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int
-) -> Policy:
+def new_policy(name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int) -> Policy:
     """A policy of a family with random weights, whose tokenizer is trained on `instructions`.
 
     Args:

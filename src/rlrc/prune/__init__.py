@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.configs.prune import PruneConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
-from rlrc.policies.checkpoint import empty_model, outline
-from rlrc.policies.openvla.config import OpenVLAConfig
+from rlrc.policies.checkpoint import outline
+from rlrc.policies.contract import Policy, Stack, Tensors
 from rlrc.policies.device import resolve_device
 from rlrc.policies.parts.linear import count_parameters
-from rlrc.policies.contract import Policy
 from rlrc.policies.saving import LINEAGE_FILE
-from rlrc.policies.prismatic.weights import Weights
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
@@ -36,7 +33,7 @@ from rlrc.prune.groups import Group, coupled_groups, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
-from rlrc.prune.stream import DECODER, StoredLayers
+from rlrc.prune.stream import StoredLayers
 from rlrc.prune.structured import layer_shape
 
 
@@ -89,7 +86,7 @@ class Task:
 
     config: PruneConfig
     parent: Policy
-    files: Weights
+    files: Tensors
     groups: Sequence[Group]
     target: Target
     demonstrations: Demonstrations | None
@@ -102,7 +99,7 @@ class Task:
         parent = outline(config.policy, policy_key(config), config.full_head)
         files = parent.weights
         assert files is not None
-        layers = _layers(parent)
+        layers = parent.stacks()[0].layers
         groups = coupled_groups(layers)
         protected = _protected(config.protect, len(layers))
         rounding = Rounding(config.round_to, config.round_direction)
@@ -129,7 +126,12 @@ class Task:
 
     @property
     def num_layers(self) -> int:
-        return len(_layers(self.parent))
+        return len(self.stack.layers)
+
+    @property
+    def stack(self) -> Stack:
+        """The layers that are pruned."""
+        return self.parent.stacks()[0]
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class Task:
 
     @property
     def layers(self) -> StoredLayers:
-        return StoredLayers(self.files, self.parent.model.config.text_config)
+        return StoredLayers(self.files, self.stack.prefix, self.stack.config)
 
     def measure(self) -> Measured:
         """Return what the method reads off the layers, or what an earlier run has read."""
@@ -154,8 +156,8 @@ class Task:
         return {name: tensor.cpu() for name, tensor in measured.items()}
 
     def _measure_on(self, device: torch.device) -> Measured:
-        rotary = self.parent.model.language_model.model.rotary_emb.to(device)
-        layers = StoredLayers(self.files, self.parent.model.config.text_config, device)
+        rotary = self.stack.rotary.to(device)
+        layers = StoredLayers(self.files, self.stack.prefix, self.stack.config, device)
         source = Source(layers, self.groups, self.target, self.config.seed, self.saved, rotary)
         if self.config.method.needs_calibration:
             source = self._with_calibration(source)
@@ -164,47 +166,41 @@ class Task:
     def _with_calibration(self, source: Source) -> Source:
         assert self.parent.source is not None
         around = outline(self.parent.source, full_head=self.config.full_head)
-        around.model.config.norm_stats, around.unnorm_key = self.parent.norm_stats, self.parent.unnorm_key
+        if self.parent.unnorm_key is not None:
+            around.adopt((self.parent.norm_stats or {})[self.parent.unnorm_key], self.parent.unnorm_key)
         if self.config.token_ids is not None:
-            return replace(source, calibration=text_calibration(around, self.files, self.config.token_ids))
+            return replace(source, calibration=text_calibration(around, self.config.token_ids))
         assert self.demonstrations is not None
-        frames = Frames.draw(around, self.files, self.demonstrations, self.config.samples, self.config.seed)
+        frames = Frames.draw(around, self.demonstrations, self.config.samples, self.config.seed)
         if not self.config.method.reads_pictures:
             frames.let_vision_go()
         return source.with_frames(frames)
 
     def child(self, plan: Plan) -> Policy:
         """The policy that `plan` makes of the parent, as an outline."""
-        config = OpenVLAConfig.from_dict(self.parent.model.config.to_dict())
-        text = config.text_config
+        config = type(self.parent.model.config).from_dict(self.parent.model.config.to_dict())
+        text = self.stack.config_in(config)
         whole = text.to_dict()
-        shapes = [plan.shapes.get(old, layer_shape(_layers(self.parent)[old])) for old in plan.layers]
+        shapes = [plan.shapes.get(old, layer_shape(self.stack.layers[old])) for old in plan.layers]
         changed = {new: shape for new, shape in enumerate(shapes) if not shape.items() <= whole.items()}
         text.per_layer_config = changed or None
         text.num_hidden_layers = len(plan.layers)
         text.output_bias = text.output_bias or plan.output_bias
-        model = empty_model(config, self.files.folder).eval().to(self.parent.model.dtype)
-        if self.parent.model.value_head is not None:
-            model.add_value_head()
-        policy = Policy(model, self.parent.processor, self.parent.unnorm_key, self.parent.lineage)
-        policy.weights = self.parent.weights
-        return policy
+        return self.parent.rebuilt(config)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """The child's tensors by name, each read, changed and let go in its turn; counts the decoder's `zeros`."""
-        wanted = child.model.state_dict()
+        prefix, wanted = f"{self.stack.prefix}.", child.model.state_dict()
         for name in self.files:
-            if name in wanted and not name.startswith(f"{DECODER}."):
-                whole = wanted[name].shape == self.files.outline(name).shape
-                tensor = self.files.read(name, slice(None) if whole else child.model.config.action_ids)
-                yield name, tensor
+            if name in wanted and not name.startswith(prefix):
+                yield name, self.parent.stored(name)
         layers, zeros = self.layers, 0
         for new, old in track(list(enumerate(plan.layers)), "write"):
             layer = layers[old]
             plan.edit(old, layer)
             for name, tensor in layer.state_dict().items():
                 zeros += tensor.numel() - int(tensor.count_nonzero()) if tensor.ndim == 2 else 0
-                yield f"{DECODER}.{new}.{name}", tensor
+                yield f"{prefix}{new}.{name}", tensor
         metrics["zeros"] = zeros / metrics["linear_parameters"]
 
     def counts(self, child: Policy) -> dict[str, Any]:
@@ -219,7 +215,7 @@ class Task:
         }
 
 
-def _identity(policy: Policy, files: Weights) -> dict[str, str]:
+def _identity(policy: Policy, files: Tensors) -> dict[str, str]:
     """Hashes of the files that say what the policy computes: its weights, and all JSON beside them."""
     assert policy.source is not None
     folders = dict.fromkeys([policy.source, *(path.parent for path in files.paths)])
@@ -238,31 +234,27 @@ def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:
     return protected
 
 
-def _layers(policy: Policy) -> list[LlamaDecoderLayer]:
-    return list(policy.model.language_model.model.layers)
-
-
 def _linear_parameters(policy: Policy) -> int:
     """Number of parameters of the decoder's matrices, without biases."""
-    return sum(p.numel() for layer in _layers(policy) for p in layer.parameters() if p.ndim == 2)
+    return sum(p.numel() for layer in policy.stacks()[0].layers for p in layer.parameters() if p.ndim == 2)
 
 
 def _layer_sizes(policy: Policy) -> list[dict[str, int]]:
     sizes: dict[int, dict[str, int]] = {}
-    for group in coupled_groups(_layers(policy)):
+    for group in coupled_groups(policy.stacks()[0].layers):
         sizes.setdefault(group.layer, {"layer": group.layer})[group.kind] = group.units
     return list(sizes.values())
 
 
 def _tell(parent: Policy, child: Policy, plan: Plan, metrics: dict[str, Any]) -> None:
-    before = [group for group in coupled_groups(_layers(parent)) if group.layer in plan.layers]
+    before = [group for group in coupled_groups(parent.stacks()[0].layers) if group.layer in plan.layers]
     changes: dict[int, list[str]] = {}
-    for old, new in zip(before, coupled_groups(_layers(child)), strict=True):
+    for old, new in zip(before, coupled_groups(child.stacks()[0].layers), strict=True):
         if old.units != new.units:
             changes.setdefault(old.layer, []).append(f"{old.noun} {old.units} -> {new.units}")
     for change, run in groupby(changes.items(), key=lambda item: item[1]):
         say(f"{span([layer for layer, _ in run])}: {', '.join(change)}")
-    if gone := sorted(set(range(len(_layers(parent)))) - set(plan.layers)):
+    if gone := sorted(set(range(len(parent.stacks()[0].layers))) - set(plan.layers)):
         say(f"decoder layers that go: {', '.join(map(str, gone))}")
     for part, name in (("policy", "parameters"), ("decoder's linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

@@ -6,6 +6,7 @@ each dimension's distribution over its bins, in [-1, 1]. The most salient states
 each action dimension by its share of the saliency of all.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from rlrc.configs.prune import StateSaliency
 from rlrc.errors import UserError
-from rlrc.policies.statistics import ActionTokenizer
+from rlrc.policies.contract import Observation
 from rlrc.progress import say, track
 from rlrc.prune.calibrate import Frames
 from rlrc.prune.criteria import LlmPrunerMethod
@@ -34,42 +35,51 @@ class StateSaliencyMethod(LlmPrunerMethod[StateSaliency]):
             raise UserError("state-saliency needs demonstrations: it blurs their pictures")
         sis = state_saliency(source, source.frames, self.config.grid)
         weights = self.weights(sis)
-        say("saliency of the action dimensions: " + ", ".join(f"{share:.2f}" for share in weights.mean(0).tolist()))
+        say(
+            "saliency of the action dimensions: "
+            + ", ".join(f"{share:.2f}" for share in weights.mean(dim=(0, 1)).tolist())
+        )
         weighted = source.frames.weighted(weights)
         return super().measure(source.with_frames(weighted))
 
     def weights(self, sis: torch.Tensor) -> torch.Tensor:
-        """Saliency (N, D) to weights in the loss (N, D), 1 on average."""
-        of_state, of_dimension = sis.sum(dim=1), sis.mean(dim=0)
+        """Saliency (N, H, D) to weights in the loss (N, H, D), 1 on average."""
+        of_state, of_dimension = sis.flatten(1).sum(dim=1), sis.mean(dim=(0, 1))
         salient = max(1, round(self.config.top_share * len(sis)))
         states = torch.ones(len(sis))
         states[of_state.topk(salient).indices] = self.config.weight
-        dimensions = of_dimension / of_dimension.mean() if of_dimension.sum() > 0 else torch.ones(sis.shape[1])
-        weights = states[:, None] * dimensions
+        dimensions = of_dimension / of_dimension.mean() if of_dimension.sum() > 0 else torch.ones(sis.shape[2])
+        weights = (states[:, None, None] * dimensions).expand(sis.shape)
         return weights / weights.mean()
 
 
 def state_saliency(source: Source, frames: Frames, grid: int) -> torch.Tensor:
-    """SIS of each frame and action dimension, (N, 7)."""
+    """SIS of each number of each frame's chunk, (N, H, D)."""
     clean = frames.calibration()
-    blurred = [frames.embed(blur(frames.images, grid, cell))[0] for cell in range(grid**2)]
+    blurred = [frames.embed(observation).embeddings for observation in blurred_everywhere(frames.observation, grid)]
     frames.let_vision_go()
-    stacked = replace(clean, embeddings=torch.cat([clean.embeddings, *blurred]), mask=clean.mask.repeat(grid**2 + 1, 1))
+    times = len(blurred) + 1
+    stacked = replace(
+        clean,
+        embeddings=torch.cat([clean.embeddings, *blurred]),
+        mask=clean.mask.repeat(times, 1),
+        positions=clean.positions.repeat(times, 1),
+    )
     stream, hidden = replace(source, calibration=stacked).stream, stacked.embeddings
     for index in track(range(len(source.layers)), "saliency"):
         hidden = stream.step(source.layers[index], hidden)
+    policy = frames.policy
     with torch.no_grad():
-        actions = torch.cat(
-            [mean_action(frames.logits(hidden[rows]), frames.policy.actions) for rows in stream.batches()]
-        )
+        actions = torch.cat([policy.mean_actions(policy.read(hidden[rows])) for rows in stream.batches()])
     own, *others = actions.split(len(frames))
     return torch.stack([(own - other).square() / 2 for other in others]).mean(dim=0)
 
 
-def mean_action(logits: torch.Tensor, actions: ActionTokenizer) -> torch.Tensor:
-    """Logits (n, 7, 256) to the mean of each dimension's distribution, in [-1, 1]: (n, 7)."""
-    centres = actions.decode(np.arange(actions.first_id, actions.vocab_end))
-    return logits.softmax(dim=-1) @ torch.from_numpy(centres).to(logits)
+def blurred_everywhere(observation: Observation, grid: int) -> Iterator[Observation]:
+    """The observation with one cell of one camera's pictures blurred, for each camera and cell."""
+    for camera, images in observation.images.items():
+        for cell in range(grid**2):
+            yield replace(observation, images={**observation.images, camera: blur(images, grid, cell)})
 
 
 def blur(images: np.ndarray, grid: int, cell: int) -> np.ndarray:

@@ -15,12 +15,11 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.errors import UserError
-from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.contract import Tensors
+from rlrc.policies.parts.config import DecoderConfig
 from rlrc.policies.parts.decoder import decoder_layer
-from rlrc.policies.prismatic.weights import Weights
 from rlrc.prune.groups import matrix
 
-DECODER = "language_model.model.layers"
 TOKENS_AT_ONCE = 8192
 """Positions that pass a layer together, which bounds the memory of its activations."""
 
@@ -32,8 +31,9 @@ class StoredLayers(Sequence[LlamaDecoderLayer]):
         UserError: a weight holds NaN or infinity.
     """
 
-    def __init__(self, files: Weights, config: DecoderConfig, device: torch.device | None = None) -> None:
-        self._files, self._config, self._device = files, config, device or torch.device("cpu")
+    def __init__(self, files: Tensors, prefix: str, config: DecoderConfig, device: torch.device | None = None) -> None:
+        self._files, self._prefix, self._config = files, prefix, config
+        self._device = device or torch.device("cpu")
 
     def __len__(self) -> int:
         return self._config.num_hidden_layers
@@ -50,7 +50,7 @@ class StoredLayers(Sequence[LlamaDecoderLayer]):
         with torch.device("meta"):
             layer = decoder_layer(self._config, index)
         for name, _ in list(layer.named_parameters()):
-            tensor = self._files.read(f"{DECODER}.{index}.{name}")
+            tensor = self._files.read(f"{self._prefix}.{index}.{name}")
             owner, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(owner), leaf, nn.Parameter(tensor.to(self._device), requires_grad=False))
         return layer.eval()
@@ -64,6 +64,10 @@ class Calibration:
     """Inputs of the first layer, (N, T, hidden)."""
     mask: torch.Tensor
     """Bool (N, T): false where there is only padding."""
+    positions: torch.Tensor
+    """Position ids (N, T)."""
+    causal: bool
+    """True where a position sees itself and those before it alone; false where it sees all."""
     loss: Callable[[torch.Tensor, slice], torch.Tensor]
     """Loss of the last outputs (n, T, hidden) for the samples of a slice: their share in the mean loss of all N."""
 
@@ -139,10 +143,10 @@ class Stream:
 
     def _call(self, layer: LlamaDecoderLayer, hidden: torch.Tensor, rows: slice) -> torch.Tensor:
         mask = self.calibration.mask[rows]
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        positions = self.calibration.positions[rows]
         output: torch.Tensor = layer(
             hidden,
-            attention_mask=_causal(mask, hidden.dtype),
+            attention_mask=_attention_mask(mask, self.calibration.causal, hidden.dtype),
             position_ids=positions,
             position_embeddings=self._rotary(hidden, position_ids=positions),
         )
@@ -163,10 +167,11 @@ def inputs_of(layer: LlamaDecoderLayer, see: Mapping[str, Callable[[torch.Tensor
             handle.remove()
 
 
-def _causal(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (n, 1, T, T): a position sees itself and what comes before it, but no padding."""
+def _attention_mask(mask: torch.Tensor, causal: bool, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (n, 1, T, T): a position sees no padding, and where `causal` nothing that comes after it."""
     length = mask.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask[:, None, None, :]
+    seen = torch.ones(length, length, dtype=torch.bool, device=mask.device)
+    seen = (seen.tril() if causal else seen) & mask[:, None, None, :]
     return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 

@@ -1,92 +1,149 @@
 """Acting for reinforcement learning: the episodes of one iteration in parallel worlds, kept for PPO to learn from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from rlrc import envs
+from rlrc.act.rollouts import as_seen
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
-from rlrc.policies.openvla.model import PolicyInputs
-from rlrc.policies.contract import Policy
-from rlrc.recover.loop import Learner, project, rng
+from rlrc.policies.contract import Observation, Policy, Sampler
+from rlrc.recover.loop import Learner, rng
 from rlrc.recover.sft import hide_words
 
 
 @dataclass
 class Buffer:
-    """T steps in N worlds; time comes first, so that (t, n) lies at t * N + n when flattened.
+    """T chunks of actions in N worlds; time comes first, so that (t, n) lies at t * N + n when flattened.
 
-    Pictures and instructions have a row more: what the last step led to.
+    What was seen has a row more: what the last chunk led to.
     """
 
-    instructions: list[str]
-    """(T + 1) * N, flat."""
-    images: torch.Tensor
-    """Pictures on the CPU: projected patches (T + 1, N, P, hidden) where vision is frozen, else pictures uint8
-    (T + 1, N, H, W, 3)."""
-    tokens: torch.Tensor
-    """Action ids (T, N, 7)."""
+    seen: "Seen"
+    """(T + 1) * N moments, flat."""
+    latent: dict[str, torch.Tensor]
+    """What the policy's likelihood needs of the chunks, each (T, N, ...)."""
     logprobs: torch.Tensor
-    """Log-probabilities (T, N), as sampled."""
+    """(T, N), as sampled."""
+    executed: torch.Tensor
+    """Bool (T, N, H), false of actions that were not carried out."""
     rewards: torch.Tensor
+    """(T, N), the discounted sum over the steps of a chunk."""
     masks: torch.Tensor
-    """(T + 1, N): 0 after a step that ended the episode."""
+    """(T + 1, N): 0 after a chunk in which the episode ended."""
     success: torch.Tensor
-    """Bool (T, N)."""
+    """Bool (T, N), at the end of the chunk."""
+    succeeded: torch.Tensor
+    """Bool (T, N), at any step of the chunk."""
     grasped: torch.Tensor
 
     def __len__(self) -> int:
         return self.rewards.numel()
 
     @property
+    def steps(self) -> int:
+        """Steps that the worlds made."""
+        return int(self.executed.sum())
+
+    @property
     def first_episodes(self) -> torch.Tensor:
-        """Bool (T, N): the steps of each world's first episode. Later ones are cut off by the buffer's end, the more
+        """Bool (T, N): the chunks of each world's first episode. Later ones are cut off by the buffer's end, the more
         often the longer they take, so rates are counted over the first ones."""
         ended = self.masks[1:] == 0
         return (ended.cumsum(dim=0) - ended.int()) == 0
 
-    def inputs(self, policy: Policy, index: torch.Tensor) -> PolicyInputs:
-        """Model inputs of flat numbers (B,)."""
-        images = self.images.flatten(0, 1)[index.cpu()]
-        instructions = [self.instructions[i] for i in index.tolist()]
-        if images.dtype == torch.uint8:
-            return policy.prepare(images.numpy(), instructions)
-        prompts = policy.processor.prompts(instructions)
-        return replace(prompts, image_embeddings=images).to(policy.device)
+    def latent_of(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the likelihood needs of the chunks of flat numbers (B,)."""
+        return {name: tensor.flatten(0, 1)[index] for name, tensor in self.latent.items()}
 
 
-def act(policy: Policy, env: envs.WorkerVectorEnv, iteration: int, config: RlConfig, learner: Learner) -> Buffer:
-    """Act for the time of one whole episode in every world, on new episodes in each iteration and on each process."""
-    episodes = Episodes(env, iteration, config, learner)
-    noise, variation = learner.generator("act", iteration), learner.generator("augment", iteration, device="cpu")
-    seen: list[torch.Tensor] = []
-    instructions: list[str] = []
-    steps: list[tuple[torch.Tensor, ...]] = []
+class Seen:
+    """What a policy saw, moment by moment: as vision has encoded it where vision is frozen, else as pictures."""
 
-    def look() -> PolicyInputs:
-        images = torch.from_numpy(episodes.images)
-        if config.augment is not None:
-            images = vary(images, config.augment, variation)
-        inputs = policy.prepare(images.numpy(), episodes.instructions)
-        if not learner.trains_vision:
-            inputs = project(policy, inputs)
-            assert inputs.image_embeddings is not None
-            images = inputs.image_embeddings.cpu()
-        seen.append(images)
-        instructions.extend(episodes.instructions)
+    def __init__(self, policy: Policy, encoded: bool) -> None:
+        self._policy, self._encoded = policy, encoded
+        self._moments: list[Any] = []
+
+    def add(self, observation: Observation) -> Any:
+        """Remember N observations, and return the model inputs that they make."""
+        inputs = self._policy.prepare(observation)
+        if self._encoded:
+            inputs = self._policy.encode(inputs)
+        self._moments.append(inputs.to("cpu") if self._encoded else observation)
         return inputs
 
+    def inputs(self, index: torch.Tensor) -> Any:
+        """Model inputs of the moments of flat numbers (B,)."""
+        if self._encoded:
+            return self._all_inputs[index.cpu()].to(self._policy.device)
+        return self._policy.prepare(self._all_observations[index.cpu().numpy()])
+
+    @cached_property
+    def _all_inputs(self) -> Any:
+        return type(self._moments[0]).concatenate(self._moments)
+
+    @cached_property
+    def _all_observations(self) -> Observation:
+        first: Observation = self._moments[0]
+        states = [moment.state for moment in self._moments]
+        return Observation(
+            {name: np.concatenate([moment.images[name] for moment in self._moments]) for name in first.images},
+            [text for moment in self._moments for text in moment.instruction],
+            None if first.state is None else np.concatenate(states),
+        )
+
+
+def act(
+    policy: Policy, env: envs.WorkerVectorEnv, iteration: int, config: RlConfig, learner: Learner, execute: int
+) -> Buffer:
+    """Act for the time of one whole episode in every world, on new episodes in each iteration and on each process.
+
+    Args:
+        execute: actions of each chunk that are carried out.
+    """
+    episodes = Episodes(env, iteration, config, learner)
+    noise, variation = learner.generator("act", iteration), learner.generator("augment", iteration, device="cpu")
+    seen = Seen(policy, encoded=not learner.trains_vision)
+    chunks: list[tuple[torch.Tensor, ...]] = []
+    latents: list[dict[str, torch.Tensor]] = []
+
+    def look() -> Any:
+        observation = episodes.observation(policy.spec.cameras)
+        if config.augment is not None:
+            varied = {
+                name: vary(torch.from_numpy(images), config.augment, variation).numpy()
+                for name, images in observation.images.items()
+            }
+            observation = replace(observation, images=varied)
+        return seen.add(observation)
+
     episodes.start(policy, np.ones(env.num_envs, bool))
-    for _ in range(env.max_episode_steps):
-        sample = policy.sample(look(), config.temperature, noise)
-        outcomes = episodes.step(policy, policy.decode(sample.tokens))
-        steps.append((sample.tokens, sample.logprobs, *(torch.tensor(o, device=policy.device) for o in outcomes)))
+    for _ in range(-(-env.max_episode_steps // execute)):
+        sample = policy.sample(look(), Sampler(config.temperature), noise)
+        assert sample.logprobs is not None
+        actions = policy.to_physical(sample.actions.cpu().numpy())[:, :execute]
+        outcomes = [torch.from_numpy(outcome).to(policy.device) for outcome in episodes.carry_out(policy, actions)]
+        executed = F.pad(outcomes[0], (0, policy.spec.horizon - execute))
+        latents.append(sample.latent)
+        chunks.append((summed(sample.logprobs, executed), executed, *outcomes[1:]))
     look()
-    tokens, logprobs, rewards, masks, success, grasped = (torch.stack(column) for column in zip(*steps, strict=True))
+    logprobs, executed, rewards, masks, success, succeeded, grasped = (
+        torch.stack(column) for column in zip(*chunks, strict=True)
+    )
+    latent = {name: torch.stack([latent[name] for latent in latents]) for name in latents[0]}
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
-    return Buffer(instructions, torch.stack(seen), tokens, logprobs, rewards, masks, success, grasped)
+    return Buffer(seen, latent, logprobs, executed, rewards, masks, success, succeeded, grasped)
+
+
+def summed(logprobs: torch.Tensor, executed: torch.Tensor) -> torch.Tensor:
+    """Log-probability (N,) of a chunk, from those of its numbers (N, H, D), over the executed (N, H) actions."""
+    return (logprobs * executed[..., None]).flatten(1).sum(dim=1)
 
 
 class Episodes:
@@ -99,7 +156,7 @@ class Episodes:
         self._words = rng(config.seed, "words", iteration, learner.rank)
         self._successes = np.zeros(env.num_envs, int)
         self.instructions = [""] * env.num_envs
-        self.images: np.ndarray
+        self._seen: dict[str, Any] = {}
 
     def start(self, policy: Policy, where: np.ndarray) -> None:
         """Begin a new episode in the worlds `where` (N,)."""
@@ -107,24 +164,52 @@ class Episodes:
         self._next_id += self._env.num_envs
         options = {"split": "ind", "variant": "main", "episode_ids": ids, "reset_mask": where}
         observation, _ = self._env.reset(options=options)
-        self.images = observation["image"]
+        self._seen = observation
         self._successes[where] = 0
         for n in np.flatnonzero(where):
             text = observation["instruction"][n]
             dropout = self._config.word_dropout
             self.instructions[n] = hide_words(policy, text, dropout, self._words) if dropout else text
 
-    def step(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Act, and begin anew where an episode ended: reward, mask (0 where it ended), success, grasped; all (N,)."""
+    def observation(self, cameras: Sequence[str]) -> Observation:
+        """What a policy with these cameras sees now; instructions may have hidden words."""
+        return replace(as_seen(self._seen, cameras), instruction=list(self.instructions))
+
+    def carry_out(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Carry out the first actions of chunks (N, k, D), and begin anew where an episode ended.
+
+        A world whose episode ends within the chunk stands still until the others have carried out theirs.
+
+        Returns:
+            bool (N, k), which actions counted; and (N,) each: the discounted reward, the mask (0 where the episode
+            ended), success at the end and at any step, grasped.
+        """
+        count = self._env.num_envs
+        counted = np.zeros((count, actions.shape[1]), bool)
+        reward, success, succeeded, grasped = np.zeros(count, np.float32), *np.zeros((3, count), bool)
+        running = np.ones(count, bool)
+        for number in range(actions.shape[1]):
+            now, mask, done, held = self._step(np.where(running[:, None], actions[:, number], 0))
+            counted[:, number] = running
+            reward += np.where(running, self._config.gamma**number * now, 0).astype(np.float32)
+            success = np.where(running, done, success)
+            succeeded |= running & done
+            grasped |= running & held
+            running = running & (mask > 0)
+            if not running.any():
+                break
+        if not running.all():
+            self.start(policy, ~running)
+        return counted, reward, running.astype(np.float32), success, succeeded, grasped
+
+    def _step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Make one step: reward, mask (0 where the episode ended), success, grasped; all (N,)."""
         observation, reward, terminated, truncated, info = self._env.step(actions)
-        self.images = observation["image"]
+        self._seen = observation
         ended = terminated | truncated
         if self._config.end_on_loss:
             ended = ended | ((self._successes > 0) & ~info["success"])
         self._successes = np.where(info["success"], self._successes + 1, 0)
         if self._config.end_after_success:
             ended = ended | (self._successes >= self._config.end_after_success)
-        outcomes = reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"]
-        if ended.any():
-            self.start(policy, ended)
-        return outcomes
+        return reward.astype(np.float32), 1 - ended.astype(np.float32), info["success"], info["grasped"]

@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +27,8 @@ from torch import nn
 from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
-from rlrc.policies.device import resolve_device
-from rlrc.policies.openvla.model import PolicyInputs
 from rlrc.policies.contract import Policy
+from rlrc.policies.device import resolve_device
 from rlrc.progress import MetricsLog, bar, read_metrics
 from rlrc.recover.optimizer import optimizers
 
@@ -85,7 +83,7 @@ class Learner:
         if self.device.type == "cpu":
             # The backward pass of the fused CPU kernel takes several times as long as attention written out.
             policy.model.set_attn_implementation("eager")
-        self._lora = _choose_trainable(policy.model, config)
+        self._lora = _choose_trainable(policy, config)
         modules = {"model": policy.model, **(extra_modules or {})}
         for module in modules.values():
             module.to(self.device)
@@ -128,7 +126,9 @@ class Learner:
     @property
     def trains_vision(self) -> bool:
         """True if the vision towers and the projector change."""
-        return any(parameter.requires_grad for parameter in self.policy.model.projector.parameters())
+        model, parts = self.policy.model, self.policy.parts
+        seeing = [model.get_submodule(parts[part]) for part in ("vision", "projector") if part in parts]
+        return any(parameter.requires_grad for module in seeing for parameter in module.parameters())
 
     def generator(self, purpose: str, *key: int, device: str | None = None) -> torch.Generator:
         """A generator for one draw, each process its own; see `rng`. `device` defaults to the learner's."""
@@ -303,12 +303,6 @@ class Means:
         return dict(zip(names, means.tolist(), strict=True))
 
 
-def project(policy: Policy, inputs: PolicyInputs) -> PolicyInputs:
-    """`inputs` with the projected patches of the picture in place of its pixels."""
-    assert inputs.pixel_values is not None
-    return replace(inputs, pixel_values=None, image_embeddings=policy.model.project_images(inputs.pixel_values))
-
-
 def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:
     """The generator of one draw: independent for every purpose and key, whatever was drawn before."""
     return np.random.default_rng([seed, *purpose.encode(), *key])
@@ -324,22 +318,25 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Lit
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
 
 
-def _choose_trainable(model: nn.Module, config: LearnerConfig) -> LoraModel | None:
+def _choose_trainable(policy: Policy, config: LearnerConfig) -> LoraModel | None:
     """Let the chosen parameters require gradients, the others not; returns the adapters where there are any.
 
-    A value head is always trained.
+    What a family has beside vision and language, such as the head that makes actions, is always trained.
     """
-    model.requires_grad_(config.train == "all" and config.lora is None)
+    model, parts = policy.model, policy.parts
+    model.requires_grad_(config.lora is None)
     adapters = None
     if config.lora is not None:
         peft_config = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=DECODER_LINEARS)
+        root = policy.stacks()[0].prefix.partition(".")[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            adapters = LoraModel(model.language_model, peft_config, "default")
-    else:
-        model.language_model.requires_grad_(True)
-    if model.value_head is not None:
-        model.value_head.requires_grad_(True)
+            adapters = LoraModel(model.get_submodule(root), peft_config, "default")
+    elif config.train == "decoder":
+        for part in ("vision", "projector"):
+            model.get_submodule(parts[part]).requires_grad_(False)
+    for part in parts.keys() - {"vision", "projector", "decoder", "embedding", "head"}:
+        model.get_submodule(parts[part]).requires_grad_(True)
     return adapters
 
 

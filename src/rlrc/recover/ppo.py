@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from rlrc import envs
+from rlrc.act.actor import Chunked
+from rlrc.act.rollouts import rollout
 from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
@@ -33,14 +34,13 @@ from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
-from rlrc.policies.openvla.model import PolicyInputs
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Policy, Sampler
 from rlrc.process import keep_freed_memory
-from rlrc.recover.acting import Buffer, act
+from rlrc.recover.acting import Buffer, act, summed
+from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
-from rlrc.recover.sft import Frames, action_losses
-from rlrc.rollouts import rollout
+from rlrc.recover.sft import Frames
 
 
 def check(config: RlConfig) -> None:
@@ -67,8 +67,12 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     demonstrations = None if config.dataset is None else Demonstrations.of(config)
     if demonstrations is not None:
         adopt_statistics(policy, demonstrations, config)
-    policy.model.add_value_head(config.seed)
-    learner = Learner(policy, config, out, learning_rates={"model.value_head.": config.value_learning_rate})
+    if policy.no_likelihood is not None:
+        raise UserError(f"{config.policy}: {policy.no_likelihood}")
+    critic = new_critic(policy, config.seed)
+    rates = {"critic.": config.value_learning_rate}
+    learner = Learner(policy, config, out, {"critic": critic}, rates)
+    actor = Chunked(policy, execute=config.execute)
     frames = None
     if demonstrations is not None:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
@@ -78,40 +82,17 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
             with learner.autocast(), torch.no_grad():
-                buffer = envs.repeat_if_lost(partial(act, policy, env, iteration, config, learner))
+                buffer = envs.repeat_if_lost(partial(act, policy, env, iteration, config, learner, actor.execute))
             acted = time.monotonic()
-            values = update(policy, buffer, frames, iteration, config, learner)
+            values = update(policy, critic, buffer, frames, iteration, config, learner)
             values |= {"acting_seconds": acted - started, "updating_seconds": time.monotonic() - acted}
             values["learning_rate"] = config.learning_rate * rate_factor(iteration, config)
-            values["steps_per_second"] = len(buffer) * learner.world_size / (time.monotonic() - started)
+            values["steps_per_second"] = buffer.steps * learner.world_size / (time.monotonic() - started)
             if config.eval_every and (iteration == 0 or (iteration + 1) % config.eval_every == 0):
-                values |= learning_curve_point(policy, env, config, learner)
+                values |= learning_curve_point(actor, env, config, learner)
             record(iteration + 1, values, f"success {100 * values['success_at_end']:.0f} %")
             learner.save_if_due(iteration + 1)
-    policy.model.value_head = None
     return learner.finish("rl", **({} if frames is None else frames.facts))
-
-
-def evaluate_actions(
-    policy: Policy, inputs: PolicyInputs, tokens: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probabilities (B,) of actions `tokens` (B, 7), entropies (B,) and the critic's states (B, hidden).
-
-    The log-probability is the sum, the entropy the mean over the tokens, both of the distribution over the 256 action
-    ids at the temperature that is sampled from.
-    """
-    logits, hidden = policy.model.action_logits(inputs, tokens)
-    logprobs = F.log_softmax(logits.float() / temperature, dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=-1)
-    chosen = logprobs.gather(-1, policy.actions.ids_to_bins(tokens)[..., None]).squeeze(-1)
-    return chosen.sum(dim=-1), entropy, hidden.float()
-
-
-def value_of(policy: Policy, hidden: torch.Tensor) -> torch.Tensor:
-    """The critic's values (B,) of states (B, hidden). Called outside autocast: bf16 would round them to 1 in 256."""
-    assert policy.model.value_head is not None
-    values: torch.Tensor = policy.model.value_head(hidden)
-    return values
 
 
 @dataclass
@@ -129,28 +110,36 @@ class Targets:
 
 
 @torch.no_grad()
-def targets(policy: Policy, buffer: Buffer, config: RlConfig, learner: Learner) -> Targets:
+def targets(policy: Policy, critic: Critic, buffer: Buffer, config: RlConfig, learner: Learner) -> Targets:
     """Read the buffer once, teacher-forced, and estimate advantages and returns."""
     # The last row holds the states that the last actions led to; their own actions were never chosen, and the critic,
     # which reads what comes before the first token, does not depend on them.
-    tokens = torch.cat([buffer.tokens, buffer.tokens[-1:]]).flatten(0, 1)
+    last = {name: torch.cat([tensor, tensor[-1:]]).flatten(0, 1) for name, tensor in buffer.latent.items()}
+    executed = torch.cat([buffer.executed, buffer.executed[-1:]]).flatten(0, 1)
     readings = []
-    for index in torch.arange(len(tokens)).split(config.batch_size):
+    for index in torch.arange(len(executed)).split(config.batch_size):
+        latent = {name: tensor[index] for name, tensor in last.items()}
         with learner.autocast():
-            logprobs, _, hidden = evaluate_actions(
-                policy, buffer.inputs(policy, index), tokens[index], config.temperature
-            )
-        readings.append((logprobs, hidden, value_of(policy, hidden)))
+            likelihood = policy.likelihood(buffer.seen.inputs(index), latent, Sampler(config.temperature))
+        logprobs = summed(likelihood.logprobs, executed[index])
+        readings.append((logprobs, likelihood.state, critic(likelihood.state)))
     logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
+    chunk = int(buffer.executed.sum(dim=-1).max())
     by_time = values.view(-1, buffer.rewards.shape[1])
-    advantages, returns = gae(buffer.rewards, by_time, buffer.masks, config.gamma, config.gae_lambda)
+    advantages, returns = gae(buffer.rewards, by_time, buffer.masks, config.gamma**chunk, config.gae_lambda)
     advantages = normalise(advantages, learner.gather(advantages))
     acted = slice(len(buffer))
     return Targets(logprobs[acted], hidden[acted], values[acted], returns.flatten(), advantages.flatten())
 
 
 def update(
-    policy: Policy, buffer: Buffer, frames: Frames | None, iteration: int, config: RlConfig, learner: Learner
+    policy: Policy,
+    critic: Critic,
+    buffer: Buffer,
+    frames: Frames | None,
+    iteration: int,
+    config: RlConfig,
+    learner: Learner,
 ) -> dict[str, float]:
     """Learn from one buffer; returns the vitals of the iteration, means over its minibatches and over processes.
 
@@ -159,14 +148,14 @@ def update(
     """
     if len(buffer) % (config.batch_size * config.gradient_accumulation):
         raise UserError(
-            f"{len(buffer)} steps an iteration cannot be cut into batches of {config.batch_size} "
+            f"{len(buffer)} chunks of actions an iteration cannot be cut into batches of {config.batch_size} "
             f"x gradient_accumulation {config.gradient_accumulation}; change batch_size or num_envs"
         )
-    target = targets(policy, buffer, config, learner)
+    target = targets(policy, critic, buffer, config, learner)
     means = Means()
     first = buffer.first_episodes
     means.add(
-        success_once=(buffer.success & first).any(dim=0).float().mean(),
+        success_once=(buffer.succeeded & first).any(dim=0).float().mean(),
         success_at_end=buffer.success.gather(0, first.sum(dim=0, keepdim=True) - 1).float().mean(),
         grasped=(buffer.grasped & first).any(dim=0).float().mean(),
         episode_return=(buffer.rewards * first).sum(dim=0).mean(),
@@ -182,11 +171,11 @@ def update(
     ]
     batches = torch.from_numpy(np.concatenate(orders)).split(config.batch_size)
     if warming_up:
-        warm_up_critic(policy, target, batches, config, learner, means)
+        warm_up_critic(critic, target, batches, config, learner, means)
     else:
         if frames is not None:
             frames.seek(iteration * len(batches))
-        improve(policy, buffer, target, batches, frames, rate_factor(iteration, config), config, learner, means)
+        improve(policy, critic, buffer, target, batches, frames, rate_factor(iteration, config), config, learner, means)
     return means.take(learner)
 
 
@@ -196,7 +185,7 @@ def rate_factor(iteration: int, config: RlConfig) -> float:
 
 
 def warm_up_critic(
-    policy: Policy,
+    critic: Critic,
     target: Targets,
     batches: Sequence[torch.Tensor],
     config: RlConfig,
@@ -205,13 +194,14 @@ def warm_up_critic(
 ) -> None:
     """Fit the value head, and nothing else, to the returns."""
     for index in batches:
-        loss = huber(target.returns[index] - value_of(policy, target.hidden[index]), config.huber_delta).mean()
+        loss = huber(target.returns[index] - critic(target.hidden[index]), config.huber_delta).mean()
         loss.backward()
         means.add(value_loss=loss, grad_norm=learner.step())
 
 
 def improve(
     policy: Policy,
+    critic: Critic,
     buffer: Buffer,
     target: Targets,
     batches: Sequence[torch.Tensor],
@@ -226,14 +216,16 @@ def improve(
     for first in range(0, len(batches), config.gradient_accumulation):
         kl = torch.zeros((), device=policy.device)
         for number in range(first, first + config.gradient_accumulation):
-            loss, vitals = ppo_loss(policy, buffer, target, batches[number], config, learner)
+            loss, vitals = ppo_loss(policy, critic, buffer, target, batches[number], config, learner)
             (loss / config.gradient_accumulation).backward()
             means.add(**vitals)
             kl += vitals["approx_kl"] / config.gradient_accumulation
             if frames is not None:
-                inputs, actions, _ = frames.next()
+                batch = frames.next()
                 with learner.autocast():
-                    cloning = action_losses(policy, inputs, actions, config.label_spread)["loss"]
+                    cloning = policy.loss(batch.inputs, batch.actions, batch.padded, config.label_spread, batch.noise)[
+                        "loss"
+                    ]
                 (config.bc_coefficient * cloning / config.gradient_accumulation).backward()
                 means.add(bc_loss=cloning)
         if config.target_kl is not None and learner.mean(kl) > config.target_kl:
@@ -245,23 +237,29 @@ def improve(
 
 
 def ppo_loss(
-    policy: Policy, buffer: Buffer, target: Targets, index: torch.Tensor, config: RlConfig, learner: Learner
+    policy: Policy,
+    critic: Critic,
+    buffer: Buffer,
+    target: Targets,
+    index: torch.Tensor,
+    config: RlConfig,
+    learner: Learner,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of one minibatch, and its vitals."""
-    inputs, tokens = buffer.inputs(policy, index), buffer.tokens.flatten(0, 1)[index]
     with learner.autocast():
-        logprobs, entropy, hidden = evaluate_actions(policy, inputs, tokens, config.temperature)
-    values = value_of(policy, hidden)
+        likelihood = policy.likelihood(buffer.seen.inputs(index), buffer.latent_of(index), Sampler(config.temperature))
+    logprobs, entropy = summed(likelihood.logprobs, buffer.executed.flatten(0, 1)[index]), likelihood.entropy
+    values = critic(likelihood.state)
     old_logprobs, advantages = target.logprobs[index], target.advantages[index]
     actor = policy_loss(logprobs, old_logprobs, advantages, config.clip)
-    critic = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
-    loss = actor + config.value_coefficient * critic - config.entropy_coefficient * entropy.mean()
+    critical = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
+    loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy.mean()
     with torch.no_grad():
         log_ratio = logprobs - old_logprobs
         ratio = log_ratio.exp()
         vitals = {
             "policy_loss": actor,
-            "value_loss": critic,
+            "value_loss": critical,
             "entropy": entropy.mean(),
             "approx_kl": approx_kl(log_ratio),
             "clipfrac": ((ratio - 1).abs() > config.clip).float().mean(),
@@ -272,7 +270,7 @@ def ppo_loss(
 
 
 def learning_curve_point(
-    policy: Policy, env: envs.WorkerVectorEnv, config: RlConfig, learner: Learner
+    actor: Chunked, env: envs.WorkerVectorEnv, config: RlConfig, learner: Learner
 ) -> dict[str, float]:
     """Success rates, in and out of distribution, over episodes that stay the same; on the main process."""
     if not learner.is_main:
@@ -281,7 +279,7 @@ def learning_curve_point(
     with learner.autocast(), torch.no_grad():
         return {
             f"eval_{split}_success": success_rate(
-                rollout(policy, env, episode_ids, split, temperature=config.eval_temperature, seed=config.seed)
+                rollout(actor, env, episode_ids, split, temperature=config.eval_temperature, seed=config.seed)
             ).rate
             for split in env.world_spec.splits
         }

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy on the seven action tokens of demonstrations.
+"""Supervised fine-tuning: a policy's own loss on the actions of demonstrations.
 
     rlrc sft --policy runs/default/prune/checkpoint --dataset runs/default/collect/dataset --out runs/default/sft
     accelerate launch --multi_gpu --num_processes 2 -m rlrc sft ...        (the same where there is no GPU)
@@ -8,12 +8,12 @@
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from rlrc.configs.augmentation import Augmentation
@@ -22,14 +22,13 @@ from rlrc.configs.sft import SftConfig
 from rlrc.data.batches import ShuffledBatches, vary
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.frames import JPEG_QUALITY, open_frames
+from rlrc.data.samples import chunks
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
-from rlrc.policies.statistics import action_statistics, normalise
 from rlrc.policies.checkpoint import load
-from rlrc.policies.openvla.model import PolicyInputs
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation, Policy
 from rlrc.process import keep_freed_memory
-from rlrc.recover.loop import Learner, Means, learning_rate_factor, project, rng
+from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
 
 LOG_EVERY = 10
 """Steps between two rows of metrics. States are written with rows only, so that a resumed run logs the same ones."""
@@ -78,12 +77,12 @@ def fit(
     with learner.logbook(verb, config.steps, done) as record:
         for step in range(done, config.steps):
             for _ in range(config.gradient_accumulation):
-                inputs, actions, numbers = frames.next()
+                batch = frames.next()
                 with learner.autocast():
-                    inputs = project(policy, inputs)
-                    losses = action_losses(policy, inputs, actions, config.label_spread)
+                    inputs = policy.encode(batch.inputs)
+                    losses = policy.loss(inputs, batch.actions, batch.padded, config.label_spread, batch.noise)
                     if auxiliary is not None:
-                        losses["auxiliary_loss"] = auxiliary(inputs.image_embeddings, numbers)
+                        losses["auxiliary_loss"] = auxiliary(policy.features(inputs), batch.numbers)
                 total = losses["loss"] + losses.get("auxiliary_loss", 0.0)
                 (total / config.gradient_accumulation).backward()
                 means.add(**losses)
@@ -99,35 +98,20 @@ def fit(
     return learner.finish(verb, **frames.facts)
 
 
-def action_losses(
-    policy: Policy, inputs: PolicyInputs, actions: torch.Tensor, label_spread: float = 0.0
-) -> dict[str, torch.Tensor]:
-    """Measure how well a policy predicts normalised actions (B, 7): scalars `loss`, `token_accuracy` and `l1_error`.
+@dataclass(frozen=True)
+class Batch:
+    """B demonstrated frames."""
 
-    The loss is the cross-entropy over the 256 action ids; the error is that of the likeliest action.
-    """
-    tokens = torch.from_numpy(policy.actions.encode(actions.cpu().numpy())).to(actions.device)
-    logits = policy.model.action_logits(inputs, tokens)[0].float().flatten(0, 1)
-    labels = policy.actions.ids_to_bins(tokens).flatten()
-    loss = F.cross_entropy(logits, _spread(labels, label_spread, logits.shape[-1]) if label_spread else labels)
-    predicted = logits.argmax(dim=-1)
-    ids = np.arange(policy.actions.first_id, policy.actions.vocab_end)
-    centres = torch.from_numpy(policy.actions.decode(ids)).to(actions)
-    return {
-        "loss": loss,
-        "token_accuracy": (predicted == labels).float().mean(),
-        "l1_error": (centres[predicted] - actions.flatten()).abs().mean(),
-    }
-
-
-def _spread(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
-    """Bin numbers (B,) to distributions (B, bins): a Gaussian around each label."""
-    distance = torch.arange(bins, device=labels.device) - labels[:, None]
-    return (-0.5 * (distance / spread) ** 2).softmax(dim=-1)
-
-
-Batch = tuple[PolicyInputs, torch.Tensor, torch.Tensor]
-"""Model inputs, normalised actions (B, 7) and numbers (B,) of the frames."""
+    inputs: Any
+    """Model inputs."""
+    actions: torch.Tensor
+    """Chunks, normalised (B, H, D)."""
+    padded: torch.Tensor
+    """Bool (B, H), true behind the end of an episode."""
+    numbers: torch.Tensor
+    """Numbers of the frames (B,)."""
+    noise: torch.Generator
+    """Source of the noise that policies which denoise learn from."""
 
 
 class Frames:
@@ -148,14 +132,13 @@ class Frames:
         require_fit(policy, demonstrations)
         self._policy = policy
         self._demonstrations = demonstrations
-        self._images = open_frames(demonstrations.pictures, policy.processor.images.one_size, str(demonstrations.path))
+        self._images = open_frames(demonstrations.pictures, policy.frame_size, str(demonstrations.path))
         self._learner = learner
         self._batch_size = batch_size
         self._augment, self._word_dropout = augment, word_dropout
         seed = learner.config.seed
         self._order = ShuffledBatches(len(demonstrations), batch_size, seed, learner.rank, learner.world_size)
         self._number = 0
-        self._actions = normalise(demonstrations.actions, action_statistics(policy.norm_stats, policy.unnorm_key))
         self._thread = ThreadPoolExecutor(1)
         self._ahead: Future[Batch] | None = None
 
@@ -191,10 +174,13 @@ class Frames:
         if self._word_dropout:
             words = rng(self._learner.config.seed, "words", self._number, self._learner.rank)
             instructions = [hide_words(self._policy, text, self._word_dropout, words) for text in instructions]
+        noise = self._learner.generator("noise", self._number)
         self._number += 1
-        inputs = self._policy.prepare(images, instructions)
-        actions, numbers = (torch.from_numpy(array).to(self._learner.device) for array in (self._actions[rows], rows))
-        return inputs, actions, numbers
+        observation = Observation({self._policy.spec.cameras[0]: images}, instructions)
+        actions, padded = chunks(self._demonstrations, rows, self._policy)
+        device = self._learner.device
+        numbers = torch.from_numpy(rows).to(device)
+        return Batch(self._policy.prepare(observation), actions.to(device), padded.to(device), numbers, noise)
 
 
 def hide_words(policy: Policy, instruction: str, probability: float, words: np.random.Generator) -> str:
@@ -203,7 +189,7 @@ def hide_words(policy: Policy, instruction: str, probability: float, words: np.r
     Raises:
         UserError: the policy's tokenizer has no unknown token.
     """
-    tokenizer = policy.processor.tokenizer
-    if tokenizer is None or tokenizer.unk_token is None:
+    unknown = policy.unknown_word
+    if unknown is None:
         raise UserError("word_dropout needs a tokenizer with an unknown token; this checkpoint has none")
-    return " ".join(tokenizer.unk_token if words.random() < probability else word for word in instruction.split())
+    return " ".join(unknown if words.random() < probability else word for word in instruction.split())

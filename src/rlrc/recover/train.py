@@ -18,7 +18,7 @@ from rlrc.configs.train import TrainConfig
 from rlrc.data import Demonstrations
 from rlrc.data.format import ENVIRONMENT_STATE
 from rlrc.data.statistics import norm_stats
-from rlrc.policies.openvla.tiny import new_policy
+from rlrc.policies.registry import new_policy
 from rlrc.progress import say
 from rlrc.recover.sft import fit
 
@@ -57,15 +57,14 @@ def train(config: TrainConfig, out: Path) -> dict[str, Any]:
     """Train a new policy and write `out/checkpoint`; returns what `fit` does."""
     demonstrations = Demonstrations.of(config)
     stats = norm_stats(demonstrations, config.unnorm_key)
-    policy = new_policy(config.shape, demonstrations.tasks, stats, config.seed)
+    policy = new_policy(config.family, config.shape, demonstrations.tasks, stats, config.seed)
     policy.model.to(torch.bfloat16)  # type: ignore[arg-type]  # how it is stored; the loop trains in float32
     auxiliary = None
     if config.state_loss_weight and demonstrations.environment_state is None:
         say(f"{config.dataset} holds no {ENVIRONMENT_STATE}, so the policy is trained without the auxiliary loss")
     elif config.state_loss_weight:
         states = torch.from_numpy(demonstrations.environment_state)
-        num_patches = policy.model.config.towers[0].num_patches
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            auxiliary = StateRegression(states, num_patches, config.shape.hidden_size, config.state_loss_weight)
+            auxiliary = StateRegression(states, policy.num_patches, config.shape.hidden_size, config.state_loss_weight)
     return fit("train", policy, config, demonstrations, out, auxiliary)

@@ -19,7 +19,9 @@ from rlrc.policies.prismatic.processor import ImageProcessor, Processor
 PADDING_IDS = 64
 
 
-def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, Any] | None, seed: int = 0) -> OpenVLAPolicy:
+def new_policy(
+    shape: Shape, instructions: Sequence[str], norm_stats: dict[str, Any] | None, seed: int = 0
+) -> OpenVLAPolicy:
     """A policy with random weights (float32) whose tokenizer is trained on `instructions`."""
     tokenizer = train_tokenizer(instructions)
     action_vocab_end = len(tokenizer) + 256
@@ -48,4 +50,6 @@ def new_policy(shape: Shape, instructions: Sequence[str], norm_stats: dict[str, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = OpenVLAForActionPrediction(config).eval()
-    return OpenVLAPolicy(model, Processor(ImageProcessor.for_size(shape.image_size, len(shape.towers)), tokenizer, config))
+    return OpenVLAPolicy(
+        model, Processor(ImageProcessor.for_size(shape.image_size, len(shape.towers)), tokenizer, config)
+    )

@@ -11,7 +11,6 @@ import string
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 """OpenVLA's."""
 SPACE = "▁"
@@ -95,10 +94,7 @@ def llama_like_tokenizer() -> PreTrainedTokenizerFast:
 
 def _learn() -> tuple[list[str], list[tuple[str, str]]]:
     """All single characters, and the merges of byte-pair encoding in their order."""
-    prompts = [
-        PROMPT.format(instruction=instruction)
-        for instruction in INSTRUCTIONS.strip().splitlines()
-    ]
+    prompts = [PROMPT.format(instruction=instruction) for instruction in INSTRUCTIONS.strip().splitlines()]
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     # Pieces end where words do, and the newline stays a byte, as in Llama-2's vocabulary.

@@ -1,7 +1,7 @@
 """A vision transformer, read after its second-to-last block.
 
-Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which published checkpoints use, so that their
-tensors need no renaming.
+Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which published checkpoints use, so that
+their tensors need no renaming.
 """
 
 from itertools import pairwise

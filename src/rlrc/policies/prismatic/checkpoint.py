@@ -13,6 +13,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rlrc.errors import UserError
+from rlrc.policies.contract import Tensors
 from rlrc.policies.folder import Reading, beside, read_lineage
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
@@ -92,9 +93,7 @@ def empty_model(model_class: type[Model], config: PrismaticConfig, origin: Path)
     return model
 
 
-def fill(
-    model: Prismatic, weights: Weights, wanted: Callable[[str], bool] = lambda name: True
-) -> None:
+def fill(model: Prismatic, weights: Tensors, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Give each parameter whose name is `wanted` its tensor, one by one.
 
     Raises:
@@ -106,7 +105,15 @@ def fill(
             _assign(model, name, weights.read(name, rows), weights.folder)
 
 
-def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:
+def rows_of(name: str, weights: Tensors, config: PrismaticConfig) -> slice:
+    """The rows of a stored tensor that the model holds: of a full head those of the action ids, if it has no others."""
+    if name != HEAD or not config.action_head_only:
+        return slice(None)
+    whole = len(weights.outline(name)) != config.text_config.vocab_size
+    return slice(None) if whole else config.action_ids
+
+
+def _matched(model: Prismatic, weights: Tensors) -> Iterator[tuple[str, slice]]:
     """The names of the stored tensors that the model holds, and which of their rows it does.
 
     Raises:
@@ -115,10 +122,7 @@ def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:
     config, known = model.config, set(model.state_dict())
     for name in weights:
         if name in known:
-            stored = weights.outline(name)
-            rows = len(stored) if stored.ndim else 0
-            whole = name != HEAD or not config.action_head_only or rows != config.text_config.vocab_size
-            yield name, slice(None) if whole else config.action_ids
+            yield name, rows_of(name, weights, config)
         elif not is_dead(name, config.towers):
             raise UserError(
                 f"{weights.folder}: unexpected tensor '{shorten(name)}'; config.json describes another model than the "

@@ -31,9 +31,7 @@ class PrismaticInputs:
         used = chosen.attention_mask.bool().any(dim=0)
         if used.all():
             return chosen
-        return replace(
-            chosen, input_ids=chosen.input_ids[:, used], attention_mask=chosen.attention_mask[:, used]
-        )
+        return replace(chosen, input_ids=chosen.input_ids[:, used], attention_mask=chosen.attention_mask[:, used])
 
     def to(self, device: torch.device | str) -> Self:
         return self._map(lambda tensor: tensor.to(device))

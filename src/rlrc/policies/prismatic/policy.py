@@ -11,7 +11,7 @@ import torch
 from rlrc.errors import UserError
 from rlrc.policies.contract import Generators, Observation, Policy, PolicySpec, Stack, Tensors
 from rlrc.policies.folder import Reading
-from rlrc.policies.prismatic.checkpoint import empty_model, fill, read_outline
+from rlrc.policies.prismatic.checkpoint import empty_model, fill, read_outline, rows_of
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import Processor
@@ -74,6 +74,10 @@ class PrismaticPolicy(Policy):
         assert self.weights is not None
         fill(self.model, self.weights, wanted)
 
+    def stored(self, name: str) -> torch.Tensor:
+        assert self.weights is not None
+        return self.weights.read(name, rows_of(name, self.weights, self.model.config))
+
     def rebuilt(self, config: Any) -> Self:
         origin = self.source or Path()
         model = empty_model(self.model_class, config, origin).eval().to(self.model.dtype)
@@ -88,6 +92,14 @@ class PrismaticPolicy(Policy):
 
     def encode(self, inputs: PrismaticInputs) -> PrismaticInputs:
         return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))
+
+    def features(self, inputs: PrismaticInputs) -> torch.Tensor:
+        assert inputs.image_embeddings is not None, "encode them first"
+        return inputs.image_embeddings
+
+    @property
+    def num_patches(self) -> int:
+        return len(self.spec.cameras) * self.model.config.towers[0].num_patches
 
     @property
     def image_size(self) -> int:
@@ -138,6 +150,7 @@ class PrismaticPolicy(Policy):
                 layers=decoder.layers,
                 config=self.model.config.text_config,
                 rotary=decoder.rotary_emb,
+                config_in=lambda config: config.text_config,
                 embedding=PARTS["embedding"],
                 norm="language_model.model.norm",
                 head=PARTS["head"],

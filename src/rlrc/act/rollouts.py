@@ -5,17 +5,19 @@ gains where the two do not compete for the same cores, as with the policy on a G
 """
 
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rlrc import envs
+from rlrc.act.actor import Chunked
 from rlrc.episodes import Episode, video_path
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation
 from rlrc.video import write_video
 
 Play = Generator[None, None, list[Episode]]
@@ -46,7 +48,7 @@ class Camera:
 
 
 def rollout(
-    policy: Policy,
+    actor: Chunked,
     env: envs.WorkerVectorEnv,
     episode_ids: Sequence[int],
     split: str,
@@ -60,11 +62,11 @@ def rollout(
     Sampled actions (`temperature` > 0) draw from one generator per episode, so that an episode goes the same way
     whatever is run beside it.
     """
-    return rollout_in_turns([(policy, env)], episode_ids, split, variant, temperature, seed, camera)
+    return rollout_in_turns([(actor, env)], episode_ids, split, variant, temperature, seed, camera)
 
 
 def rollout_in_turns(
-    actors: Sequence[tuple[Policy, envs.WorkerVectorEnv]],
+    actors: Sequence[tuple[Chunked, envs.WorkerVectorEnv]],
     episode_ids: Sequence[int],
     split: str,
     variant: str = "main",
@@ -76,10 +78,10 @@ def rollout_in_turns(
     episodes: list[Episode] = []
     while ids := list(episode_ids[len(episodes) :]):
         plays = []
-        for policy, env in actors:
+        for actor, env in actors:
             mine, ids = ids[: env.num_envs], ids[env.num_envs :]
             if mine:
-                plays.append(partial(_play, policy, env, mine, split, variant, temperature, seed, camera))
+                plays.append(partial(_play, actor, env, mine, split, variant, temperature, seed, camera))
         episodes += envs.repeat_if_lost(partial(_take_turns, plays))
     return episodes
 
@@ -99,7 +101,7 @@ def _take_turns(plays: Sequence[Callable[[], Play]]) -> list[Episode]:
 
 
 def _play(
-    policy: Policy,
+    actor: Chunked,
     env: envs.WorkerVectorEnv,
     ids: list[int],
     split: str,
@@ -111,18 +113,18 @@ def _play(
     """Play at most as many episodes as there are environments. It pauses whenever these have begun to move."""
     padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
     observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
-    policy.reset()
+    actor.reset()
     if camera is not None:
         camera.start(observation["image"], ids)
     tasks = observation["instruction"]
-    noise = [_generator(policy, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
+    noise = [_generator(actor.policy.device, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
     steps: list[tuple[np.ndarray, ...]] = []
     where = list(env.world_spec.gripper)
     gripper = [info["environment_state"][:, where]]
     over = np.zeros(env.num_envs, bool)
     length = np.zeros(env.num_envs, int)
     while not over.all():
-        actions = policy.act(observation["image"], observation["instruction"], temperature, noise)
+        actions = actor.act(as_seen(observation, actor.policy.spec.cameras), temperature, noise)
         env.step_async(actions)
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
@@ -157,6 +159,11 @@ def _play(
     ]
 
 
+def as_seen(observation: Mapping[str, Any], cameras: Sequence[str]) -> Observation:
+    """What a policy with these cameras sees of an environment's observation."""
+    return Observation({cameras[0]: observation["image"]}, observation["instruction"], observation["state"])
+
+
 def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
     """Path length in m and root mean square jerk in m/s^3, (...), of positions (T, ..., 3) in m, `fps` a second.
 
@@ -169,7 +176,7 @@ def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
     return length, np.sqrt((jerk**2).sum(axis=-1).mean(axis=0))
 
 
-def _generator(policy: Policy, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:
+def _generator(device: torch.device, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:
     entropy = [seed, zlib.crc32(f"{split}/{variant}".encode()), episode_id]
     state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(policy.device).manual_seed(state)
+    return torch.Generator(device).manual_seed(state)

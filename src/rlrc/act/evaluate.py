@@ -14,6 +14,8 @@ from typing import Any, get_args
 import numpy as np
 
 from rlrc import envs
+from rlrc.act.actor import Chunked
+from rlrc.act.rollouts import Camera, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.episodes import (
     Episode,
@@ -31,9 +33,7 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
-from rlrc.rollouts import Camera, rollout_in_turns
 from rlrc.tables import print_table
-from rlrc.vla_cache import VlaCachedPolicy
 
 
 def check(config: EvaluateConfig) -> None:
@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     keep_freed_memory()
     policy = load(config.policy, config.unnorm_key, config.device)
     if config.center_crop:
-        policy.processor.images = replace(policy.processor.images, center_crop=True)
+        policy.crop_pictures()
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     ids_to_play = episode_ids(config)
@@ -99,7 +99,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Policy, envs.WorkerVectorEnv]]]:
+def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Chunked, envs.WorkerVectorEnv]]]:
     """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
     workers_wait = policy.device.type != "cpu" and config.num_workers and not envs.spec(config.world).simulation
     turns = 2 if workers_wait and config.num_envs > 1 else 1
@@ -109,8 +109,8 @@ def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Polic
             num_envs = (config.num_envs + turn) // turns
             env = envs.make(config.world, num_envs, config.num_workers, policy.image_size)
             stack.callback(env.close)
-            actor = policy if config.vla_cache is None else VlaCachedPolicy(policy, config.vla_cache)
-            actors.append((actor, env))
+            thinker = None if config.vla_cache is None else policy.with_vla_cache(config.vla_cache)
+            actors.append((Chunked(policy, thinker, config.execute), env))
         yield actors
 
 

@@ -1,0 +1,1 @@
+"""Policies at work in worlds: actors, rollouts, success rates."""

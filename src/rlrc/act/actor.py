@@ -1,0 +1,78 @@
+"""Actors: what plays a policy through episodes, and keeps what the policy itself does not."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rlrc.errors import UserError
+from rlrc.policies.contract import Generators, Observation, Policy, Sampler
+
+
+class Thinker(Protocol):
+    """Gives chunks of actions for observations, and may remember the rows of earlier ones."""
+
+    def reset(self) -> None:
+        """Episodes begin: forget what earlier ones have left."""
+        ...
+
+    def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> np.ndarray:
+        """Chunks in physical units, float32 (N, H, D)."""
+        ...
+
+
+class Plain:
+    """A policy as it is: nothing is remembered."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def reset(self) -> None:
+        """Nothing was kept."""
+
+    def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> np.ndarray:
+        """See `Thinker.act`."""
+        sample = self.policy.sample(self.policy.prepare(observation), Sampler(temperature), generator)
+        return self.policy.to_physical(sample.actions.cpu().numpy())
+
+
+class Chunked:
+    """Carries out the first actions of each chunk before the policy is asked again; each row has its own queue.
+
+    Args:
+        execute: actions of a chunk that are carried out; None takes what the policy's spec says.
+
+    Raises:
+        UserError: a chunk has fewer actions.
+    """
+
+    def __init__(self, policy: Policy, thinker: Thinker | None = None, execute: int | None = None) -> None:
+        self.policy = policy
+        self._thinker = thinker or Plain(policy)
+        self.execute = policy.spec.execute if execute is None else execute
+        if not 1 <= self.execute <= policy.spec.horizon:
+            raise UserError(
+                f"execute {self.execute}: the policy gives {policy.spec.horizon} actions a call, so between 1 and "
+                f"{policy.spec.horizon} of them can be carried out"
+            )
+        self._queues: list[np.ndarray] = []
+
+    def reset(self) -> None:
+        """Episodes begin: throw away the actions that are left, and what the policy's actor remembers."""
+        self._queues = []
+        self._thinker.reset()
+
+    def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> np.ndarray:
+        """The next action of each row, in physical units, float32 (N, D)."""
+        if not self._queues:
+            self._queues = [np.empty((0, len(self.policy.spec.action)), np.float32)] * len(observation)
+        empty = np.array([len(queue) == 0 for queue in self._queues])
+        if empty.any():
+            rows: list[int] = np.flatnonzero(empty).tolist()
+            noise = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
+            seen = observation if empty.all() else observation[rows]
+            for row, chunk in zip(rows, self._thinker.act(seen, temperature, noise), strict=True):
+                self._queues[row] = chunk[: self.execute]
+        actions = np.stack([queue[0] for queue in self._queues])
+        self._queues = [queue[1:] for queue in self._queues]
+        return actions
