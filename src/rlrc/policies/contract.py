@@ -254,8 +254,11 @@ class Policy(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, config: dict[str, Any], files: Sequence[str]) -> bool:
+    def recognises(cls, config: dict[str, Any], files: Sequence[str], spec: str | None) -> bool:
         """Whether a folder with this config.json and files of these names holds a policy of the family.
+
+        Args:
+            spec: what a user says of it, which its files do not say.
 
         Raises:
             UserError: it holds one of a kind that cannot be read.

@@ -22,6 +22,8 @@ class Reading:
     """Of the floating-point weights; None keeps what is stored."""
     full_head: bool = False
     """Whether to keep every row of the language model's head."""
+    spec: str | None = None
+    """What the files of a published policy do not say, in the words of its family."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,11 @@ def publish(preset: str) -> Published:
     return published
 
 
-def recognise(folder: Path) -> type[Policy]:
+def recognise(folder: Path, spec: str | None = None) -> type[Policy]:
     """The family of what lies in a folder, from its config.json and the files beside it.
+
+    Args:
+        spec: what a user says of it (see `folder.Reading`).
 
     Raises:
         UserError: config.json is missing or damaged, or describes a policy that rlrc does not read.
@@ -52,7 +55,7 @@ def recognise(folder: Path) -> type[Policy]:
     values = read_object(path)
     files = sorted(file.name for home in (folder, base) if home is not None for file in home.iterdir())
     for name in FAMILIES:
-        if family(name).recognises(values, files):
+        if family(name).recognises(values, files, spec):
             return family(name)
     raise UserError(f"{path}: {_what(values)}; rlrc reads {', '.join(FAMILIES)}")
 
