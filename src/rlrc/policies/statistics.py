@@ -8,7 +8,6 @@ from rlrc.errors import UserError
 from rlrc.policies.schema import ActionStatistics, BoundStatistics
 from rlrc.reading import shorten, validate
 
-
 Kind = Literal["quantiles", "bounds"]
 """Ends of the range that becomes [-1, 1]: `q01` and `q99`, or `min` and `max`."""
 

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -43,7 +42,9 @@ class Form(ABC):
 
     def spread_errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float) -> torch.Tensor:
         """See `Policy.errors`."""
-        raise UserError(f"label_spread {label_spread:g}: this policy's actions are no bins that labels could spread over")
+        raise UserError(
+            f"label_spread {label_spread:g}: this policy's actions are no bins that labels could spread over"
+        )
 
     def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
         """See `Policy.mean_actions`."""

@@ -138,7 +138,9 @@ def _action_dim(folder: Path, told: Told, file: SideFile | None, statistics: dic
     actions = [entry["action"] for entry in statistics.values() if isinstance(entry.get("action"), dict)]
     counts = {len(action["q01"]) for action in actions if isinstance(action.get("q01"), list)}
     if len(counts) != 1:
-        raise UserError(f"{folder / STATISTICS_FILE}: it does not say how many numbers an action has; add action= to spec")
+        raise UserError(
+            f"{folder / STATISTICS_FILE}: it does not say how many numbers an action has; add action= to spec"
+        )
     return counts.pop()
 
 

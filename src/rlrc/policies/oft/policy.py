@@ -96,16 +96,14 @@ class OFTPolicy(PrismaticPolicy):
         inputs = super().prepare(observation)
         if not self.spec.state:
             return inputs
-        return replace(inputs, state=torch.from_numpy(self._normalised_state(observation)).to(self.device))
+        return replace(inputs, state=torch.from_numpy(self.normalised_state(observation)).to(self.device))
 
-    def sample(
-        self, inputs: PrismaticInputs, sampler: Sampler = GREEDY, generator: Generators = None
-    ) -> Sample:
+    def sample(self, inputs: PrismaticInputs, sampler: Sampler = GREEDY, generator: Generators = None) -> Sample:
         require_generators(generator, len(inputs))
         with torch.no_grad():
             return self.form.sample(inputs, sampler, generator)
 
-    def _normalised_state(self, observation: Observation) -> np.ndarray:
+    def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state in [-1, 1], float32 (N, S), as it is read in training and at work.
 
         The published training sets numbers that never move to 0 and the published evaluation to -1 or 1; here it is
@@ -116,7 +114,9 @@ class OFTPolicy(PrismaticPolicy):
             raise UserError(f"the policy reads a state of {count} numbers, which is not there")
         if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.shape != (len(observation), count):
             found = getattr(state, "shape", type(state).__name__)
-            raise UserError(f"the state must be floating-point numbers of shape {(len(observation), count)}, not {found}")
+            raise UserError(
+                f"the state must be floating-point numbers of shape {(len(observation), count)}, not {found}"
+            )
         if not np.isfinite(state).all():
             raise UserError("the state holds NaN or infinity")
         stats = self.state_statistics()
