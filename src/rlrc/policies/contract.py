@@ -435,11 +435,13 @@ class Policy(ABC):
 
     @abstractmethod
     def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        """The mean of what `read` predicts, normalised (N, H, D)."""
+        """The mean of what `read` predicts, normalised (N, H, D): actions, or the noise in them where the policy
+        denoises."""
 
     @abstractmethod
     def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        """The likeliest of what `read` predicts, normalised (N, H, D)."""
+        """The likeliest of what `read` predicts, normalised (N, H, D): actions, or the noise in them where the policy
+        denoises."""
 
     @abstractmethod
     def predict(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> tuple[torch.Tensor, Any]:

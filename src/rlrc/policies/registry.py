@@ -23,13 +23,17 @@ def family(name: str) -> type[Policy]:
     return found
 
 
-def new_policy(name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int) -> Policy:
+def new_policy(
+    name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int, options: Any = None
+) -> Policy:
     """A policy of a family with random weights, whose tokenizer is trained on `instructions`.
 
     Args:
         statistics: sets of statistics by name, as `data.statistics.norm_stats` makes them.
+        options: the family's own (see `TrainConfig.of_family`).
     """
-    policy: Policy = import_module(f"{FAMILIES[name].package}.tiny").new_policy(shape, instructions, statistics, seed)
+    module = import_module(f"{FAMILIES[name].package}.tiny")
+    policy: Policy = module.new_policy(shape, instructions, statistics, seed, options)
     return policy
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from rlrc.policies.oft.schema import OFTFields
 from rlrc.policies.parts.config import VisionTowerConfig
 from rlrc.policies.prismatic.config import PrismaticConfig
+from rlrc.policies.statistics import Kind
 
 
 class OFTConfig(PrismaticConfig):
@@ -23,7 +24,7 @@ class OFTConfig(PrismaticConfig):
     state_dim: int = 0
     head: str = "l1"
     film: bool = False
-    normalisation: str = "quantiles"
+    normalisation: Kind = "quantiles"
     diffusion_steps: int = 50
     stop_token_id: int = 2
     action_dims: list[dict[str, str]] | None = None

@@ -1,4 +1,4 @@
-"""Denoising of chunks: DDIM (Song et al., arXiv 2010.02502) with a squared-cosine schedule, as diffusers computes it."""
+"""Denoising of chunks: DDIM (Song et al., arXiv 2010.02502) with a squared-cosine schedule, as diffusers has it."""
 
 import math
 from collections.abc import Callable

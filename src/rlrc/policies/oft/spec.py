@@ -1,7 +1,7 @@
 """The option `spec`: what the files of a published OpenVLA-OFT policy do not say.
 
-It is a preset, or words, or a preset and words that say something else: `libero`, `chunk=8,cameras=front+wrist,state=8`,
-`bridge,cameras=front`.
+It is a preset, or words, or a preset and words that say something else: `libero`,
+`chunk=8,cameras=front+wrist,state=8`, `bridge,cameras=front`.
 """
 
 from dataclasses import dataclass

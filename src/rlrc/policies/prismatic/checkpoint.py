@@ -137,13 +137,14 @@ def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:
             yield name, rows_of(name, weights, config)
         elif not is_dead(name, config.towers):
             raise UserError(
-                f"{weights.origin(name)}: unexpected tensor '{shorten(name)}'; config.json describes another model than the "
-                "weights"
+                f"{weights.origin(name)}: unexpected tensor '{shorten(name)}'; config.json describes another model than "
+                "the weights"
             )
     missing = sorted(name for name in known if name not in weights)
     if missing:
+        first = missing[0]
         raise UserError(
-            f"{weights.origin(missing[0])}: {len(missing)} tensors are missing from the weights, the first is '{missing[0]}'"
+            f"{weights.origin(first)}: {len(missing)} tensors are missing from the weights, the first is '{first}'"
         )
 
 
