@@ -136,10 +136,8 @@ def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:
         if name in known:
             yield name, rows_of(name, weights, config)
         elif not is_dead(name, config.towers):
-            raise UserError(
-                f"{weights.origin(name)}: unexpected tensor '{shorten(name)}'; config.json describes another model than "
-                "the weights"
-            )
+            told = f"unexpected tensor '{shorten(name)}'; config.json describes another model than the weights"
+            raise UserError(f"{weights.origin(name)}: {told}")
     missing = sorted(name for name in known if name not in weights)
     if missing:
         first = missing[0]
