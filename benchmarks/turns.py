@@ -24,10 +24,10 @@ prepare_for_torch()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from rlrc.rollouts import rollout_in_turns  # noqa: E402
 
 import rlrc  # noqa: E402
 from rlrc import envs  # noqa: E402
+from rlrc.act.rollouts import rollout_in_turns  # noqa: E402
 from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from rlrc.policies.lora import Adapter, is_adapter
 from rlrc.policies.saving import LINEAGE_FILE
 from rlrc.policies.schema import LineageFields
+from rlrc.policies.shards import TensorFiles
 from rlrc.reading import lies_there, read_object, require_finite, validate
 
 
@@ -54,3 +56,9 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 def beside(folder: Path, base: Path | None, name: str) -> Path:
     """The folder that holds the file `name`: an adapter's own where it does, else that of its base."""
     return folder if base is None or (folder / name).exists() else base
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each tensor of a checkpoint, or of an adapter's base, as the safetensors headers have them."""
+    files = TensorFiles(Adapter(folder).base if is_adapter(folder) else folder)
+    return {name: files.outline(name).nbytes for name in files}
