@@ -3,9 +3,9 @@
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4 --rounding gptq --dataset runs/demos/dataset
 
-Only weights are packed (see `models/linear.py`). They are rounded to the nearest code, or, given demonstrations, so
-that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated:
-those of the saved tensors and those of the tensors in memory, scales and zero points included.
+Only weights are packed (see `policies/parts/linear.py`). They are rounded to the nearest code, or, given
+demonstrations, so that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated: those of the
+saved tensors and those of the tensors in memory, scales and zero points included.
 """
 
 import math

@@ -56,7 +56,7 @@ def check(config: RlConfig) -> None:
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
-    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the value head).
+    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the critic).
 
     Returns:
         The last row of metrics.
@@ -192,7 +192,7 @@ def warm_up_critic(
     learner: Learner,
     means: Means,
 ) -> None:
-    """Fit the value head, and nothing else, to the returns."""
+    """Fit the critic, and nothing else, to the returns."""
     for index in batches:
         loss = huber(target.returns[index] - critic(target.hidden[index]), config.huber_delta).mean()
         loss.backward()
