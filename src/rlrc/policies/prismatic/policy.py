@@ -1,4 +1,4 @@
-"""The parts that OpenVLA and OpenVLA-OFT have in common as policies: inputs, normalisation, the decoder's layers, saving."""
+"""The base of OpenVLA and OpenVLA-OFT as policies: inputs, normalisation, the decoder's layers, saving."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
