@@ -132,7 +132,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
 
 
 def disagreement(before: torch.Tensor, after: torch.Tensor, bin_width: float | None) -> dict[str, float]:
-    """By how much normalised actions (N, H, D) differ on average.
+    """Measure by how much normalised actions (N, H, D) differ on average.
 
     Args:
         bin_width: of action tokens, for which also the share that changes is counted; None of continuous actions.

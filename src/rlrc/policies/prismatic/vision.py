@@ -33,7 +33,7 @@ VALUE_HEAD = re.compile(r"value_head\.(head_l[12]\.(weight|bias)|head_l3\.weight
 
 
 def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
-    """Whether a checkpoint's tensor of this name is one that inference never reads."""
+    """Return whether a checkpoint's tensor of this name is one that inference never reads."""
     if VALUE_HEAD.fullmatch(name):
         return True
     for prefix, tower in zip(
