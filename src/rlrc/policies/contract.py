@@ -67,7 +67,7 @@ class Observation:
     state: np.ndarray | None = None
     """Proprioception in physical units, float32 (N, S)."""
     present: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Flags by camera name, bool (N,), false where a robot lacks the camera. All have the cameras that are not named."""
+    """Flags by camera name, bool (N,), false where a robot lacks the camera; all have those that are not named."""
 
     def __len__(self) -> int:
         return len(self.instruction)

@@ -29,7 +29,7 @@ class VisionBackbone(nn.Module):
 
 
 VALUE_HEAD = re.compile(r"value_head\.(head_l[12]\.(weight|bias)|head_l3\.weight)")
-"""Tensors of the critic, which was once part of the model: checkpoints from the middle of a training run hold them."""
+"""Tensors of the critic, which was once part of the model and of its checkpoints."""
 
 
 def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
