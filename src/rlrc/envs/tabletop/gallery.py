@@ -44,7 +44,7 @@ def starts(split: str, variant: str, size: int) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
     for episode_id in range(_COLUMNS):
         world.reset(split, variant, episode_id)
-        pictures.append(world.draw())
+        pictures.append(world.draw("front"))
     return pictures
 
 
@@ -55,7 +55,7 @@ def expert_at_work(split: str, variant: str, size: int) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
     while not reading.success and len(pictures) < 40:
         reading = world.step(expert.act(reading.environment_state[None])[0])
-        pictures.append(world.draw())
+        pictures.append(world.draw("front"))
     return [pictures[i] for i in np.linspace(0, len(pictures) - 1, _COLUMNS).round().astype(int)]
 
 
@@ -65,7 +65,7 @@ def all_things() -> np.ndarray:
     pictures: list[np.ndarray] = []
     for index, thing in enumerate((*TRAIN_OBJECTS, *TEST_OBJECTS)):
         world.lay(replace(draw_episode("ind", "main", index), objects=(thing,), table=index % len(TABLES)))
-        pictures.append(world.draw())
+        pictures.append(world.draw("front"))
     blank = np.full_like(pictures[0], 255)
     return _tiled(pictures + [blank] * 3, 7)
 
