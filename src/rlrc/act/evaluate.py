@@ -107,7 +107,7 @@ def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Chunk
         actors = []
         for turn in range(turns):
             num_envs = (config.num_envs + turn) // turns
-            env = envs.make(config.world, num_envs, config.num_workers, policy.image_size)
+            env = envs.make(config.world, num_envs, config.num_workers, policy.image_size, cameras=policy.spec.cameras)
             stack.callback(env.close)
             thinker = None if config.vla_cache is None else policy.with_vla_cache(config.vla_cache)
             actors.append((Chunked(policy, thinker, config.execute), env))

@@ -17,14 +17,13 @@ from PIL import Image
 
 from rlrc.configs.convert_libero import ConvertLiberoConfig
 from rlrc.data import format as fmt
-from rlrc.data.collect import ACTION_NAMES
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.frames import decode_rows
 from rlrc.data.lerobot import write_dataset
 from rlrc.envs.libero.render import as_openvla_sees
 from rlrc.envs.libero.simulation import CONTROL_HZ
 from rlrc.envs.libero.tasks import instruction
-from rlrc.envs.libero.world import STATE
+from rlrc.envs.libero.world import ACTION, STATE
 from rlrc.errors import UserError
 from rlrc.progress import bar
 
@@ -46,7 +45,7 @@ def convert_libero(config: ConvertLiberoConfig, out: Path) -> dict[str, Any]:
         UserError: the source is missing, malformed, or needs h5py and it is not installed.
     """
     dropped = 0
-    names = {fmt.ACTION: ACTION_NAMES, fmt.STATE: STATE}
+    names = {key: [dim.name for dim in dims] for key, dims in ((fmt.ACTION, ACTION), (fmt.STATE, STATE))}
     episodes = _lerobot(config) if (config.source / fmt.INFO_PATH).exists() else _hdf5(config)
     with (
         write_dataset(out / "dataset", round(CONTROL_HZ), "libero", config.camera, names) as dataset,
@@ -111,13 +110,14 @@ def _read_demo(demo: Any, size: int) -> dict[str, np.ndarray]:
 def _lerobot(config: ConvertLiberoConfig) -> Iterator[Episode]:
     """LeRobotDatasets of LIBERO hold pictures that are turned already, and the gripper as LIBERO commands it."""
     recorded = Demonstrations.load(config.source, (config.image_key,))
-    if recorded.state is None or recorded.actions.shape[1] != len(ACTION_NAMES):
+    if recorded.state is None or recorded.actions.shape[1] != len(ACTION):
         dimensions = "no state" if recorded.state is None else f"actions of {recorded.actions.shape[1]} dimensions"
         raise UserError(f"{config.source}: LIBERO's demonstrations have a state and 7-D actions; this has {dimensions}")
+    (pictures,) = recorded.pictures.values()
     size = config.image_size, config.image_size
     starts = np.flatnonzero(np.diff(recorded.episode_index, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
-        images = decode_rows(recorded.pictures, np.arange(start, stop), size, partial(_resized, size=config.image_size))
+        images = decode_rows(pictures, np.arange(start, stop), size, partial(_resized, size=config.image_size))
         yield (
             recorded.instruction(int(start)),
             {

@@ -39,11 +39,10 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     state, float32 (N,S). Action: float32 (N,D). Info: success, grasped, consecutive_grasp bool (N,) and
     environment_state float32 (N,E). `truncated` is True after `max_episode_steps`. `terminated` is True from the first
     success on in worlds that end by it, whose further steps change nothing, and never in others. With `image_size` None
-    nothing is drawn, and observations have no images; otherwise the `cameras` that are asked for are drawn, the main one
-    unless some are named.
+    nothing is drawn, and observations have no images; otherwise `cameras` are drawn, by default the main one.
 
     Raises:
-        UserError: an unknown camera, an unknown split or variant, episode ids or actions of the wrong shape, a non-finite action.
+        UserError: an unknown camera, split or variant, episode ids or actions of the wrong shape, a non-finite action.
         WorkerLost: a worker process died or hung. It has been replaced; the environments it had need a reset.
         RuntimeError: a world raised.
     """

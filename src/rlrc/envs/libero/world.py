@@ -1,7 +1,8 @@
 """One LIBERO episode at a time, as OpenVLA's evaluation plays it, at 20 Hz with 7-D end-effector delta actions.
 
 The action (`ACTION`) is three translations and a rotation vector, each from -1 to 1 of what robosuite's
-operational-space controller moves at most, then the gripper as published OpenVLA policies give it. robosuite's own gripper closes at +1, so it gets the sign of 1 - 2 times ours.
+operational-space controller moves at most, then the gripper as published OpenVLA policies give it. robosuite's own
+gripper closes at +1, so it gets the sign of 1 - 2 times ours.
 """
 
 import gc

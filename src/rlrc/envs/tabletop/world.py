@@ -1,7 +1,7 @@
 """One tabletop episode at a time: "put {object} on {plate}" at 5 Hz with 7-D end-effector delta actions.
 
-The action (`ACTION`) is a translation and a rotation vector, then the gripper: open where positive, else closed. Nothing is welded or teleported: the object is held by friction between the fingers or not at
-all.
+The action (`ACTION`) is a translation and a rotation vector, then the gripper: open where positive, else closed.
+Nothing is welded or teleported: the object is held by friction between the fingers or not at all.
 """
 
 import mujoco
