@@ -101,8 +101,10 @@ def write_lerobot(path: Path) -> None:
 
 def test_a_lerobot_dataset_of_libero_can_be_read_and_converted(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "source")
-    with pytest.raises(UserError, match="name one with cameras"):
-        Demonstrations.load(tmp_path / "source")
+    with pytest.raises(
+        UserError, match=r"policy sees 1 camera \(front\), and 'front' may be any of .*image.*wrist_image"
+    ):
+        Demonstrations.load(tmp_path / "source").seen_by(["front"])
     wrist = Demonstrations.load(tmp_path / "source", cameras=("wrist_image",))
     assert wrist.images.shape == (16, 256, 256, 3)
     assert (wrist.images == 200).all()

@@ -133,10 +133,10 @@ def conversion(given: Sequence[Dim], wanted: Sequence[Dim], what: str, world: st
         try:
             rules.append(_rule(one, other))
         except _NoRule as missing:
-            said = [shorten(repr(getattr(dims[number], missing.aspect))) for dims in (policys, worlds)]
+            said = [shorten(getattr(dims[number], missing.aspect)) for dims in (policys, worlds)]
             raise UserError(
-                f"{what} dimension {number} ('{shorten(worlds[number].name)}'): its {missing.aspect} is {said[0]} in "
-                f"the policy and {said[1]} in the world '{world}', and no rule converts one into the other"
+                f"{what} dimension {number} ('{shorten(worlds[number].name)}'): its {missing.aspect} is '{said[0]}' in "
+                f"the policy and '{said[1]}' in the world '{world}', and no rule converts one into the other"
             ) from missing
     before, factor, offset = (
         np.array([getattr(rule, name) for rule in rules]) for name in ("before", "factor", "offset")
