@@ -127,8 +127,8 @@ def test_the_interval_is_that_of_independent_episodes() -> None:
 
 def test_the_command_compares_a_checkpoint_with_a_dataset(tiny_checkpoint: Path, tmp_path: Path) -> None:
     common = "--policy", tiny_checkpoint, "--dataset", CASES / "plain", "--num-envs", 4
-    done = rlrc("evaluate", *common, "--out", tmp_path / "out")
-    assert LABEL in " ".join(done.stderr.split())
+    said = rlrc("evaluate", *common, "--out", tmp_path / "out")
+    assert LABEL in " ".join(said.split())
     result = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert (result["frames"], result["episodes"], len(result["dimensions"])) == (14, 2, 7)
     rlrc("evaluate", *common, "--dataset-episodes", "1", "--temperature", 1, "--out", tmp_path / "one")
