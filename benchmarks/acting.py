@@ -82,7 +82,7 @@ def packed(path: Path, bits: int) -> Policy:
 @torch.no_grad()
 def plain(policy: Policy, images: np.ndarray, instructions: list[str]) -> np.ndarray:
     """Greedy actions by transformers' own decoder loop."""
-    model, inputs = policy.model, policy.prepare(images, instructions)
+    model, inputs = policy.model, policy.prepare(policy.observation(images, instructions))
     text = model.embed(inputs.input_ids)
     embeddings, mask, positions = model._joint_sequence(inputs, text, inputs.attention_mask)
     cache, tokens = DynamicCache(), []

@@ -28,7 +28,6 @@ import numpy as np
 import psutil
 import shapes_7b as shapes
 from latency_7b_page import BASELINE, TWO_LAYERS, VLA_CACHE, by_name, publish, split_bits
-from rlrc.vla_cache import VlaCachedPolicy
 
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.files import write_json
@@ -237,7 +236,9 @@ def stages(
     measure = stage_timer(policy, images, instructions)
     seconds = np.median([measure() for _ in range(3)], axis=0)
     taken = {stage: _ms(value) for stage, value in zip(STAGES, seconds, strict=True)}
-    floors = floors_ms(policy, policy.prepare(images, instructions).input_ids.shape[1], machine_rates)
+    floors = floors_ms(
+        policy, policy.prepare(policy.observation(images, instructions)).input_ids.shape[1], machine_rates
+    )
     return {
         "stages_ms": taken,
         "roofline": {

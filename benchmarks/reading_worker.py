@@ -17,10 +17,11 @@ from typing import Any
 
 import psutil
 
+from rlrc.configs.train import Shape
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.statistics import norm_stats
 from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.tiny import Shape, new_policy
+from rlrc.policies.openvla.tiny import new_policy
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner
 from rlrc.recover.sft import Frames, fit

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.parts.config import DecoderConfig
 from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
 from rlrc.prune.groups import coupled_groups
 from rlrc.prune.method import Plan, Source, Target

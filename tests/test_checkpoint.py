@@ -33,17 +33,17 @@ policy = rlrc.load(sys.argv[1])
 if sys.argv[2] == "auto":
     from transformers import AutoModelForImageTextToText
     policy.model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype="auto").eval()
-inputs = policy.prepare(images, instructions)
-tokens = policy.sample(inputs).tokens
+inputs = policy.prepare(policy.observation(images, instructions))
+tokens = policy.sample(inputs).latent["tokens"][:, 0]
 with torch.no_grad():
     print(json.dumps(policy.model.action_logits(inputs, tokens)[0].float().tolist()))
 """
 
 
 def logits(policy: Policy) -> torch.Tensor:
-    inputs = policy.prepare(IMAGES, INSTRUCTIONS)
+    inputs = policy.prepare(policy.observation(IMAGES, INSTRUCTIONS))
     with torch.no_grad():
-        return policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0].float()
+        return policy.model.action_logits(inputs, policy.sample(inputs).latent["tokens"][:, 0])[0].float()
 
 
 def fresh_logits(path: Path, how: str) -> torch.Tensor:
@@ -104,7 +104,10 @@ def test_value_head_travels(tiny_policy: Policy, tmp_path: Path) -> None:
     tiny_policy.model.add_value_head(seed=3)
     tiny_policy.save(tmp_path / "critic")
     loaded = rlrc.load(tmp_path / "critic")
-    a, b = (policy.sample(policy.prepare(IMAGES, INSTRUCTIONS)).values for policy in (tiny_policy, loaded))
+    a, b = (
+        policy.sample(policy.prepare(policy.observation(IMAGES, INSTRUCTIONS))).values
+        for policy in (tiny_policy, loaded)
+    )
     assert a is not None and b is not None and torch.equal(a, b)
 
 

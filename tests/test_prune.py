@@ -363,7 +363,9 @@ def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
 
     def act(images: np.ndarray) -> torch.Tensor:
         with torch.no_grad():
-            logits, _ = policy.model.action_logits(policy.prepare(images, drawn.instructions), drawn.tokens)
+            logits, _ = policy.model.action_logits(
+                policy.prepare(policy.observation(images, drawn.instructions)), drawn.tokens
+            )
         centres = torch.tensor([(-1 + 2 * (255 - bin) / 255 - 1 / 255) for bin in range(1, 256)])
         centres = torch.cat([centres[:1], centres])  # the first two ids share the highest bin
         return logits.softmax(-1) @ centres

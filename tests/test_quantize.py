@@ -36,8 +36,8 @@ FRESH = """
 import json, sys, numpy as np, torch, rlrc
 images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 policy = rlrc.load(sys.argv[1])
-inputs = policy.prepare(images, ["put carrot on plate", "put red cube on plate"])
-tokens = policy.sample(inputs).tokens
+inputs = policy.prepare(policy.observation(images, ["put carrot on plate", "put red cube on plate"]))
+tokens = policy.sample(inputs).latent["tokens"][:, 0]
 from transformers import AutoModelForImageTextToText
 auto = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype="auto").eval()
 with torch.no_grad():
@@ -208,9 +208,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(policy: Policy) -> torch.Tensor:
-    inputs = policy.prepare(IMAGES, INSTRUCTIONS)
+    inputs = policy.prepare(policy.observation(IMAGES, INSTRUCTIONS))
     with torch.no_grad():
-        return policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0]
+        return policy.model.action_logits(inputs, policy.sample(inputs).latent["tokens"][:, 0])[0]
 
 
 @pytest.mark.parametrize(("bits", "largest"), [(4, 0.3), (8, 0.55)])
@@ -256,8 +256,8 @@ def test_every_part_can_be_packed_and_8_bits_change_little(checkpoint: Path, tmp
     assert {part_of(name) for name in names} == set(get_args(Part))
     assert any("patch_embed.proj" in name for name in names)
     dense, packed = rlrc.load(checkpoint), rlrc.load(tmp_path / "checkpoint")
-    inputs = dense.prepare(IMAGES, INSTRUCTIONS)
-    tokens = dense.sample(inputs).tokens
+    inputs = dense.prepare(dense.observation(IMAGES, INSTRUCTIONS))
+    tokens = dense.sample(inputs).latent["tokens"][:, 0]
     with torch.no_grad():
         expected, found = (policy.model.action_logits(inputs, tokens)[0] for policy in (dense, packed))
     assert sqnr_db(expected, found) > 30

@@ -27,7 +27,7 @@ class Buffer:
     seen: "Seen"
     """(T + 1) * N moments, flat."""
     latent: dict[str, torch.Tensor]
-    """What the policy's likelihood needs of the chunks, each (T, N, ...)."""
+    """Record of the chunks that the policy's likelihood needs, each (T, N, ...)."""
     logprobs: torch.Tensor
     """(T, N), as sampled."""
     executed: torch.Tensor
@@ -58,12 +58,12 @@ class Buffer:
         return (ended.cumsum(dim=0) - ended.int()) == 0
 
     def latent_of(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the likelihood needs of the chunks of flat numbers (B,)."""
+        """The record that the likelihood needs of the chunks of flat numbers (B,)."""
         return {name: tensor.flatten(0, 1)[index] for name, tensor in self.latent.items()}
 
 
 class Seen:
-    """What a policy saw, moment by moment: as vision has encoded it where vision is frozen, else as pictures."""
+    """The moments that a policy saw: as vision has encoded it where vision is frozen, else as pictures."""
 
     def __init__(self, policy: Policy, encoded: bool) -> None:
         self._policy, self._encoded = policy, encoded
@@ -173,7 +173,7 @@ class Episodes:
             self.instructions[n] = hide_words(policy, text, dropout, self._words) if dropout else text
 
     def observation(self) -> Observation:
-        """What the policy sees now; instructions may have hidden words."""
+        """The policy's observation now; instructions may have hidden words."""
         return replace(self._interface.seen(self._seen), instruction=list(self.instructions))
 
     def carry_out(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:

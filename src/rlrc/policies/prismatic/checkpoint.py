@@ -36,7 +36,7 @@ Config = TypeVar("Config", bound=PrismaticConfig)
 
 @dataclass(frozen=True)
 class Outline:
-    """What a folder holds, its weights still on disk."""
+    """The contents of a folder, its weights still on disk."""
 
     model: Any
     """Every parameter has its shape and no memory ("meta")."""

@@ -27,7 +27,7 @@ class VisionBackbone(nn.Module):
 
 
 def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
-    """Whether a published checkpoint's tensor of this name is one that inference never reads."""
+    """Return whether a published checkpoint's tensor of this name is one that inference never reads."""
     for prefix, tower in zip(
         ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer."), towers, strict=False
     ):
