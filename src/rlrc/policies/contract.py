@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from rlrc.errors import UserError
+from rlrc.policies.dim import Dim as Dim
 from rlrc.reading import shorten
 
 if TYPE_CHECKING:
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """Source of sampling noise: one generator for the batch, one for each row, or torch's own."""
-
-
-@dataclass(frozen=True)
-class Dim:
-    """One number of a state or an action."""
-
-    name: str
-    unit: str = ""
-    """Such as m or rad; empty where nobody has said it."""
-    convention: str = ""
-    """Meaning of its values, such as "1 opens, 0 closes"; empty where nobody has said it."""
 
 
 @dataclass(frozen=True)

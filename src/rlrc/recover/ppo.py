@@ -26,6 +26,7 @@ import torch
 
 from rlrc import envs
 from rlrc.act.actor import Chunked
+from rlrc.act.conventions import connect
 from rlrc.act.rollouts import rollout
 from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
@@ -69,6 +70,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         adopt_statistics(policy, demonstrations, config)
     if policy.no_likelihood is not None:
         raise UserError(f"{config.policy}: {policy.no_likelihood}")
+    connect(policy.spec, envs.spec(config.world))
     critic = new_critic(policy, config.seed)
     rates = {"critic.": config.value_learning_rate}
     learner = Learner(policy, config, out, {"critic": critic}, rates)
@@ -77,7 +79,10 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     if demonstrations is not None:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
-    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)
+    cameras = policy.spec.cameras
+    env = envs.make(
+        config.world, config.num_envs, config.num_workers, policy.image_size, config.reward, cameras=cameras
+    )
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
