@@ -63,7 +63,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
             infinity, or no layer can be packed.
     """
-    policy = load(config.policy, policy_key(config), config.device)
+    policy = load(config.policy, policy_key(config), config.device, spec=config.spec)
     if getattr(policy.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
     before = {

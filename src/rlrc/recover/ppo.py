@@ -64,7 +64,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     """
     check(config)
     keep_freed_memory()
-    policy = load(config.policy, policy_key(config))
+    policy = load(config.policy, policy_key(config), spec=config.spec)
     demonstrations = None if config.dataset is None else Demonstrations.of(config)
     if demonstrations is not None:
         adopt_statistics(policy, demonstrations, config)

@@ -23,8 +23,9 @@ class VisionBackbone(nn.Module):
         if len(towers) > 1:
             self.fused_featurizer = VisionTower(towers[1])
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        features = [tower(x) for tower, x in zip(self.children(), pixel_values.split(3, dim=1), strict=True)]
+    def forward(self, pixel_values: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        pictures = pixel_values.split(3, dim=1)
+        features = [tower(x, condition) for tower, x in zip(self.children(), pictures, strict=True)]
         return torch.cat(features, dim=-1)
 
 
