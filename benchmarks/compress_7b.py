@@ -29,8 +29,8 @@ from rlrc.files import write_json, write_text
 from rlrc.inspect import describe
 from rlrc.ownership import remove_stage
 from rlrc.policies.checkpoint import outline
+from rlrc.policies.folder import stored_bytes
 from rlrc.policies.make_random import MakeRandomConfig, make_random
-from rlrc.policies.prismatic.weights import stored_bytes
 from rlrc.reading import read_json
 from rlrc.tables import human_bytes, markdown_table
 

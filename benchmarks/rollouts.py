@@ -122,7 +122,7 @@ def plain_tabletop() -> Loop:
     world.reset("ind", "main", 0)
     while True:
         world.step(rng.uniform(SPEC.action_low, SPEC.action_high).astype(np.float32))
-        world.draw()
+        world.draw("front")
         yield
 
 

@@ -1,4 +1,4 @@
-"""Measure whether two environments that take turns with a policy beat one of twice the size (rlrc.rollouts).
+"""Measure whether two environments that take turns with a policy beat one of twice the size (rlrc.act.rollouts).
 
     python benchmarks/turns.py --out results/turns.json                    (about 5 minutes on 2 cores)
     python benchmarks/turns.py --world putonplate --num-workers 16 --out results/turns-gpu.json         (with a GPU)
@@ -12,7 +12,6 @@ leaves the processor alone.
 
 import argparse
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -24,12 +23,14 @@ prepare_for_torch()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from rlrc.rollouts import rollout_in_turns  # noqa: E402
 
 import rlrc  # noqa: E402
 from rlrc import envs  # noqa: E402
+from rlrc.act.actor import Chunked  # noqa: E402
+from rlrc.act.rollouts import rollout_in_turns  # noqa: E402
 from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
+from rlrc.policies.contract import Dim, Observation, PolicySpec  # noqa: E402
 
 POLICIES = {
     "tabletop": ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere"),
@@ -39,16 +40,17 @@ NUM_ENVS, EPISODES = 32, 128
 
 
 class Elsewhere:
-    """A stand-in with what `rollout_in_turns` asks of a policy; its actions are zero."""
+    """A stand-in with what `Chunked` asks of a policy, and of what acts for it; its actions are zero."""
 
     device = torch.device("cpu")
+    spec = PolicySpec("elsewhere", ("front",), (), tuple(Dim(str(n)) for n in range(7)), horizon=1, execute=1)
 
     def reset(self) -> None:
         """Do nothing, since nothing is kept."""
 
-    def act(self, images: np.ndarray, instructions: Sequence[str], *_: Any) -> np.ndarray:
-        time.sleep(0.001 * len(images))
-        return np.zeros((len(images), 7), np.float32)
+    def act(self, observation: Observation, *_: Any) -> np.ndarray:
+        time.sleep(0.001 * len(observation))
+        return np.zeros((len(observation), 1, 7), np.float32)
 
 
 def main() -> None:
@@ -70,12 +72,13 @@ def measure(world: str, name: str, num_workers: int, rounds: int) -> dict[str, A
     seconds: dict[int, list[float]] = {1: [], 2: []}
     outcomes: dict[int, list[bool]] = {}
     with ExitStack() as stack:
-        actors: dict[int, list[tuple[Any, envs.WorkerVectorEnv]]] = {}
+        actors: dict[int, list[tuple[Chunked, envs.WorkerVectorEnv]]] = {}
         for count in seconds:
             made = [envs.make(world, NUM_ENVS // count, num_workers, size) for _ in range(count)]
             for env in made:
                 stack.callback(env.close)
-            actors[count] = [(policy, env) for env in made]
+            thinker = policy if name == "elsewhere" else None
+            actors[count] = [(Chunked(policy, thinker), env) for env in made]
             rollout_in_turns(actors[count], range(NUM_ENVS), "ind")  # starts the workers
         for _ in range(rounds):
             for count, mine in actors.items():

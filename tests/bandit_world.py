@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rlrc.envs.world import Reading, WorldSpec
+from rlrc.envs.world import Reading, WorldSpec, dims
 
 STEPS = 4
 THRESHOLD = 0.01
@@ -21,7 +21,7 @@ class Bandit:
     def step(self, action: np.ndarray) -> Reading:
         return self._reading(bool(action[0] > THRESHOLD))
 
-    def draw(self) -> np.ndarray:
+    def draw(self, camera: str) -> np.ndarray:
         colour = self.rng.integers(0, 256, 3, dtype=np.uint8)
         return np.broadcast_to(colour, (self.image_size, self.image_size, 3))
 
@@ -32,8 +32,10 @@ class Bandit:
 SPEC = WorldSpec(
     name="bandit",
     factory=Bandit,
-    state_names=tuple("abcdefgh"),
+    cameras=("front",),
+    state=dims("a b c d e f g h"),
     environment_state_names=tuple("abcdef"),
+    action=dims("x y z roll pitch yaw gripper"),
     action_low=(-1.0,) * 7,
     action_high=(1.0,) * 7,
     max_episode_steps=STEPS,

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 
-def rlrc(*arguments: object) -> None:
-    """Run it in a process of its own; it must succeed."""
+def rlrc(*arguments: object) -> str:
+    """Run it in a process of its own, which must succeed; returns what it says."""
     command = [sys.executable, "-m", "rlrc", *(str(argument) for argument in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stderr

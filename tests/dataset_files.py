@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlrc.data import Demonstrations
+from rlrc.data.pictures import Pictures
+
 CASES = Path(__file__).parent / "cases" / "datasets"
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -39,6 +42,12 @@ def set_column(path: Path, name: str, values: Any) -> None:
 def column(path: Path, name: str) -> list[Any]:
     values: list[Any] = pq.read_table(path)[name].to_pylist()
     return values
+
+
+def only_camera(read: Demonstrations) -> Pictures:
+    """The pictures of a dataset's only camera."""
+    (pictures,) = read.pictures.values()
+    return pictures
 
 
 def level(episode: int, step: int) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.parts.config import DecoderConfig
 from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
 from rlrc.prune.groups import coupled_groups
 from rlrc.prune.method import Plan, Source, Target
@@ -30,7 +30,8 @@ def source_of(model: LlamaForCausalLM, ids: torch.Tensor | None = None, **target
 
     with torch.no_grad():
         embeddings = model.model.embed_tokens(ids)
-    return replace(source, calibration=Calibration(embeddings, torch.ones_like(ids, dtype=torch.bool), loss))
+    mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(ids.shape[1]).expand(ids.shape)
+    return replace(source, calibration=Calibration(embeddings, mask, positions, True, loss))
 
 
 def apply(plan: Plan, model: LlamaForCausalLM) -> LlamaForCausalLM:

@@ -21,8 +21,11 @@ from rlrc import envs
 from rlrc.data import Demonstrations
 from rlrc.data import collect as module
 from rlrc.data.collect import IDLE, CollectConfig, collect
+from rlrc.data.samples import observe
 from rlrc.envs.tabletop import SPEC
 from rlrc.errors import UserError
+from rlrc.pixels import resize
+from rlrc.policies.contract import Policy
 
 CONFIG = CollectConfig(episodes=4, first_episode_id=500, noise=0.15, image_size=64, num_workers=1)
 
@@ -59,7 +62,7 @@ def test_the_first_frame_is_that_of_its_episode(recorded: tuple[dict[str, Any], 
     observation, _ = world.reset(options={"episode_ids": np.arange(500, 504)})
     world.close()
     first = [int(np.argmax(demonstrations.episode_index == episode)) for episode in range(4)]
-    np.testing.assert_array_equal(demonstrations.images[first], observation["image"])
+    np.testing.assert_array_equal(demonstrations.images[first], observation["images"]["front"])
     np.testing.assert_allclose(demonstrations.state[first], observation["state"], atol=1e-6)
     assert tuple(demonstrations.instruction(index) for index in first) == observation["instruction"]
 
@@ -80,6 +83,39 @@ def test_the_dataset_depends_on_the_config_alone(
 ) -> None:
     collect(CONFIG.model_copy(update={"num_workers": 2}), tmp_path)
     assert Demonstrations.load(tmp_path / "dataset").sha256 == recorded[1].sha256
+
+
+def test_every_camera_that_is_asked_for_is_recorded(
+    recorded: tuple[dict[str, Any], Demonstrations], tmp_path: Path, tiny_policy: Policy
+) -> None:
+    """And reaches a policy of two cameras by its name: from the world to the batch that is learnt from."""
+    config = CONFIG.model_copy(update={"episodes": 2, "cameras": ("wrist", "front")})
+    collect(config, tmp_path)
+    demonstrations, before = Demonstrations.load(tmp_path / "dataset"), recorded[1]
+    front, wrist = "observation.images.front", "observation.images.wrist"
+    assert list(demonstrations.pictures) == [wrist, front] and list(before.pictures) == [front]
+    rows = np.arange(len(demonstrations))
+    pictures = {key: dict(one.decode(rows)) for key, one in demonstrations.pictures.items()}
+    for row in rows:
+        np.testing.assert_array_equal(pictures[front][row], before.images[row])
+    np.testing.assert_array_equal(demonstrations.actions, before.actions[: len(rows)])
+
+    world = envs.make("tabletop", num_envs=2, image_size=64, cameras=["wrist"])
+    observation, _ = world.reset(options={"episode_ids": np.arange(500, 502)})
+    world.close()
+    first = [int(np.argmax(demonstrations.episode_index == episode)) for episode in range(2)]
+    for row, image in zip(first, observation["images"]["wrist"], strict=True):
+        np.testing.assert_array_equal(pictures[wrist][row], image)
+
+    tiny_policy.spec = replace(tiny_policy.spec, cameras=("front", "wrist"), state=SPEC.state)
+    seen = observe(demonstrations, rows[3:6], tiny_policy)
+    size = tiny_policy.frame_size
+    assert size is not None and list(seen.images) == ["front", "wrist"]
+    for camera, key in (("front", front), ("wrist", wrist)):
+        expected = np.stack([resize(pictures[key][row], size) for row in rows[3:6]])
+        np.testing.assert_array_equal(seen.images[camera], expected)
+    assert seen.state is not None and demonstrations.state is not None
+    np.testing.assert_array_equal(seen.state, demonstrations.state[3:6])
 
 
 def test_an_expert_that_fails_ends_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +229,12 @@ def test_processes_that_keep_dying_end_the_recording(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_an_unknown_camera_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the world 'tabletop' has no camera 'side' \(its cameras: front, wrist\)"):
+        collect(CONFIG.model_copy(update={"cameras": ("side",)}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_world_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown world 'moon'"):
         collect(CONFIG.model_copy(update={"world": "moon"}), tmp_path)
@@ -221,7 +263,9 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(
     assert not (out / "dataset").exists()
 
     first = out / "played" / "500.npz"
-    replace(module.Attempt.load(first), instruction="put what was kept on plate").save(first)
+    replace(module.Attempt.load(first, module.features_of(config)), instruction="put what was kept on plate").save(
+        first
+    )
     collect(config, out)
     resumed, before = Demonstrations.load(out / "dataset"), recorded[1]
     assert resumed.instruction(0) == "put what was kept on plate", "it is read, not played again"

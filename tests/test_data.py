@@ -246,13 +246,14 @@ def test_a_last_dimension_beyond_one_is_normalised_like_the_others(tmp_path: Pat
 
 def test_normalised_actions_come_back() -> None:
     low, high = np.linspace(-3, -1, 7), np.linspace(1, 2, 7)
-    stats = {"q01": low.tolist(), "q99": high.tolist(), "mask": [True] * 6 + [False]}
+    entry = {"q01": low.tolist(), "q99": high.tolist(), "mask": [True] * 6 + [False]}
+    stats = action_statistics({"toy": {"action": entry}}, "toy")
     actions = np.random.default_rng(0).uniform(low, high, (50, 7))
     actions[:, 6] = np.where(actions[:, 6] > 0, 1.0, -1.0)
     scaled = normalise(actions, stats)
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled[3, 2], 2 * (actions[3, 2] - low[2]) / (high[2] - low[2]) - 1, rtol=1e-5)
     np.testing.assert_array_equal(scaled[:, 6], actions[:, 6])
-    back = unnormalise(scaled, action_statistics({"toy": {"action": stats}}, "toy"))
+    back = unnormalise(scaled, stats)
     np.testing.assert_allclose(back, actions, atol=1e-6)
     np.testing.assert_array_equal(normalise(10 * high, stats)[:6], np.ones(6))

@@ -18,6 +18,7 @@ from dataset_files import (
     VIDEO,
     column,
     copy_case,
+    only_camera,
     set_column,
     write_v21,
     write_video,
@@ -30,8 +31,8 @@ from rlrc.errors import UserError
 def levels(read: Demonstrations) -> np.ndarray:
     """The mean of each picture, in whichever order they are decoded."""
     result = np.full(len(read), np.nan)
-    for row, picture in read.pictures.decode(range(len(read))):
-        assert picture.dtype == np.uint8 and picture.shape == (*read.pictures.size, 3)
+    for row, picture in only_camera(read).decode(range(len(read))):
+        assert picture.dtype == np.uint8 and picture.shape == (*only_camera(read).size, 3)
         result[row] = picture.mean()
     return result
 
@@ -96,9 +97,8 @@ def test_merged_datasets_are_read_whole() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("two", {}, ["observation.images.image", "observation.images.wrist_image", "cameras"]),
         ("two", {"cameras": ("front",)}, ["front", "observation.images.wrist_image", "cameras"]),
-        ("two", {"cameras": ("image", "wrist_image")}, ["2 cameras", "one"]),
+        ("two", {"cameras": ("image", "observation.images.image")}, ["observation.images.image twice"]),
         ("rgbd", {"cameras": ("front_depth",)}, ["depth camera", FRONT]),
         ("depth", {}, ["file-000.parquet", FRONT, "episode 0, frame 0", "depth"]),
         ("plain", {"action_key": "acts"}, ["'acts'", "action_key", "action, observation.state"]),
@@ -122,6 +122,59 @@ def test_a_camera_is_named_in_full_or_by_its_last_part(camera: str, tmp_path: Pa
     set_column(path / DATA, "observation.images.wrist_image", flipped)
     for cameras in (camera, [camera]):
         np.testing.assert_array_equal(levels(Demonstrations.load(path, cameras)), LEVELS[::-1])
+
+
+def test_a_policys_cameras_are_found_by_name_or_named_in_its_order() -> None:
+    image, wrist = "observation.images.image", "observation.images.wrist_image"
+    read = Demonstrations.load(CASES / "two")
+    assert list(read.pictures) == [image, wrist]
+    for cameras, keys in (
+        (["wrist_image"], [wrist]),
+        (["wrist_image", "image"], [wrist, image]),
+        ([wrist, "image"], [wrist, image]),
+    ):
+        seen = read.seen_by(cameras)
+        assert list(seen) == cameras and list(seen.values()) == [read.pictures[key] for key in keys]
+    named = Demonstrations.load(CASES / "two", ("wrist_image", "image"))
+    assert list(named.seen_by(["hand", "front"]).values()) == [named.pictures[wrist], named.pictures[image]]
+    one = Demonstrations.load(CASES / "plain")
+    assert one.seen_by(["wrist"]) == {"wrist": only_camera(one)}, "a single camera is the policy's, whatever its name"
+
+
+@pytest.mark.parametrize(
+    ("case", "named", "policy", "words"),
+    [
+        (
+            "two",
+            (),
+            ["front"],
+            ["1 camera (front)", "observation.images.image, observation.images.wrist_image", "cameras"],
+        ),
+        (
+            "two",
+            (),
+            ["image", "wrist"],
+            ["2 cameras (image, wrist)", "'wrist' may be any of", "name them with cameras"],
+        ),
+        ("two", ("image",), ["image", "wrist"], ["cameras names 1 (observation.images.image)", "2 cameras"]),
+        ("two", ("image", "wrist_image"), ["front"], ["cameras names 2", "1 camera (front)"]),
+        (
+            "two",
+            ("wrist_image", "image"),
+            ["image", "wrist_image"],
+            ["in the policy's order", "wrist_image", "'image'"],
+        ),
+        ("plain", (), ["front", "wrist"], ["2 cameras (front, wrist)", "'wrist'"]),
+    ],
+)
+def test_a_camera_that_a_dataset_lacks_is_one_line(
+    case: str, named: tuple[str, ...], policy: list[str], words: list[str]
+) -> None:
+    read = Demonstrations.load(CASES / case, named)
+    with pytest.raises(UserError) as caught:
+        read.seen_by(policy)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in [str(CASES / case), *words]), message
 
 
 def test_states_and_actions_can_be_named(tmp_path: Path) -> None:
@@ -161,7 +214,7 @@ def test_few_rows_of_a_long_video_are_cheap_and_right(tmp_path: Path) -> None:
     read = Demonstrations.load(path)
     np.testing.assert_allclose(levels(read), expected, atol=1.5)
     for rows in ([13], [12, 3], [8, 1, 7]):
-        found = {row: picture.mean() for row, picture in read.pictures.decode(rows)}
+        found = {row: picture.mean() for row, picture in only_camera(read).decode(rows)}
         assert sorted(found) == sorted(rows)
         for row, mean in found.items():
             assert mean == pytest.approx(expected[row], abs=1.5)
@@ -172,7 +225,8 @@ def test_hd_needs_no_memory_for_all_its_frames() -> None:
     script = (
         "import resource, sys\nfrom rlrc.data import Demonstrations\n"
         f"read = Demonstrations.load({str(CASES / 'hd')!r})\n"
-        "rows = [row for row, picture in read.pictures.decode([4999, 0, 2500]) if picture.shape == (1080, 1920, 3)]\n"
+        "(pictures,) = read.pictures.values()\n"
+        "rows = [row for row, picture in pictures.decode([4999, 0, 2500]) if picture.shape == (1080, 1920, 3)]\n"
         "assert sorted(rows) == [0, 2500, 4999] and len(read) == 5000\n"
     )
     limit = 3 * 2**30
@@ -190,16 +244,18 @@ def test_the_identity_of_pictures_tells_them_apart(tmp_path: Path) -> None:
     for name in ("plain", "hwts"):
         path = copy_case(name, tmp_path)
         read = Demonstrations.load(path)
-        same = Demonstrations.load(path).pictures.identity()
-        assert read.pictures.identity() == same
+        same = only_camera(Demonstrations.load(path)).identity()
+        assert only_camera(read).identity() == same
         assert (
-            read.select([1]).pictures.identity() == Demonstrations.load(path, episodes="1").pictures.identity() != same
+            only_camera(read.select([1])).identity()
+            == only_camera(Demonstrations.load(path, episodes="1")).identity()
+            != same
         )
         file = path / (DATA if name == "plain" else VIDEO)
         file.write_bytes(file.read_bytes())  # of another time
-        assert Demonstrations.load(path).pictures.identity() != same
+        assert only_camera(Demonstrations.load(path)).identity() != same
     two = [Demonstrations.load(CASES / "two", cameras=[camera]) for camera in ("image", "wrist_image")]
-    assert two[0].pictures.identity() != two[1].pictures.identity()
+    assert only_camera(two[0]).identity() != only_camera(two[1]).identity()
 
 
 # ---------------------------------------------------------------- v2.1

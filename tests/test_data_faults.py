@@ -12,7 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_files import DATA, EPISODES, FRONT, VIDEO, column, copy_case, edit_json, set_column, write_v21, write_video
+from dataset_files import (
+    DATA,
+    EPISODES,
+    FRONT,
+    VIDEO,
+    column,
+    copy_case,
+    edit_json,
+    only_camera,
+    set_column,
+    write_v21,
+    write_video,
+)
 from PIL import Image
 
 from rlrc.data import Demonstrations
@@ -237,7 +249,7 @@ def test_shapes_with_channels_first_are_understood(tmp_path: Path) -> None:
     path = copy_case("plain", tmp_path)
     names = ["channels", "height", "width"]
     edit_json(path / "meta/info.json", lambda info: info["features"][FRONT].update(shape=[3, 64, 64], names=names))
-    assert Demonstrations.load(path).pictures.size == (64, 64)
+    assert only_camera(Demonstrations.load(path)).size == (64, 64)
 
 
 @pytest.mark.parametrize("case", ["plain", "hwts"])
@@ -356,7 +368,7 @@ def test_pictures_of_other_modes_are_converted_as_pillow_does(mode: str, tmp_pat
     image = Image.fromarray(NOISE).convert("RGB" if mode == "CMYK" else "RGBA").convert(mode)
     data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
     with_picture(path, 8, {"bytes": data, "path": None})
-    ((_, picture),) = Demonstrations.load(path).pictures.decode([8])
+    ((_, picture),) = only_camera(Demonstrations.load(path)).decode([8])
     np.testing.assert_array_equal(picture, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 

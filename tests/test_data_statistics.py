@@ -6,22 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_STATS
 from dataset_files import CASES, FRONT, copy_case, edit_json
 from toy_demonstrations import toy_demonstrations
 
 import rlrc
+from rlrc.configs.learner import LearnerConfig
 from rlrc.configs.prune import Magnitude, PruneConfig
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.configs.train import Shape, TrainConfig
 from rlrc.data import Demonstrations
+from rlrc.data.samples import observe
 from rlrc.data.statistics import adopt_statistics, norm_stats, require_fit
 from rlrc.errors import UserError
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Dim, Policy
+from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.prune import prune
 from rlrc.quantize import quantize
-from rlrc.recover.sft import sft
+from rlrc.recover.loop import Learner
+from rlrc.recover.sft import Frames, sft
 from rlrc.recover.train import train
 
 
@@ -29,6 +34,12 @@ from rlrc.recover.train import train
 class Choice:
     statistics: str = "policy"
     unnorm_key: str | None = None
+
+
+def there_and_back(policy: OpenVLAPolicy, actions: np.ndarray) -> np.ndarray:
+    """Actions (T, D) through the tokens that the policy learns and makes."""
+    tokens = policy.tokens_of(torch.from_numpy(policy.to_normalised(actions))[:, None])
+    return policy.to_physical(policy.actions.decode(tokens.numpy()))
 
 
 def test_the_share_of_clipped_labels_is_told_in_one_line(tiny_policy: Policy, capsys: pytest.CaptureFixture) -> None:
@@ -63,7 +74,7 @@ def test_statistics_of_the_dataset_become_the_policys(tiny_policy: Policy, tmp_p
     stats = norm_stats(demonstrations, "scale")["scale"]["action"]
     low, high = np.array(stats["q01"]), np.array(stats["q99"])
     expected = np.clip(demonstrations.actions, low, high)
-    back = saved.decode(saved.encode(demonstrations.actions))
+    back = there_and_back(saved, demonstrations.actions)
     assert np.abs(back - expected).max(axis=0) == pytest.approx(0, abs=1) and stats["mask"] == [True] * 7
     assert (np.abs(back - expected) <= (high - low) / 255 + 1e-6).all()
     adopt_statistics(saved, demonstrations, Choice("dataset"))  # the same ones, again
@@ -88,7 +99,7 @@ def test_a_constant_dimension_comes_back_as_it_was(tiny_policy: Policy) -> None:
     actions[:, 2] = 0.1
     demonstrations = replace(toy, actions=actions)
     adopt_statistics(tiny_policy, demonstrations, Choice("dataset"))
-    back = tiny_policy.decode(tiny_policy.encode(actions))
+    back = there_and_back(tiny_policy, actions)
     np.testing.assert_array_equal(back[:, 2], actions[:, 2])
 
 
@@ -101,8 +112,31 @@ def test_other_dimensions_are_one_line(statistics: str, tiny_policy: Policy) -> 
 def test_statistics_of_other_dimensions_are_one_line(tiny_policy: Policy) -> None:
     short = {name: values[:6] for name, values in TINY_STATS["tabletop"]["action"].items()}
     tiny_policy.model.config.norm_stats = {"tabletop": {"action": short}}
-    with pytest.raises(UserError, match="actions have 7 dimensions, and those of the policy's statistics have 6"):
+    with pytest.raises(UserError, match="has 6 dimensions, and the policy's action_dim is 7"):
         require_fit(tiny_policy, Demonstrations.load(CASES / "plain"))
+
+
+def reads(policy: Policy, dimensions: int) -> None:
+    policy.spec = replace(policy.spec, state=tuple(Dim(str(number)) for number in range(dimensions)))
+
+
+def test_a_state_that_is_missing_or_has_other_dimensions_is_one_line(tiny_policy: Policy, tmp_path: Path) -> None:
+    plain = Demonstrations.load(CASES / "plain")
+    assert plain.state is not None and plain.state.shape[1] == 2
+    reads(tiny_policy, 2)
+    require_fit(tiny_policy, plain)
+    np.testing.assert_array_equal(observe(plain, np.array([3, 1]), tiny_policy).state, plain.state[[3, 1]])
+    reads(tiny_policy, 8)
+    with pytest.raises(UserError, match=r"plain: the state has 2 dimensions, and the policy's has 8$"):
+        require_fit(tiny_policy, plain)
+    with pytest.raises(UserError, match=r"reads a state of 8 dimensions.*observation.state nor state.*state_key"):
+        Frames(tiny_policy, Demonstrations.load(CASES / "nostate"), 2, Learner(tiny_policy, LearnerConfig(), tmp_path))
+
+
+def test_a_camera_that_is_missing_is_one_line(tiny_policy: Policy) -> None:
+    tiny_policy.spec = replace(tiny_policy.spec, cameras=("front", "wrist"))
+    with pytest.raises(UserError, match=r"toy: the policy sees 2 cameras \(front, wrist\), and 'wrist'"):
+        require_fit(tiny_policy, toy_demonstrations())
 
 
 def test_every_verb_takes_the_statistics_of_the_dataset(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -119,7 +153,7 @@ def test_every_verb_takes_the_statistics_of_the_dataset(tiny_checkpoint: Path, t
 
 def test_cameras_and_episodes_are_chosen_in_a_verb(tiny_checkpoint: Path, tmp_path: Path) -> None:
     common = {"policy": tiny_checkpoint, "dataset": CASES / "two", "steps": 1, "batch_size": 2}
-    with pytest.raises(UserError, match="name one with cameras"):
+    with pytest.raises(UserError, match="name them with cameras"):
         sft(SftConfig(**common), tmp_path / "open")
     sft(SftConfig(**common, cameras=("wrist_image",), dataset_episodes="0"), tmp_path / "chosen")
     assert (tmp_path / "chosen" / "checkpoint").is_dir()

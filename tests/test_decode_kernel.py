@@ -5,14 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from rlrc.models import decoding
 from torch import nn
 from transformers import LlamaModel
 
 from rlrc import kernels
 from rlrc.kernels.decode import TokenDecoder
 from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.config import DecoderConfig
+from rlrc.policies.parts import decoding
+from rlrc.policies.parts.config import DecoderConfig
 from rlrc.policies.parts.decoder import HeterogeneousLlamaModel
 from rlrc.policies.parts.linear import QuantizedLinear, get_linear
 

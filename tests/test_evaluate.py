@@ -5,6 +5,7 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -13,26 +14,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import toy_world
 from mortal_world import mortal
-from rlrc.evaluate import _actors, check, conditions, episode_ids, evaluate
-from rlrc.rollouts import Camera, motion, rollout, rollout_in_turns
 from toy_world import FPS, STEPS, ToyWorld
 
 from rlrc import envs
+from rlrc.act.actor import Chunked
+from rlrc.act.evaluate import _actors, check, conditions, episode_ids, evaluate
+from rlrc.act.rollouts import Camera, motion, rollout, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation, Policy, PolicySpec
 from rlrc.policies.prismatic.processor import ImageProcessor
 from rlrc.stats import wilson
 from rlrc.video import read_video, write_video
 
 
 class Straight:
-    """Stands in for a policy: moves every hand by `velocity` (m a step) along x, and notes the noise it is given."""
+    """Stands in for an actor: moves every hand by `velocity` (m a step) along x."""
 
-    device = torch.device("cpu")
+    policy = SimpleNamespace(spec=PolicySpec("straight", ("front",), (), toy_world.SPEC.action, horizon=1, execute=1))
 
     def __init__(self, velocity: float) -> None:
         self.velocity = velocity
@@ -40,9 +43,9 @@ class Straight:
     def reset(self) -> None:
         """It keeps nothing."""
 
-    def act(self, images: np.ndarray, instructions: tuple, temperature: float, noise: object) -> np.ndarray:
-        assert len(images) == len(instructions)
-        actions = np.zeros((len(images), 7), np.float32)
+    def act(self, observation: Observation, temperature: float, noise: object) -> np.ndarray:
+        assert list(observation.images) == ["front"] and len(observation.images["front"]) == len(observation)
+        actions = np.zeros((len(observation), 7), np.float32)
         actions[:, 0] = self.velocity
         return actions
 
@@ -52,7 +55,8 @@ def worlds(monkeypatch: pytest.MonkeyPatch) -> list[ToyWorld]:
     """Puts the toy world in the place of every world; the list holds those that were made."""
     made: list[ToyWorld] = []
 
-    def make(world: str, num_envs: int, num_workers: int, image_size: int) -> ToyWorld:
+    def make(world: str, num_envs: int, num_workers: int, image_size: int, cameras: tuple[str, ...]) -> ToyWorld:
+        assert cameras == ("front",)
         made.append(ToyWorld(num_envs))
         return made[-1]
 
@@ -86,14 +90,14 @@ def test_motion_of_known_curves() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_episode_goes_the_same_way_whatever_runs_beside_it(tiny_policy: Policy, temperature: float) -> None:
-    together = rollout(tiny_policy, ToyWorld(4), [0, 1, 2, 3, 4], "ood", temperature=temperature)
-    apart = rollout(tiny_policy, ToyWorld(2), [4, 2, 0], "ood", temperature=temperature)
+    together = rollout(Chunked(tiny_policy), ToyWorld(4), [0, 1, 2, 3, 4], "ood", temperature=temperature)
+    apart = rollout(Chunked(tiny_policy), ToyWorld(2), [4, 2, 0], "ood", temperature=temperature)
     for episode in apart:
         twin = together[episode.episode_id]
         assert episode.path_length == pytest.approx(twin.path_length, rel=1e-5)
         assert episode.success_at_end == twin.success_at_end
     if temperature > 0:
-        other = rollout(tiny_policy, ToyWorld(2), [0], "ood", temperature=temperature, seed=1)
+        other = rollout(Chunked(tiny_policy), ToyWorld(2), [0], "ood", temperature=temperature, seed=1)
         assert len({episode.jerk for episode in (*together, *other)}) == 6  # all noise differs
 
 
@@ -106,11 +110,11 @@ def test_environments_that_take_turns_give_the_same_episodes(
     (tmp_path / "lost").touch()
     with closing(WorkerVectorEnv(spec, 5, num_workers=0)) as env:
         camera_alone = Camera([2, 6])
-        alone = rollout(tiny_policy, env, ids, "ind", temperature=temperature, camera=camera_alone)
+        alone = rollout(Chunked(tiny_policy), env, ids, "ind", temperature=temperature, camera=camera_alone)
     (tmp_path / "lost").unlink()
     with closing(WorkerVectorEnv(spec, 3, num_workers=1)) as a, closing(WorkerVectorEnv(spec, 2, num_workers=1)) as b:
         camera = Camera([2, 6])
-        actors = [(tiny_policy, a), (tiny_policy, b)]
+        actors = [(Chunked(tiny_policy), a), (Chunked(tiny_policy), b)]
         in_turns = rollout_in_turns(actors, ids, "ind", temperature=temperature, camera=camera)
     assert (tmp_path / "lost").exists()
     assert in_turns == alone and [episode.episode_id for episode in alone] == list(ids)
@@ -124,7 +128,8 @@ def test_a_policy_on_a_device_of_its_own_acts_in_two_environments(
 ) -> None:
     made: list[tuple[int, int]] = []
 
-    def make(world: str, num_envs: int, num_workers: int, image_size: int) -> ToyWorld:
+    def make(world: str, num_envs: int, num_workers: int, image_size: int, cameras: tuple[str, ...]) -> ToyWorld:
+        assert cameras == ("front",)
         made.append((num_envs, num_workers))
         return ToyWorld(num_envs)
 

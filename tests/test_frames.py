@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -105,20 +105,63 @@ def test_a_policy_sees_the_same_as_if_it_had_resized_the_pictures_itself(
     import torch
 
     from rlrc.configs.learner import LearnerConfig
+    from rlrc.policies.contract import Observation
     from rlrc.recover.loop import Learner
     from rlrc.recover.sft import Frames
 
     learner = Learner(tiny_policy, LearnerConfig(), tmp_path / "out")
-    demonstrations = replace(toy_demonstrations(), pictures=FakePictures(FRAMES))
+    demonstrations = replace(toy_demonstrations(), pictures={"front": FakePictures(FRAMES)})
     batches = Frames(tiny_policy, demonstrations, 5, learner)
-    inputs, _, numbers = batches.next()
-    pictures = np.stack([picture(row) for row in numbers.tolist()])
-    expected = tiny_policy.prepare(pictures, [demonstrations.instruction(row) for row in numbers.tolist()])
-    assert torch.equal(inputs.pixel_values, expected.pixel_values)
+    batch = batches.next()
+    rows = batch.numbers.tolist()
+    pictures = {"front": np.stack([picture(row) for row in rows])}
+    expected = tiny_policy.prepare(Observation(pictures, [demonstrations.instruction(row) for row in rows]))
+    assert torch.equal(batch.inputs.pixel_values, expected.pixel_values)
     assert batches.facts == {}
     height, width = tiny_policy.processor.images.one_size or (0, 0)
     allow(monkeypatch, FRAMES * height * width * 3 - 1)
     assert Frames(tiny_policy, demonstrations, 5, learner).facts == {"frames": "JPEG, quality 95"}
+
+
+def test_frames_of_several_cameras_are_varied_each_by_itself(tiny_policy: "Policy", tmp_path: Path) -> None:
+    """One camera keeps the bits that it has alone; the state comes with the pictures of the same rows."""
+    import torch
+
+    from rlrc.configs.augmentation import Augmentation
+    from rlrc.configs.learner import LearnerConfig
+    from rlrc.data.batches import vary
+    from rlrc.policies.contract import Dim, Observation
+    from rlrc.recover.loop import Learner
+    from rlrc.recover.sft import Frames
+
+    seen: list[Observation] = []
+    processor = tiny_policy.processor
+
+    def note(observation: Observation) -> Any:
+        seen.append(observation)
+        return processor(observation, ["front"])
+
+    learner, augment = Learner(tiny_policy, LearnerConfig(), tmp_path / "out"), Augmentation()
+    spec, toy = tiny_policy.spec, toy_demonstrations()
+    pictures = {"front": FakePictures(FRAMES), "wrist": FakePictures(FRAMES, name="other")}
+    state = np.arange(FRAMES * 2, dtype=np.float32).reshape(FRAMES, 2)
+    demonstrations = replace(toy, pictures=pictures, state=state)
+    single = Frames(tiny_policy, replace(toy, pictures={"front": pictures["front"]}), 5, learner, augment)
+    alone = single.next()
+    single.seek(1)  # waits for the thread
+    tiny_policy.spec = replace(spec, cameras=("front", "wrist"), state=(Dim("a"), Dim("b")))
+    tiny_policy.prepare = note  # type: ignore[method-assign]
+    frames = Frames(tiny_policy, demonstrations, 5, learner, augment)
+    batch = frames.next()
+    frames.seek(1)
+    assert torch.equal(batch.inputs.pixel_values, alone.inputs.pixel_values)
+    rows = batch.numbers.numpy()
+    np.testing.assert_array_equal(seen[0].state, state[rows])
+    generator = learner.generator("augment", 0, device="cpu")
+    whole = torch.from_numpy(read_frames(pictures["front"], rows, tiny_policy.frame_size))
+    for camera in ("front", "wrist"):  # the same pictures, one after the other from one generator
+        np.testing.assert_array_equal(seen[0].images[camera], vary(whole, augment, generator).numpy())
+    assert not np.array_equal(seen[0].images["front"], seen[0].images["wrist"])
 
 
 def test_a_few_rows_are_decoded_directly(home: Path) -> None:

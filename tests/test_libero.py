@@ -1,5 +1,6 @@
 """LIBERO's worlds against LIBERO's own wrapper: states, actions, pictures, success; and the expert in them."""
 
+import math
 import subprocess
 import sys
 import weakref
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import rlrc
+from scipy.spatial.transform import Rotation
 
 from rlrc import envs
 from rlrc.envs.libero import SUITES, check_assets
 from rlrc.envs.libero.tasks import Goal, tasks
-from rlrc.envs.libero.world import ENVIRONMENT_STATE, STATE, Libero
+from rlrc.envs.libero.world import CAMERAS, ENVIRONMENT_STATE, STATE, Libero, axis_angle
 from rlrc.envs.vector import Reading
 from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import read_episodes
@@ -97,7 +99,8 @@ def upstream_trials(actions: np.ndarray) -> list[dict[str, np.ndarray]]:
             gripper = -np.sign(2 * action[6] - 1)  # as that evaluation normalises and inverts it
             observation, *_ = env.step(np.append(action[:6], gripper).astype(np.float64))
         picture = env.sim.render(width=256, height=256, camera_name="agentview")
-        trials.append({**observation, "qpos": env.sim.data.qpos.copy(), "picture": picture})
+        wrist = env.sim.render(width=256, height=256, camera_name="robot0_eye_in_hand")
+        trials.append({**observation, "qpos": env.sim.data.qpos.copy(), "picture": picture, "wrist": wrist})
     return trials
 
 
@@ -112,11 +115,14 @@ def test_official_episodes_are_those_of_openvlas_evaluation() -> None:
         reading = play(official, "main", 10 * trial, actions)[-1]
         simulation = official._simulation
         np.testing.assert_array_equal(simulation.data.qpos, expected["qpos"])
-        picture = official._painter_of(simulation).draw(simulation.data)
+        picture = official._painter_of(simulation).draw(simulation.data, "agentview")
         np.testing.assert_array_equal(picture, expected["picture"])
+        wrist = official._painter_of(simulation).draw(simulation.data, "robot0_eye_in_hand")
+        np.testing.assert_array_equal(wrist, expected["wrist"])
         # What they tell a policy was measured and drawn up to a substep (2 ms) earlier.
         assert np.abs(picture.astype(int) - expected["agentview_image"]).mean() < 1
         np.testing.assert_allclose(reading.state[:3], expected["robot0_eef_pos"], atol=2e-3)
+        np.testing.assert_allclose(reading.state[3:6], axis_angle(np.roll(expected["robot0_eef_quat"], 1)), atol=2e-2)
         np.testing.assert_allclose(reading.state[6:], expected["robot0_gripper_qpos"], atol=2e-3)
 
 
@@ -152,19 +158,41 @@ def test_fast_worlds_differ_in_pictures_alone(world: Libero) -> None:
     theirs, ours = (play(w, "main", 30, actions) for w in (official, world))
     for one, other in zip(theirs, ours, strict=True):
         np.testing.assert_array_equal(one.environment_state, other.environment_state)
-    difference = np.abs(official.draw().astype(int) - world.draw()).mean()
+    difference = np.abs(official.draw("front").astype(int) - world.draw("front")).mean()
     assert 0 < difference < 6, "mean over pixels of 0 to 255"
 
 
 @needs_libero
-def test_pictures_are_turned_by_half_a_turn_and_only_a_little_changed_by_jpeg(world: Libero) -> None:
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_pictures_are_turned_by_half_a_turn_and_only_a_little_changed_by_jpeg(world: Libero, camera: str) -> None:
     world.reset("ind", "main", 0)
-    raw = world._painter_of(world._simulation).draw(world._simulation.data)
+    raw = world._painter_of(world._simulation).draw(world._simulation.data, CAMERAS[camera])
     turned = np.rot90(raw, 2).astype(int)
-    seen = world.draw()
+    seen = world.draw(camera)
     assert seen.shape == (256, 256, 3)
     assert np.abs(seen - turned).mean() < 3
-    assert np.abs(seen - raw.astype(int)).mean() > 20
+    assert np.abs(seen - raw.astype(int)).mean() > (20 if camera == "front" else 5)
+
+
+@needs_libero
+def test_the_wrist_camera_moves_with_the_hand(world: Libero) -> None:
+    up = np.tile(np.array([0, 0, 0.5, 0, 0, 0, OPEN], np.float32), (8, 1))
+    world.reset("ind", "main", 0)
+    before = {camera: world.draw(camera).astype(int) for camera in CAMERAS}
+    play(world, "main", 0, up)
+    changed = {camera: np.abs(world.draw(camera) - before[camera]).mean() for camera in CAMERAS}
+    assert changed["wrist"] > 2 * changed["front"] > 0
+
+
+def test_axis_angle_is_robosuites() -> None:
+    """`quat2axisangle` (xyzw): xyz 2 acos(w) / sqrt(1 - w^2), which is not wrapped at pi."""
+    for quat in (*Rotation.random(20, np.random.default_rng(0)).as_quat(), -np.array([0.6, 0.0, 0.0, 0.8])):
+        for x, y, z, w in (quat, -quat):
+            ours = axis_angle(np.array([w, x, y, z]))
+            np.testing.assert_allclose(ours, np.array([x, y, z]) * 2 * math.acos(w) / math.sqrt(1 - w * w))
+            assert abs((Rotation.from_rotvec(ours) * Rotation.from_quat([x, y, z, w]).inv()).magnitude()) < 1e-6
+    assert np.linalg.norm(axis_angle(np.array([-0.8, 0.6, 0.0, 0.0]))) > math.pi
+    np.testing.assert_array_equal(axis_angle(np.array([1.0, 0.0, 0.0, 0.0])), np.zeros(3))
 
 
 @needs_libero
@@ -275,10 +303,12 @@ def test_a_random_policy_is_evaluated_as_openvla_is(tmp_path: Path) -> None:
 
 @needs_libero
 def test_the_vector_environment_runs_it_in_a_worker() -> None:
-    env = envs.make("libero_spatial:fast", num_envs=1, num_workers=1, image_size=64)
+    env = envs.make("libero_spatial:fast", num_envs=1, num_workers=1, image_size=64, cameras=["front", "wrist"])
     observation, info = env.reset(options={"split": "ind", "episode_ids": np.array([2])})
-    assert observation["image"].shape == (1, 64, 64, 3)
-    assert observation["image"].std() > 20
+    for images in observation["images"].values():
+        assert images.shape == (1, 64, 64, 3)
+        assert images.std() > 20
+    assert list(observation["images"]) == ["front", "wrist"]
     assert observation["state"].shape == (1, len(STATE))
     _, reward, *_, info = env.step(STILL[None])
     assert not info["success"].any()

@@ -49,6 +49,7 @@ def write_hdf5(folder: Path, name: str = TASK, episodes: int = 2) -> None:
             pictures[:, :32] = 0
             demo["actions"] = actions()
             demo["obs/agentview_rgb"] = pictures
+            demo["obs/eye_in_hand_rgb"] = 255 - pictures
             demo["obs/ee_pos"] = np.full((8, 3), 0.1 + episode)
             demo["obs/ee_ori"] = np.full((8, 3), 0.2)
             demo["obs/gripper_states"] = np.full((8, 2), 0.03)
@@ -73,6 +74,16 @@ def test_hdf5_becomes_openvlas_conventions(tmp_path: Path) -> None:
     assert first.images.shape == (4, 64, 64, 3)
     np.testing.assert_allclose(first.images[:, 8].mean((1, 2)), 20 * (np.array(KEPT) + 1), atol=2)
     assert first.images[:, -8].max() < 5
+
+
+def test_the_wrist_camera_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "source", episodes=1)
+    _, both = convert(tmp_path / "source", tmp_path / "out", image_size=64, cameras=("front", "wrist"))
+    assert list(both.pictures) == [f"{fmt.IMAGES}front", f"{fmt.IMAGES}wrist"]
+    front, wrist = (dict(pictures.decode(range(len(both)))) for pictures in both.pictures.values())
+    for row, step in enumerate(KEPT):
+        np.testing.assert_allclose(front[row][8].mean(), 20 * (step + 1), atol=2)
+        np.testing.assert_allclose(wrist[row][8].mean(), 255 - 20 * (step + 1), atol=2)
 
 
 def test_a_single_file_and_episodes_beyond_ten_are_read_in_order(tmp_path: Path) -> None:
@@ -101,8 +112,10 @@ def write_lerobot(path: Path) -> None:
 
 def test_a_lerobot_dataset_of_libero_can_be_read_and_converted(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "source")
-    with pytest.raises(UserError, match="name one with cameras"):
-        Demonstrations.load(tmp_path / "source")
+    with pytest.raises(
+        UserError, match=r"policy sees 1 camera \(front\), and 'front' may be any of .*image.*wrist_image"
+    ):
+        Demonstrations.load(tmp_path / "source").seen_by(["front"])
     wrist = Demonstrations.load(tmp_path / "source", cameras=("wrist_image",))
     assert wrist.images.shape == (16, 256, 256, 3)
     assert (wrist.images == 200).all()
@@ -112,6 +125,9 @@ def test_a_lerobot_dataset_of_libero_can_be_read_and_converted(tmp_path: Path) -
     assert demonstrations.images.shape == (8, 224, 224, 3)
     assert demonstrations.images[:, :40].max() == 0
     assert (demonstrations.images[:, 100:] == 50).all()
+    _, both = convert(tmp_path / "source", tmp_path / "both", cameras=("wrist", "front"))
+    wrist, front = (next(pictures.decode([3]))[1] for pictures in both.seen_by(("wrist", "front")).values())
+    assert (wrist == 200).all() and np.array_equal(front, demonstrations.images[3])
 
 
 def test_what_is_no_source_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

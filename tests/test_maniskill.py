@@ -42,7 +42,7 @@ def test_a_task_runs_by_its_name_and_its_seed() -> None:
             observation, _, _, _, info = env.step(down)
         assert observation["state"][0, 2] < before - 0.1, "the gripper goes down"
         assert not info["success"][0] and not info["grasped"][0]
-        return observation["image"][0], info["environment_state"][0], observation["instruction"]
+        return observation["images"]["front"][0], info["environment_state"][0], observation["instruction"]
 
     first, other, again = play(3), play(4), play(3)
     assert first[2] == ("pick cube",)

@@ -13,9 +13,11 @@ from conftest import fixture_cases, fixture_folder
 from safetensors.torch import load_file, save_file
 
 from rlrc.policies.checkpoint import load
-from rlrc.policies.openvla.model import OpenVLAForActionPrediction, PolicyInputs
+from rlrc.policies.openvla.model import OpenVLAForActionPrediction
+from rlrc.policies.parts.action_tokens import ActionTokenizer
+from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.processor import ImageProcessor
-from rlrc.policies.statistics import ActionTokenizer, action_statistics, unnormalise
+from rlrc.policies.statistics import action_statistics, unnormalise
 
 
 @dataclass
@@ -118,13 +120,13 @@ def test_logits_and_greedy_tokens(case: Case, index: int) -> None:
     if index == 0:
         hidden = torch.cat(output.hidden_states)
         torch.testing.assert_close(hidden, case.expected["case0.expected.hidden_states"], **tolerance)
-    inputs = PolicyInputs(ids, torch.ones_like(ids), pixels)
-    sample = case.model.sample_actions(inputs)
-    assert sample.tokens[0].tolist() == case.expected[f"case{index}.expected.tokens"].tolist()
-    logits, _ = case.model.action_logits(inputs, sample.tokens)
+    inputs = PrismaticInputs(ids, torch.ones_like(ids), pixels)
+    tokens, found = case.model.sample_actions(inputs)
+    assert tokens[0].tolist() == case.expected[f"case{index}.expected.tokens"].tolist()
+    logits, _ = case.model.action_logits(inputs, tokens)
     torch.testing.assert_close(logits[0], case.expected[f"case{index}.expected.step_logits"], **tolerance)
-    logprobs = logits.log_softmax(-1).gather(-1, (sample.tokens - case.model.first_action_id)[..., None]).sum((1, 2))
-    torch.testing.assert_close(sample.logprobs, logprobs, atol=1e-3, rtol=1e-4)
+    logprobs = logits.log_softmax(-1).gather(-1, (tokens - case.model.first_action_id)[..., None]).squeeze(-1)
+    torch.testing.assert_close(found, logprobs, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -145,11 +147,11 @@ def test_padded_batch(case: Case) -> None:
     for row, length in enumerate(mask.sum(1).tolist()):
         expected = case.expected["batch.expected.action_logits"][row, : patches + length]
         torch.testing.assert_close(logits[row, : patches + length], expected, atol=5e-4, rtol=5e-4)
-        alone = PolicyInputs(ids[row : row + 1, :length], mask[row : row + 1, :length], pixels[row : row + 1])
+        alone = PrismaticInputs(ids[row : row + 1, :length], mask[row : row + 1, :length], pixels[row : row + 1])
         left = torch.cat([ids[row, :1], ids.new_full((3,), 32000), ids[row, 1:length]])[None]
         left_mask = torch.cat([mask.new_ones(1), mask.new_zeros(3), mask.new_ones(length - 1)])[None]
-        padded = PolicyInputs(left, left_mask, pixels[row : row + 1])
-        tokens = case.model.sample_actions(alone).tokens
+        padded = PrismaticInputs(left, left_mask, pixels[row : row + 1])
+        tokens, _ = case.model.sample_actions(alone)
         torch.testing.assert_close(
             case.model.action_logits(padded, tokens)[0],
             case.model.action_logits(alone, tokens)[0],

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Policy, Sampler
 from rlrc.policies.openvla.model import _choose
+from rlrc.policies.parts.action_tokens import ActionTokenizer
 from rlrc.policies.prismatic.processor import crop_center
-from rlrc.policies.statistics import ActionTokenizer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put an unheard-of thing on plate"]
@@ -18,21 +18,21 @@ INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put an unheard-
 
 def test_cached_decoding_equals_the_plain_forward_pass(tiny_policy: Policy) -> None:
     """Token by token through the plain forward of one unpadded prompt at a time."""
-    sample = tiny_policy.sample(tiny_policy.prepare(IMAGES, INSTRUCTIONS))
+    sample = tiny_policy.sample(tiny_policy.prepare(tiny_policy.observation(IMAGES, INSTRUCTIONS)))
     first = tiny_policy.actions.first_id
     for row in range(3):
-        inputs = tiny_policy.prepare(IMAGES[row : row + 1], INSTRUCTIONS[row : row + 1])
+        inputs = tiny_policy.prepare(tiny_policy.observation(IMAGES[row : row + 1], INSTRUCTIONS[row : row + 1]))
         ids = inputs.input_ids
         for step in range(7):
             with torch.no_grad():
                 logits = tiny_policy.model(ids, pixel_values=inputs.pixel_values).logits[0, -1]
             token = int(logits.argmax()) + first
-            assert token == int(sample.tokens[row, step])
+            assert token == int(sample.latent["tokens"][:, 0][row, step])
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
 
 
 def test_prompt_without_known_words_is_padded_in_the_middle(tiny_policy: Policy) -> None:
-    inputs = tiny_policy.prepare(IMAGES, INSTRUCTIONS)
+    inputs = tiny_policy.prepare(tiny_policy.observation(IMAGES, INSTRUCTIONS))
     assert (inputs.input_ids[:, 0] == tiny_policy.processor.tokenizer.bos_token_id).all()
     assert inputs.attention_mask[:, 0].all() and inputs.attention_mask[:, -1].all()
     lengths = [len(tiny_policy.processor.prompt_ids(text)) for text in INSTRUCTIONS]
@@ -50,9 +50,9 @@ def test_sampling_follows_the_tempered_distribution() -> None:
 
 def test_a_row_with_its_own_generator_ignores_its_neighbours(tiny_policy: Policy) -> None:
     def tokens(rows: list[int]) -> torch.Tensor:
-        inputs = tiny_policy.prepare(IMAGES[rows], [INSTRUCTIONS[row] for row in rows])
+        inputs = tiny_policy.prepare(tiny_policy.observation(IMAGES[rows], [INSTRUCTIONS[row] for row in rows]))
         noise = [torch.Generator().manual_seed(row) for row in rows]
-        return tiny_policy.sample(inputs, 1.0, noise).tokens
+        return tiny_policy.sample(inputs, Sampler(1.0), noise).latent["tokens"][:, 0]
 
     assert torch.equal(tokens([0, 1, 2])[1], tokens([1])[0])
 
@@ -67,8 +67,9 @@ def test_action_tokens_round_trip_within_half_a_bin() -> None:
 
 def test_statistics_give_physical_units(tiny_policy: Policy) -> None:
     """The extreme bins of a masked-in dimension reach q01 and q99 within half a bin; the gripper stays in [-1, 1]."""
-    first, last = tiny_policy.actions.first_id, tiny_policy.actions.vocab_end - 1
-    high, low = (tiny_policy.decode(torch.full((1, 7), token))[0] for token in (first, last))
+    tokenizer = tiny_policy.actions
+    first, last = tokenizer.first_id, tokenizer.vocab_end - 1
+    high, low = (tiny_policy.to_physical(tokenizer.decode(np.full(7, token))) for token in (first, last))
     np.testing.assert_allclose(high[:3], 0.05, atol=0.05 / 254)
     np.testing.assert_allclose(low[3:6], -0.5, atol=0.5 / 254)
     np.testing.assert_allclose([low[6], high[6]], [-1, 1], atol=1 / 254)

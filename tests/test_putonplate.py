@@ -159,9 +159,9 @@ def test_an_episode_is_the_same_whatever_ran_before(world: Any) -> None:
 
     def play() -> list[np.ndarray]:
         reading = world.reset("ood", "multi-carrot", 3)
-        seen = [reading.environment_state, world.draw()]
+        seen = [reading.environment_state, world.draw("front")]
         for _ in range(3):
-            seen += [world.step(action).environment_state, world.draw()]
+            seen += [world.step(action).environment_state, world.draw("front")]
         return seen
 
     first = play()
@@ -208,7 +208,7 @@ def test_the_official_picture_is_the_large_one_resized(world: Any, recorded: Pat
     official = PutOnPlate(96, official=True)
     for one in (official, world):
         one.reset("ood", "plate", 5)
-    picture, fast = official.draw(), world.draw()
+    picture, fast = official.draw("front"), world.draw("front")
     assert picture.shape == fast.shape == (96, 96, 3) and picture.dtype == np.uint8
     large = official._simulation._observation["sensor_data"]["3rd_view_camera"]["rgb"][0].numpy()
     assert large.shape == (480, 640, 3)
@@ -242,7 +242,7 @@ def test_several_in_one_simulation_read_as_each_does_alone(world: Any) -> None:
         assert np.array_equal(reading.environment_state[:-2], single.environment_state[:-2])
         assert reading.environment_state[-2:].tolist() == [of["held"], of["success"]]
         assert (reading.success, reading.grasped) == (of["success"], of["grasped"])
-    assert np.array_equal(together.draw(), np.concatenate([picture.numpy() for picture in pictures]))
+    assert np.array_equal(together.draw("front"), np.concatenate([picture.numpy() for picture in pictures]))
 
 
 def _poses(task: Any) -> dict[str, torch.Tensor]:
@@ -282,7 +282,8 @@ for world in ("putonplate:gpu", "putonplate"):
         told = env.reset(options={"split": "ood", "variant": "position-change-to", "episode_ids": first + np.arange(4)})
         for _ in range(7):
             told = env.step(np.tile([0.01, 0.0, 0.01, 0.0, 0.0, 0.1, 1.0], (4, 1)))
-    print(np.round(told[-1]["environment_state"][:, [0, 1, 2, 13, 14, 19, 20]], 4).tolist(), told[0]["image"].std())
+    seen = told[0]["images"]["front"].std()
+    print(np.round(told[-1]["environment_state"][:, [0, 1, 2, 13, 14, 19, 20]], 4).tolist(), seen)
     env.close()
 """
 

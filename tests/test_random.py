@@ -13,14 +13,16 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import rlrc
 from rlrc.errors import UserError
-from rlrc.policies.checkpoint import read_config
 from rlrc.policies.contract import Policy
-from rlrc.policies.make_random import MakeRandomConfig, image_processor, make_random, published_config, write_weights
+from rlrc.policies.make_random import MakeRandomConfig, make_random, write_weights
 from rlrc.policies.openvla.config import OpenVLAConfig
-from rlrc.policies.openvla.layout import published_parameters, published_tensors
+from rlrc.policies.openvla.layout import image_processor, published_config
+from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.parts.llama_tokenizer import CHARACTERS, INSTRUCTIONS, llama_like_tokenizer
-from rlrc.policies.parts.vit import is_dead
+from rlrc.policies.prismatic.checkpoint import read_config
 from rlrc.policies.prismatic.processor import ImageProcessor
+from rlrc.policies.prismatic.published import published_parameters, published_tensors
+from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.shards import TensorFiles, weight_files
 
 PROMPT = OpenVLAConfig.prompt_template
@@ -50,9 +52,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_names_and_shapes_are_those_of_a_published_checkpoint(case: str, tmp_path: Path) -> None:
     folder = fixture_folder(f"openvla/{case}")
     checkpoint = whole_checkpoint(folder, tmp_path / "checkpoint")
-    config = read_config(checkpoint)
+    config = read_config(OpenVLAConfig, checkpoint)
     files = TensorFiles(checkpoint)
-    assert published_tensors(config) == {name: tuple(files.outline(name).shape) for name in files}
+    assert published_tensors(OpenVLAForActionPrediction, config) == {
+        name: tuple(files.outline(name).shape) for name in files
+    }
 
 
 @pytest.mark.parametrize("case", fixture_cases("openvla"))
@@ -65,8 +69,8 @@ def test_the_files_beside_the_weights_are_those_of_a_published_checkpoint(case: 
 
 def test_openvla_7b_has_as_many_parameters_as_the_published_one() -> None:
     config = OpenVLAConfig.from_dict(published_config("openvla-7b"))
-    shapes = published_tensors(config)
-    assert published_parameters(config) == 7_541_237_184
+    shapes = published_tensors(OpenVLAForActionPrediction, config)
+    assert published_parameters(OpenVLAForActionPrediction, config) == 7_541_237_184
     counts = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     assert sum(count for name, count in counts.items() if ".attn_pool." in name) == 15_238_352
     assert sum(count for name, count in counts.items() if ".featurizer." in name) == 303_230_976
@@ -82,12 +86,12 @@ def test_a_pruned_policy_is_counted_as_papers_count() -> None:
     layers = {"per_layer_config": dict.fromkeys(range(4, 30), shape), "head_dim": 128}
     config = OpenVLAConfig.from_dict(values | {"text_config": values["text_config"] | layers})
     config.action_head_only = True
-    assert published_parameters(config) == 6_225_798_592
+    assert published_parameters(OpenVLAForActionPrediction, config) == 6_225_798_592
 
 
 def test_towers_of_our_own_hold_nothing_dead(tiny_policy: Policy) -> None:
     config = tiny_policy.model.config
-    assert not [name for name in published_tensors(config) if is_dead(name, config.towers)]
+    assert not [name for name in published_tensors(OpenVLAForActionPrediction, config) if is_dead(name, config.towers)]
 
 
 # -- the weights -------------------------------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_weights_depend_on_the_seed_and_on_nothing_else(tiny: Path, tmp_path: Path) -> None:
-    shapes = published_tensors(read_config(tiny))
+    shapes = published_tensors(OpenVLAForActionPrediction, read_config(OpenVLAConfig, tiny))
     for name, seed in (("same", 0), ("other", 1)):
         (tmp_path / name).mkdir()
         write_weights(dict(reversed(shapes.items())), seed, tmp_path / name, shard_bytes=2**20)
@@ -175,8 +179,8 @@ def test_the_command_line_takes_the_folder_in_both_ways(
     monkeypatch.setattr(sys, "argv", ["rlrc", "make-random", "--preset", "openvla-tiny", *arguments, "--json"])
     cli.main()
     measured = json.loads(capsys.readouterr().out)
-    config = read_config(Path("here"))
-    assert measured["parameters"] == published_parameters(config)
+    config = read_config(OpenVLAConfig, Path("here"))
+    assert measured["parameters"] == published_parameters(OpenVLAForActionPrediction, config)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 

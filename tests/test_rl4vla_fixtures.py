@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from test_openvla_fixtures import whole_checkpoint
 
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.model import PolicyInputs
+from rlrc.policies.contract import Policy, Sampler
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import gae, huber, normalise, policy_loss, value_loss
-from rlrc.recover.ppo import evaluate_actions, value_of
 
 
 @dataclass
@@ -83,38 +83,50 @@ def test_huber(fixture: Fixture) -> None:
 def policy(fixture: Fixture, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """The tiny OpenVLA that RL4VLA's code ran, with its value head."""
     checkpoint = whole_checkpoint(fixture_folder("openvla/fused224"), tmp_path_factory.mktemp("rl4vla") / "checkpoint")
-    policy = load(checkpoint, dtype=torch.float32)
-    policy.model.add_value_head()
-    policy.model.value_head.load_state_dict(fixture["value_head"])
-    return policy
+    return load(checkpoint, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def inputs(fixture: Fixture) -> PolicyInputs:
+def critic(fixture: Fixture, policy: Policy) -> Critic:
+    critic = new_critic(policy, 0)
+    critic.load_state_dict(fixture["value_head"])
+    return critic
+
+
+@pytest.fixture(scope="module")
+def inputs(fixture: Fixture) -> PrismaticInputs:
     data = fixture["policy"]
     pixels = load_file(fixture_folder("openvla/fused224") / "processor.safetensors")
     pixel_values = torch.stack([pixels[f"expected.pixel_values.{i}"] for i in range(3)])
-    return PolicyInputs(data["input_ids"], data["attention_mask"], pixel_values)
+    return PrismaticInputs(data["input_ids"], data["attention_mask"], pixel_values)
 
 
-def test_greedy_actions_with_logprobs_and_values(fixture: Fixture, policy: Policy, inputs: PolicyInputs) -> None:
+def test_greedy_actions_with_logprobs_and_values(
+    fixture: Fixture, policy: Policy, critic: Critic, inputs: PrismaticInputs
+) -> None:
     data = fixture["policy"]
     sample = policy.sample(inputs)
-    assert torch.equal(sample.tokens, data["expected.greedy_tokens"])
-    fixture.assert_close(sample.logprobs, data["expected.greedy_logprob"], "policy")
-    fixture.assert_close(sample.values, data["expected.values"], "policy")
+    assert torch.equal(sample.latent["tokens"][:, 0], data["expected.greedy_tokens"])
+    fixture.assert_close(sample.logprobs.sum(dim=(1, 2)), data["expected.greedy_logprob"], "policy")
+    state = policy.likelihood(inputs, sample.latent, Sampler(1.0)).state
+    fixture.assert_close(critic(state), data["expected.values"], "policy")
 
 
-def test_teacher_forced_actor_critic_and_its_gradients(fixture: Fixture, policy: Policy, inputs: PolicyInputs) -> None:
+def test_teacher_forced_actor_critic_and_its_gradients(
+    fixture: Fixture, policy: Policy, critic: Critic, inputs: PrismaticInputs
+) -> None:
     data = fixture["policy"]
-    logprobs, entropy, hidden = evaluate_actions(policy, inputs, data["evaluate.actions"], temperature=1.0)
-    values = value_of(policy, hidden)
+    likelihood = policy.likelihood(inputs, {"tokens": data["evaluate.actions"][:, None]}, Sampler(1.0))
+    logprobs, values = likelihood.logprobs.sum(dim=(1, 2)), critic(likelihood.state)
     fixture.assert_close(logprobs, data["evaluate.expected.logprob"], "policy")
-    fixture.assert_close(entropy, data["evaluate.expected.entropy"], "policy")
+    fixture.assert_close(likelihood.entropy, data["evaluate.expected.entropy"], "policy")
     fixture.assert_close(values, data["evaluate.expected.values"], "policy")
-    (logprobs.sum() + 0.5 * values.sum() + 0.1 * entropy.sum()).backward()
+    (logprobs.sum() + 0.5 * values.sum() + 0.1 * likelihood.entropy.sum()).backward()
     prefix = "evaluate.expected.grad."
     names = [name.removeprefix(prefix) for name in data if name.startswith(prefix)]
     assert len(names) == 6
+    parameters = dict(policy.model.named_parameters()) | {
+        f"value_head.{name}": parameter for name, parameter in critic.named_parameters()
+    }
     for name in names:
-        fixture.assert_close(policy.model.get_parameter(name).grad, data[prefix + name], "policy")
+        fixture.assert_close(parameters[name].grad, data[prefix + name], "policy")

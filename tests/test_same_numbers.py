@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rlrc import kernels
+from rlrc.configs.train import Shape
 from rlrc.kernels import build
-from rlrc.policies.openvla.tiny import Shape, new_policy
+from rlrc.policies.openvla.tiny import new_policy
 from rlrc.quantize import QuantizeConfig, quantize
 
 needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels here: {kernels.missing()}")
@@ -34,9 +35,9 @@ known = set(sys.modules)
 images = np.random.default_rng(0).integers(0, 256, (2, 120, 90, 3), np.uint8)
 action = policy.act(images[:1], ["put carrot on plate"])
 imported = sorted(set(sys.modules) - known)
-inputs = policy.prepare(images, ["put carrot on plate", "put red cube on plate"])
+inputs = policy.prepare(policy.observation(images, ["put carrot on plate", "put red cube on plate"]))
 with torch.no_grad():
-    logits = policy.model.action_logits(inputs, policy.sample(inputs).tokens)[0]
+    logits = policy.model.action_logits(inputs, policy.sample(inputs).latent["tokens"][:, 0])[0]
 print(json.dumps({
     "action": action.tolist(), "logits": logits.float().tolist(), "imported": imported, "early": early,
     "settings": settings, "threads": kernels.threads(), "missing": kernels.missing(),
@@ -134,8 +135,8 @@ def test_it_would_notice_another_kernel(packed: Path) -> None:
     import rlrc
 
     policy = rlrc.load(packed)
-    inputs = policy.prepare(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
-    tokens = policy.sample(inputs).tokens
+    inputs = policy.prepare(policy.observation(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"]))
+    tokens = policy.sample(inputs).latent["tokens"][:, 0]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         before = policy.model.action_logits(inputs, tokens)[0]
         patch.setattr(kernels, "MATRIX_ROWS", 10**6)

@@ -9,7 +9,7 @@ from rlrc.envs.tabletop.arm import rotation_matrix, rotation_vector
 from rlrc.envs.tabletop.tables import TABLES, TEST_TABLES, TRAIN_TABLES, texture
 from rlrc.envs.tabletop.things import TEST_OBJECTS, TRAIN_OBJECTS
 from rlrc.envs.tabletop.variants import PLATE_GAP, TEST_POSITIONS, TRAIN_POSITIONS, draw_episode
-from rlrc.envs.tabletop.world import ENVIRONMENT_STATE, STATE
+from rlrc.envs.tabletop.world import CAMERAS, ENVIRONMENT_STATE, STATE
 from rlrc.envs.world import Reading
 from rlrc.errors import UserError
 
@@ -124,7 +124,7 @@ def test_an_episode_is_the_same_whatever_came_before_it() -> None:
         a, b = fresh.reset("ood", variant, 11), used.reset("ood", variant, 11)
         for _ in range(8):
             np.testing.assert_array_equal(a.environment_state, b.environment_state)
-            np.testing.assert_array_equal(fresh.draw(), used.draw())
+            np.testing.assert_array_equal(fresh.draw("front"), used.draw("front"))
             action = Expert(1).act(a.environment_state[None])[0]
             a, b = fresh.step(action), used.step(action)
 
@@ -172,11 +172,60 @@ def test_blends_change_what_they_should() -> None:
     changed = {}
     for variant in ("vision-texture-05", "vision-whole-05", "vision-image"):
         world.reset("ood", variant, 2)
-        blended = world.draw()
+        blended = world.draw("front")
         object.__setattr__(world.episode, "blend", "none")
-        changed[variant] = float((blended != world.draw()).any(axis=-1).mean())
+        changed[variant] = float((blended != world.draw("front")).any(axis=-1).mean())
     assert 0.05 < changed["vision-texture-05"] < 0.5 < 0.9 < changed["vision-whole-05"]
     assert changed["vision-image"] > 0.9
+
+
+def test_the_wrist_camera_moves_with_the_hand_and_sees_its_fingers() -> None:
+    world = Tabletop(64)
+    world.reset("ind", "main", 0)
+
+    def fingers(picture: np.ndarray) -> np.ndarray:
+        """Where the picture is orange as the fingers are, in the half that is nearer to the hand."""
+        red, green, blue = picture[32:].astype(int).transpose(2, 0, 1)
+        return (red > 100) & (green > 0.4 * red) & (green < 0.75 * red) & (blue < 0.25 * red)
+
+    before = {camera: world.draw(camera).astype(int) for camera in CAMERAS}
+    assert fingers(before["wrist"]).mean() > 0.1
+    world.step(np.array([0, 0.05, 0, 0, 0, 0, 1], np.float32))
+    after = {camera: world.draw(camera) for camera in CAMERAS}
+    changed = {camera: (np.abs(after[camera] - before[camera]).max(axis=-1) > 10).mean() for camera in CAMERAS}
+    assert changed["wrist"] > 2 * changed["front"] > 0
+    open_, still = fingers(after["wrist"]), fingers(before["wrist"])
+    assert (open_ == still).mean() > 0.9, "the camera is fixed to the hand, so the fingers stay where they are"
+    for _ in range(3):
+        world.step(np.array([0, 0, 0, 0, 0, 0, -1], np.float32))
+    middle = slice(24, 40)
+    assert fingers(world.draw("wrist"))[:, middle].mean() > open_[:, middle].mean() + 0.1, "they close in its middle"
+
+
+def test_the_wrist_camera_sees_what_the_hand_is_above() -> None:
+    """Below the fingers lies the object, in the column in which they close."""
+    world = Tabletop(64)
+    reading = world.reset("ind", "main", 0)
+    expert = Expert(1)
+    while not reading.grasped:
+        reading = world.step(expert.act(reading.environment_state[None])[0])
+    colour = np.array(world.episode.objects[0].parts[0].rgb) * 255
+    picture = world.draw("wrist")[:, 24:40].astype(float)
+    direction = picture / np.maximum(np.linalg.norm(picture, axis=-1, keepdims=True), 1)
+    assert (direction @ (colour / np.linalg.norm(colour)) > 0.99).mean() > 0.1
+
+
+def test_noise_differs_between_cameras() -> None:
+    world = Tabletop(32)
+    world.reset("ood", "vision-image", 2)
+    noise = {}
+    for camera in CAMERAS:
+        noisy = world.draw(camera).astype(float)
+        blend = world.episode.blend
+        object.__setattr__(world.episode, "blend", "none")
+        noise[camera] = noisy - world.draw(camera)
+        object.__setattr__(world.episode, "blend", blend)
+    assert abs(np.corrcoef(noise["front"].ravel(), noise["wrist"].ravel())[0, 1]) < 0.1
 
 
 def test_unknown_names_are_refused() -> None:

@@ -18,7 +18,7 @@ import rlrc.envs
 from rlrc.envs import WorkerLost, repeat_if_lost
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.envs.workers import MAX_LOSSES
-from rlrc.envs.world import Reading, WorldSpec
+from rlrc.envs.world import Reading, WorldSpec, dims
 from rlrc.errors import UserError
 
 
@@ -53,8 +53,9 @@ class Counter:
         state = np.array([self.episode_id, self.steps], np.float32)
         return Reading("count", state, state, **self.flags)
 
-    def draw(self) -> np.ndarray:
-        return np.full((self.image_size, self.image_size, 3), self.episode_id + self.steps, np.uint8)
+    def draw(self, camera: str) -> np.ndarray:
+        level = self.episode_id + self.steps + 100 * SPEC.cameras.index(camera)
+        return np.full((self.image_size, self.image_size, 3), level, np.uint8)
 
 
 class Threads(Counter):
@@ -65,7 +66,17 @@ class Threads(Counter):
 
 
 SPEC = WorldSpec(
-    "counter", Counter, ("id", "steps"), ("id", "steps"), (-9.0,) * 7, (9.0,) * 7, 3, 5.0, {"main": "main"}
+    name="counter",
+    factory=Counter,
+    cameras=("front", "wrist"),
+    state=dims("id steps"),
+    environment_state_names=("id", "steps"),
+    action=dims("order b c d e f g"),
+    action_low=(-9.0,) * 7,
+    action_high=(9.0,) * 7,
+    max_episode_steps=3,
+    control_hz=5.0,
+    variants={"main": "main"},
 )
 
 
@@ -81,8 +92,8 @@ class Counters:
     def step(self, actions: np.ndarray) -> list[Reading]:
         return [world.step(action) for world, action in zip(self.worlds, actions, strict=True)]
 
-    def draw(self) -> np.ndarray:
-        return np.stack([world.draw() for world in self.worlds])
+    def draw(self, camera: str) -> np.ndarray:
+        return np.stack([world.draw(camera) for world in self.worlds])
 
     def close(self) -> None:
         self.worlds = []
@@ -104,8 +115,10 @@ def test_environments_keep_their_order_and_end_together(num_workers: int) -> Non
     for step in (1, 2, 3):
         observation, reward, terminated, truncated, info = env.step(actions(3))
         assert truncated.tolist() == [step == 3] * 3 and not terminated.any()
-        assert observation["image"].shape == (3, 16, 16, 3) and observation["image"].dtype == np.uint8
-        assert observation["image"][:, 5, 5, 1].tolist() == [30 + step, 10 + step, 20 + step]
+        assert (
+            observation["images"]["front"].shape == (3, 16, 16, 3) and observation["images"]["front"].dtype == np.uint8
+        )
+        assert observation["images"]["front"][:, 5, 5, 1].tolist() == [30 + step, 10 + step, 20 + step]
         assert reward.dtype == np.float32 and observation["instruction"] == ("count",) * 3
         assert {k: (v.dtype.kind, v.shape[0]) for k, v in info.items()} == {
             "success": ("b", 3),
@@ -126,7 +139,7 @@ def test_where_success_ends_an_episode_its_world_stands_still(num_workers: int) 
     for _ in range(2):
         observation, reward, terminated, truncated, info = env.step(actions(3))
         assert not reward.any() and terminated.tolist() == info["success"].tolist() == [False, False, True]
-    assert observation["state"].tolist() == [[0, 3], [1, 3], [2, 1]] and observation["image"][2, 0, 0, 0] == 3
+    assert observation["state"].tolist() == [[0, 3], [1, 3], [2, 1]] and observation["images"]["front"][2, 0, 0, 0] == 3
     assert truncated.all()
     env.close()
 
@@ -142,7 +155,7 @@ def test_some_episodes_start_anew_while_the_others_go_on(num_workers: int) -> No
     observation, info = env.reset(options={"episode_ids": [1, 2, 3], "reset_mask": mask})
     np.testing.assert_array_equal(observation["state"], [[30, 1], [2, 0], [20, 1]])
     np.testing.assert_array_equal(info["environment_state"], observation["state"])
-    assert observation["image"][:, 0, 0, 0].tolist() == [31, 2, 21]
+    assert observation["images"]["front"][:, 0, 0, 0].tolist() == [31, 2, 21]
     env.step(actions(3))
     observation, _, _, truncated, _ = env.step(actions(3))
     np.testing.assert_array_equal(observation["state"], [[30, 3], [2, 2], [20, 3]])
@@ -174,7 +187,7 @@ def test_a_dead_worker_is_named_and_replaced() -> None:
     with pytest.raises(WorkerLost, match=r"environments 0 to 1 died \(SIGKILL"):
         env.step(actions(4))
     processes = [worker._process for worker in env._workers]
-    assert env.reset()[0]["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert env.reset()[0]["images"]["front"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     env.close()
     assert not any(process.is_alive() for process in processes)
 
@@ -262,6 +275,39 @@ def test_without_an_image_size_nothing_is_drawn(num_workers: int, monkeypatch: p
     env.close()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("together", [False, True])
+def test_only_the_cameras_that_are_asked_for_are_drawn(
+    num_workers: int, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(SPEC, simulation=Counters if together else None)
+    for cameras in (None, ["front"], ["wrist"], ["wrist", "front"]):
+        env = WorkerVectorEnv(spec, num_envs=3, num_workers=num_workers, image_size=16, cameras=cameras)
+        observation, _ = env.reset(options={"episode_ids": [3, 1, 2]})
+        levels = {camera: images[:, 5, 5, 1].tolist() for camera, images in observation["images"].items()}
+        all_levels = {"front": [3, 1, 2], "wrist": [103, 101, 102]}
+        assert levels == {camera: all_levels[camera] for camera in cameras or ["front"]}
+        assert list(levels) == list(cameras or ["front"]) and env.observation_space.contains(observation)
+        assert [picture[0, 0, 0] for picture in env.render()] == next(iter(levels.values()))
+        before = observation["images"]
+        env.step(actions(3))
+        assert {camera: images[:, 5, 5, 1].tolist() for camera, images in before.items()} == levels, "copies"
+        env.close()
+
+
+@pytest.mark.parametrize(
+    ("cameras", "message"),
+    [
+        (["side"], "no camera 'side'"),
+        ([], "no cameras ''"),
+        (["front", "front"], "no cameras 'front front', each once"),
+    ],
+)
+def test_an_unknown_camera_is_told_in_one_line(cameras: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^the world 'counter' has {message}.* \(its cameras: front, wrist\)$"):
+        WorkerVectorEnv(SPEC, num_envs=1, image_size=16, cameras=cameras)
+
+
 def test_a_failing_world_shows_its_traceback_and_the_pool_lives_on() -> None:
     env = WorkerVectorEnv(SPEC, num_envs=2, num_workers=1, image_size=16)
     env.reset()
@@ -325,17 +371,17 @@ def test_tabletop_is_the_same_in_any_number_of_processes() -> None:
     pool = rlrc.envs.make("tabletop", num_envs=3, num_workers=2, image_size=48)
     expert = rlrc.envs.expert("tabletop", 3)
     start, info = pool.reset(options={"split": "ood", "variant": "multi-plate", "episode_ids": ids})
-    seen, states, taken = [start["image"]], [info["environment_state"]], []
+    seen, states, taken = [start["images"]["front"]], [info["environment_state"]], []
     for _ in range(6):
         taken.append(expert.act(info["environment_state"]))
         observation, _, _, _, info = pool.step(taken[-1])
-        seen.append(observation["image"])
+        seen.append(observation["images"]["front"])
         states.append(info["environment_state"])
     pool.close()
     for n, episode_id in enumerate(ids):
         observation, info = alone.reset(options={"split": "ood", "variant": "multi-plate", "episode_ids": [episode_id]})
         for t in range(7):
-            np.testing.assert_array_equal(observation["image"][0], seen[t][n])
+            np.testing.assert_array_equal(observation["images"]["front"][0], seen[t][n])
             np.testing.assert_array_equal(info["environment_state"][0], states[t][n])
             if t < 6:
                 observation, _, _, _, info = alone.step(taken[t][n : n + 1])
@@ -358,7 +404,7 @@ def test_worlds_of_one_simulation_are_what_single_ones_are(num_workers: int) -> 
         told.append(seen)
         env.close()
     for ours, theirs in zip(*told, strict=True):
-        assert np.array_equal(ours[0]["image"], theirs[0]["image"])
+        assert np.array_equal(ours[0]["images"]["front"], theirs[0]["images"]["front"])
         assert np.array_equal(ours[0]["state"], theirs[0]["state"])
         assert all(np.array_equal(ours[-1][name], theirs[-1][name]) for name in ours[-1])
         assert all(np.array_equal(a, b) for a, b in zip(ours[1:-1], theirs[1:-1], strict=True))
@@ -375,5 +421,5 @@ def test_worlds_of_one_simulation_start_together_and_tell_what_fails() -> None:
         env.step(only_last(2, 8))
     env.close()
     blind = WorkerVectorEnv(replace(SPEC, simulation=Counters), num_envs=2, image_size=None)
-    assert "image" not in blind.reset()[0] and blind.step(actions(2))[0]["state"].tolist() == [[0, 1], [1, 1]]
+    assert "images" not in blind.reset()[0] and blind.step(actions(2))[0]["state"].tolist() == [[0, 1], [1, 1]]
     blind.close()

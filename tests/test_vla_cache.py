@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import fixture_folder
-from rlrc.vla_cache import VlaCacheConfig, VlaCachedPolicy
 from safetensors.torch import load_file
 
-from rlrc import vla_cache as cache
+from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.errors import UserError
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation, Policy
+from rlrc.policies.openvla import vla_cache as cache
+from rlrc.policies.openvla.vla_cache import VlaCache
 from rlrc.policies.parts.decoding import Decoding
 
 CONFIG = VlaCacheConfig(attention_layer=0, layers=(1, 2), static_patches=9, relevant_patches=2)
@@ -57,6 +58,10 @@ def test_shares_by_layer(fixture: tuple[dict[str, torch.Tensor], dict[str, Any]]
     torch.testing.assert_close(shares, cases[f"schedule.expected.{name}"], rtol=0, atol=1e-5)
 
 
+def seen(image: np.ndarray, instruction: list[str] = INSTRUCTION) -> Observation:
+    return Observation({"front": image}, instruction)
+
+
 @pytest.fixture
 def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows of the prompt each layer has read, in the order of the calls."""
@@ -79,34 +84,34 @@ def test_the_same_picture_again_gives_the_same_action_from_fewer_rows(
     expected = tiny_policy.act(image, INSTRUCTION)
     plain = list(rows_read)
     rows_read.clear()
-    cached = VlaCachedPolicy(tiny_policy, CONFIG)
-    np.testing.assert_allclose(cached.act(image, INSTRUCTION), expected, atol=1e-6)
+    cached = VlaCache(tiny_policy, CONFIG)
+    np.testing.assert_allclose(cached.act(seen(image))[:, 0], expected, atol=1e-6)
     assert rows_read == plain  # nothing is known yet
     rows_read.clear()
-    np.testing.assert_allclose(cached.act(image, INSTRUCTION), expected, atol=1e-6)
+    np.testing.assert_allclose(cached.act(seen(image))[:, 0], expected, atol=1e-6)
     assert rows_read[0] == plain[0] and sum(rows_read) < sum(plain)
 
 
 def test_what_was_seen_is_forgotten(tiny_policy: Policy, rows_read: list[int]) -> None:
     """At the start of an episode, and with another instruction."""
     image = np.zeros((1, 96, 96, 3), np.uint8) + 50
-    cached = VlaCachedPolicy(tiny_policy, CONFIG)
+    cached = VlaCache(tiny_policy, CONFIG)
     for before in (cached.reset, lambda: None):
-        cached.act(image, INSTRUCTION)
+        cached.act(seen(image))
         before()
         rows_read.clear()
-        cached.act(image, INSTRUCTION if before == cached.reset else ["put red cube on plate"])
+        cached.act(seen(image, INSTRUCTION if before == cached.reset else ["put red cube on plate"]))
         assert len(set(rows_read)) == 1
 
 
 def test_a_changed_patch_is_read_again(tiny_policy: Policy) -> None:
     """All of the picture changes: nothing is static, so the action is that of the plain policy."""
     first, second = np.random.default_rng(0).integers(0, 256, (2, 1, 96, 96, 3), dtype=np.uint8)
-    cached = VlaCachedPolicy(tiny_policy, CONFIG)
-    cached.act(first, INSTRUCTION)
-    np.testing.assert_allclose(cached.act(second, INSTRUCTION), tiny_policy.act(second, INSTRUCTION), atol=1e-6)
+    cached = VlaCache(tiny_policy, CONFIG)
+    cached.act(seen(first))
+    np.testing.assert_allclose(cached.act(seen(second))[:, 0], tiny_policy.act(second, INSTRUCTION), atol=1e-6)
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny_policy: Policy) -> None:
     with pytest.raises(UserError, match="attention_layer 15 is not among the first 2 layers"):
-        VlaCachedPolicy(tiny_policy)
+        VlaCache(tiny_policy)

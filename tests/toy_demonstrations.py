@@ -42,7 +42,7 @@ def toy_demonstrations() -> Demonstrations:
     directions = np.where(levels[:, :1] > 0.5, 1.0, -1.0) * [0.03, 0.02, 0.01, 0.1, 0.2, 0.3, 1.0]
     return Demonstrations(
         path=Path("toy"),
-        pictures=PicturesInMemory(np.ascontiguousarray(images)),
+        pictures={"front": PicturesInMemory(np.ascontiguousarray(images))},
         state=np.zeros((FRAMES, 8), np.float32),
         environment_state=None,
         actions=directions.astype(np.float32),

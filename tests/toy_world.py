@@ -1,21 +1,37 @@
 """A world without physics: the hand goes where the action says, and success is being near a target."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+from rlrc.envs.world import WorldSpec, dims
 
 STEPS = 12
 FPS = 5
 RADIUS = 0.02
 
 
+SPEC = WorldSpec(
+    name="toy",
+    factory=None,  # the environment below runs it
+    cameras=("front",),
+    state=(),
+    environment_state_names=tuple("xyzabc"),
+    action=dims("x y z roll pitch yaw gripper"),
+    action_low=(-1.0,) * 7,
+    action_high=(1.0,) * 7,
+    max_episode_steps=STEPS,
+    control_hz=FPS,
+    variants={"main": "main"},
+)
+
+
 class ToyWorld(gym.vector.VectorEnv):
     """The contract of `rlrc.envs` over points in space; an episode's target is drawn from its id and split."""
 
     metadata = {"render_fps": FPS}  # noqa: RUF012
-    world_spec = SimpleNamespace(gripper=(0, 1, 2))
+    world_spec = SPEC
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -50,7 +66,7 @@ class ToyWorld(gym.vector.VectorEnv):
         images = np.zeros((self.num_envs, 96, 96, 3), np.uint8)
         images[:, :, :, 0] = 20 * self.step_count
         images[:, :48, :, 1] = np.clip(600 * self.targets[:, :1, None] + 100, 0, 255)
-        return {"image": images, "instruction": self.instructions}
+        return {"images": {"front": images}, "instruction": self.instructions}
 
     def _info(self) -> dict[str, np.ndarray]:
         distance = np.linalg.norm(self.hands - self.targets, axis=1)

@@ -31,7 +31,7 @@ from rlrc.inspect import describe
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import GREEDY, Observation, Policy
 from rlrc.policies.device import resolve_device
-from rlrc.policies.prismatic.weights import stored_bytes
+from rlrc.policies.folder import stored_bytes
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages

@@ -27,6 +27,8 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         where = f"recipe {recipe.name}: stage {number} ({name})"
         cls = VERBS[verb].config_class()
         given = {"world": recipe.world, "run": folder}  # the recipe's own, where a config asks for them
+        if verb == "evaluate" and "dataset" in values:
+            del given["world"]  # it compares with demonstrations instead of acting
         config = cls.parse({key: given[key] for key in given if key in cls.model_fields} | values, where)
         from_stage = str(getattr(config, "dataset", None)) in stages
         try:

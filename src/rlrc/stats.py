@@ -1,10 +1,11 @@
-"""Intervals and tests for success rates.
+"""Intervals and tests for success rates, and the interval of a mean over episodes.
 
 Success over episodes is a binomial proportion, so it is reported with Wilson's interval. Two policies are run on the
 same episodes, so they are compared as pairs: only episodes where exactly one of them succeeds carry information.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,37 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> P
 def paired_lower_bound(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> float:
     """One-sided lower bound of b's rate minus a's: b loses less than this much (non-inferiority) at `confidence`."""
     return paired_difference(a, b, 2 * confidence - 1).low
+
+
+@dataclass(frozen=True)
+class ClusterMean:
+    """A mean with its 95 % interval, which is None where there is a single cluster."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def cluster_mean(values: ArrayLike, clusters: ArrayLike, seed: int = 0, draws: int = 2000) -> ClusterMean:
+    """The mean of values (n,) with its percentile interval by the bootstrap over clusters (n,), such as episodes.
+
+    Whole clusters are drawn with replacement, since what lies within one is no independent evidence (Davison and
+    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). A draw's mean is over its values.
+
+    Raises:
+        UserError: there are no values.
+    """
+    values = np.asarray(values, np.float64)
+    names, number = np.unique(np.asarray(clusters), return_inverse=True)
+    if not len(values):
+        raise UserError("a mean needs at least one value")
+    sums, counts = np.bincount(number, values), np.bincount(number)
+    mean = float(values.mean())
+    if len(names) == 1:
+        return ClusterMean(mean, None, None)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [0.025, 0.975])
+    return ClusterMean(mean, float(low), float(high))
 
 
 def _discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:

@@ -112,7 +112,7 @@ VERBS = {
             "rlrc.configs.evaluate",
             "EvaluateConfig",
             "",
-            "measure success rates in a world",
+            "measure success rates in a world, or action errors on a dataset",
         ),
         Verb(
             "bench",

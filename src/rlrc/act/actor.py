@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators, Observation, Policy, Sampler
+from rlrc.policies.contract import Generators, Observation, Policy, PolicySpec, Sampler
 
 
 class Thinker(Protocol):
@@ -36,6 +36,21 @@ class Plain:
         return self.policy.to_physical(sample.actions.cpu().numpy())
 
 
+def executed_actions(spec: PolicySpec, asked: int | None) -> int:
+    """How many actions of each chunk are carried out: as many as `asked` for, or as the policy's spec says.
+
+    Raises:
+        UserError: a chunk has fewer.
+    """
+    execute = spec.execute if asked is None else asked
+    if not 1 <= execute <= spec.horizon:
+        raise UserError(
+            f"execute {execute}: the policy gives {spec.horizon} actions a call, so between 1 and {spec.horizon} of "
+            "them can be carried out"
+        )
+    return execute
+
+
 class Chunked:
     """Carries out the first actions of each chunk before the policy is asked again; each row has its own queue.
 
@@ -49,12 +64,7 @@ class Chunked:
     def __init__(self, policy: Policy, thinker: Thinker | None = None, execute: int | None = None) -> None:
         self.policy = policy
         self._thinker = thinker or Plain(policy)
-        self.execute = policy.spec.execute if execute is None else execute
-        if not 1 <= self.execute <= policy.spec.horizon:
-            raise UserError(
-                f"execute {self.execute}: the policy gives {policy.spec.horizon} actions a call, so between 1 and "
-                f"{policy.spec.horizon} of them can be carried out"
-            )
+        self.execute = executed_actions(policy.spec, execute)
         self._queues: list[np.ndarray] = []
 
     def reset(self) -> None:

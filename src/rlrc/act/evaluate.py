@@ -1,6 +1,8 @@
 """Measure how often a policy succeeds, on fixed episodes, so that any two policies can be compared pair by pair.
 
 rlrc evaluate --policy checkpoints/tabletop-base --episodes 128 --out runs/base-eval
+
+With a dataset in place of a world, the actions are compared with those of demonstrations (see `action_error.py`).
 """
 
 import time
@@ -14,9 +16,12 @@ from typing import Any, get_args
 import numpy as np
 
 from rlrc import envs
+from rlrc.act.action_error import action_error
 from rlrc.act.actor import Chunked
+from rlrc.act.conventions import connect
 from rlrc.act.rollouts import Camera, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
+from rlrc.data.demonstrations import Demonstrations
 from rlrc.episodes import (
     Episode,
     Outcome,
@@ -37,11 +42,14 @@ from rlrc.tables import print_table
 
 
 def check(config: EvaluateConfig) -> None:
-    """Hold a config against what its world has; nothing is started.
+    """Hold a config against what its world has, or look at its dataset; nothing is started.
 
     Raises:
-        UserError: there is no such world, variant, split or task, or no condition is left.
+        UserError: there is no such world, variant, split or task, no condition is left, or the dataset cannot be read.
     """
+    if config.world is None:
+        Demonstrations.check(config)
+        return
     world = envs.spec(config.world)
     for kind, asked, known in (("variant", config.variants, world.variants), ("split", config.splits, world.splits)):
         if unknown := [name for name in asked or () if name not in known]:
@@ -53,27 +61,38 @@ def check(config: EvaluateConfig) -> None:
 
 def conditions(config: EvaluateConfig) -> list[tuple[str, str]]:
     """The splits and variants to run."""
-    world = envs.spec(config.world)
+    world = _world(config)
     pairs = product(config.variants, world.splits if config.splits is None else config.splits)
     return [(split, variant) for variant, split in pairs if split in world.splits_of(variant)]
 
 
 def episode_ids(config: EvaluateConfig) -> list[int]:
     """The episodes of each condition."""
-    return list(islice(envs.spec(config.world).episode_ids(config.first_episode_id, config.tasks), config.episodes))
+    return list(islice(_world(config).episode_ids(config.first_episode_id, config.tasks), config.episodes))
+
+
+def _world(config: EvaluateConfig) -> envs.WorldSpec:
+    assert config.world is not None
+    return envs.spec(config.world)
 
 
 def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     """Run the episodes, continuing after those that `out` already holds.
 
     Writes `episodes.parquet` (after every batch), `eval.json`, LeRobot's `eval_info.json` and `videos/`.
+
+    Raises:
+        UserError: the config does not fit the world, or the policy does not (see `connect`).
     """
+    if config.world is None:
+        return action_error(config, out)
     started = time.monotonic()
     check(config)
     keep_freed_memory()
     policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
     if config.center_crop:
         policy.crop_pictures()
+    connect(policy.spec, _world(config))
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     ids_to_play = episode_ids(config)
@@ -101,13 +120,14 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
 @contextmanager
 def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Chunked, envs.WorkerVectorEnv]]]:
     """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
-    workers_wait = policy.device.type != "cpu" and config.num_workers and not envs.spec(config.world).simulation
+    assert config.world is not None
+    workers_wait = policy.device.type != "cpu" and config.num_workers and not _world(config).simulation
     turns = 2 if workers_wait and config.num_envs > 1 else 1
     with ExitStack() as stack:
         actors = []
         for turn in range(turns):
             num_envs = (config.num_envs + turn) // turns
-            env = envs.make(config.world, num_envs, config.num_workers, policy.image_size)
+            env = envs.make(config.world, num_envs, config.num_workers, policy.image_size, cameras=policy.spec.cameras)
             stack.callback(env.close)
             thinker = None if config.vla_cache is None else policy.with_vla_cache(config.vla_cache)
             actors.append((Chunked(policy, thinker, config.execute), env))

@@ -5,19 +5,18 @@ gains where the two do not compete for the same cores, as with the policy on a G
 """
 
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from rlrc import envs
 from rlrc.act.actor import Chunked
+from rlrc.act.conventions import connect
 from rlrc.episodes import Episode, video_path
-from rlrc.policies.contract import Observation
 from rlrc.video import write_video
 
 Play = Generator[None, None, list[Episode]]
@@ -25,7 +24,7 @@ Play = Generator[None, None, list[Episode]]
 
 @dataclass
 class Camera:
-    """Films some of the episodes of a rollout."""
+    """Films some of the episodes of a rollout, as the policy's first camera sees them."""
 
     episode_ids: Sequence[int]
     frames: dict[int, list[np.ndarray]] = field(default_factory=dict)
@@ -111,11 +110,13 @@ def _play(
     camera: Camera | None,
 ) -> Play:
     """Play at most as many episodes as there are environments. It pauses whenever these have begun to move."""
+    spec = actor.policy.spec
+    interface = connect(spec, env.world_spec)
     padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
     observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
     actor.reset()
     if camera is not None:
-        camera.start(observation["image"], ids)
+        camera.start(observation["images"][spec.cameras[0]], ids)
     tasks = observation["instruction"]
     noise = [_generator(actor.policy.device, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
     steps: list[tuple[np.ndarray, ...]] = []
@@ -124,14 +125,14 @@ def _play(
     over = np.zeros(env.num_envs, bool)
     length = np.zeros(env.num_envs, int)
     while not over.all():
-        actions = actor.act(as_seen(observation, actor.policy.spec.cameras), temperature, noise)
-        env.step_async(actions)
+        actions = actor.act(interface.seen(observation), temperature, noise)
+        env.step_async(interface.action(actions))
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
         steps.append((reward, info["success"].copy(), info["grasped"].copy()))
         gripper.append(info["environment_state"][:, where])
         if camera is not None:
-            camera.see(observation["image"], ids, over)
+            camera.see(observation["images"][spec.cameras[0]], ids, over)
         length += ~over
         over = terminated | truncated
     rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
@@ -157,11 +158,6 @@ def _play(
         )
         for i, id_ in enumerate(ids)
     ]
-
-
-def as_seen(observation: Mapping[str, Any], cameras: Sequence[str]) -> Observation:
-    """What a policy with these cameras sees of an environment's observation."""
-    return Observation({cameras[0]: observation["image"]}, observation["instruction"], observation["state"])
 
 
 def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,8 @@ class CollectConfig(Config):
     noise: float = Field(default=0.2, ge=0, le=10)
     """Strength of the noise on executed actions. Each episode draws its standard deviation between zero and this
     fraction of the largest action."""
+    cameras: tuple[str, ...] = Field(default=(), max_length=16)
+    """Cameras of the world to record. The main one is recorded unless you name some."""
     camera: CameraDtype = "image"
     """Form in which pictures are stored: as images without loss, or as video, which is smaller."""
     image_size: int = Field(default=96, ge=16, le=2048)

@@ -1,12 +1,16 @@
 """Options of `evaluate`."""
 
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from rlrc.config import Config, LayerNumber, Seed, Share, TaskNumber
-from rlrc.configs.parts import PolicyPart
+from rlrc.configs.parts import DatasetPart, PolicyPart
 from rlrc.episode_ids import MAX_EPISODE_ID
+
+WORLD_OPTIONS = ("splits", "variants", "episodes", "first_episode_id", "tasks", "num_workers", "vla_cache", "videos")
+"""Options that say nothing about a dataset."""
 
 
 class VlaCacheConfig(Config):
@@ -26,11 +30,14 @@ class VlaCacheConfig(Config):
     """Share of each rise in reuse, from layer to layer, that is followed. One follows rises at once, zero never."""
 
 
-class EvaluateConfig(PolicyPart):
-    """Measure a policy's success rates in a world."""
+class EvaluateConfig(DatasetPart, PolicyPart):
+    """Measure a policy's success rates in a world, or its action error on a dataset."""
 
-    world: str = "tabletop"
-    """World to act in."""
+    world: str | None = None
+    """World to act in. It is the tabletop, unless you name one or give a dataset."""
+    dataset: Path | None = None
+    """Demonstrations, where the robot has no simulator: the actions of the policy are compared with those shown. The
+    folder of a LeRobotDataset, version 3.0 or 2.1, which the policy should not have learned from."""
     splits: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Splits of episodes, in and out of the distribution that was demonstrated (ind, ood). All splits of the world are
     played unless you name some."""
@@ -43,12 +50,13 @@ class EvaluateConfig(PolicyPart):
     tasks: tuple[TaskNumber, ...] | None = None
     """Numbers of the tasks to act in, in a world that has several. All tasks are played unless you name some."""
     num_envs: int = Field(default=32, ge=1, le=8192)
-    """Number of episodes that run at once."""
+    """Number of episodes that run at once, or of a dataset's frames that are looked at at once."""
     num_workers: int = Field(default=2, ge=0, le=256)
     """Number of processes that simulate them. With the policy on a GPU, two halves take turns, and each half has this
     many processes."""
     temperature: float = Field(default=0.0, ge=0, le=100)
-    """Zero takes the likeliest action. Above zero, actions are sampled with noise that is fixed for each episode."""
+    """Zero takes the likeliest action. Above zero, actions are sampled with noise that is fixed for each episode, or
+    each frame of a dataset."""
     seed: Seed = 0
     """Seed for sampling actions."""
     execute: int | None = Field(default=None, ge=1, le=1000)
@@ -61,6 +69,24 @@ class EvaluateConfig(PolicyPart):
     """Reuse keys and values of what does not move, from one action to the next."""
     videos: int = Field(default=4, ge=0, le=100_000)
     """Number of episodes of each condition to film."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tabletop_unless_told(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("world") is None and values.get("dataset") is None:
+            return values | {"world": "tabletop"}
+        return values
+
+    @model_validator(mode="after")
+    def _world_or_dataset(self) -> Self:
+        if self.dataset is None:
+            return self
+        if self.world is not None:
+            raise ValueError("world and dataset are both given: give a world to act in, or a dataset to compare with")
+        for option in WORLD_OPTIONS:
+            if getattr(self, option) != type(self).model_fields[option].get_default():
+                raise ValueError(f"{option} is for a world, and a dataset is given")
+        return self
 
     @model_validator(mode="after")
     def _whole_pictures(self) -> Self:

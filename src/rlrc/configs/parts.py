@@ -50,8 +50,8 @@ class DatasetPart(Config):
     dataset: Path | None = None
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
     cameras: tuple[str, ...] = Field(default=(), max_length=16)
-    """Cameras to show to the policy, such as observation.images.front. OpenVLA sees one. They may be left out where the
-    dataset has no others."""
+    """Cameras to show to the policy, such as observation.images.front, in the order in which the policy has its own.
+    They may be left out where their names are those of the policy's cameras, and where both have one camera."""
     action_key: str | None = Field(default=None, min_length=1, max_length=200)
     """Name of the column of actions. It may be left out where it is called action or actions."""
     state_key: str | None = Field(default=None, min_length=1, max_length=200)

@@ -1,4 +1,4 @@
-"""The choices within a dataset: a camera, the columns of actions and state, and episodes."""
+"""The choices within a dataset: cameras, the columns of actions and state, and episodes."""
 
 import re
 from collections.abc import Sequence
@@ -14,28 +14,61 @@ from rlrc.reading import shorten
 _EPISODES = re.compile(r"\d{1,9}(:\d{1,9})?(,\d{1,9}(:\d{1,9})?)*", re.ASCII)
 
 
-def choose_camera(info: Info, cameras: Sequence[str], where: Path) -> str:
-    """The feature key of the one camera to read.
+def choose_cameras(info: Info, cameras: Sequence[str], where: Path) -> list[str]:
+    """The feature keys of the cameras to read.
 
     Args:
-        cameras: none, where the dataset has a single colour camera, or its key or the last part of its key ("front").
+        cameras: the key of each, or the last part of its key ("front"); none: all that see colours.
 
     Raises:
-        UserError: the choice is open, there is no such camera, or it measures depth.
+        UserError: there is no such camera, it measures depth, or one is named twice.
     """
-    colour = [key for key, feature in info.features.items() if feature.is_camera and not feature.is_depth(key)]
-    depth = [key for key, feature in info.features.items() if feature.is_camera and feature.is_depth(key)]
-    known = f"its colour cameras are {shorten(', '.join(colour))}" if colour else "it has no colour camera"
-    if depth:
-        known += f" (only depth: {shorten(', '.join(depth))})" if not colour else ""
-    if len(cameras) > 1:
-        raise UserError(f"{where}: cameras names {len(cameras)} cameras, and the policy sees one; {known}")
-    if not cameras:
-        if len(colour) == 1:
-            return colour[0]
-        raise UserError(f"{where}: {known}; " + ("name one with cameras" if colour else "a policy needs one to see"))
-    name = cameras[0]
-    for keys in ([name], [key for key in (*colour, *depth) if key.split(".")[-1] == name]):
+    colour, depth = _cameras(info)
+    if not cameras and not colour:
+        raise UserError(f"{where}: {_known(colour, depth)}; a policy needs one to see")
+    chosen = [_find_camera(name, colour, depth, where) for name in cameras] or colour
+    if twice := [key for key in chosen if chosen.count(key) > 1]:
+        raise UserError(f"{where}: cameras names {twice[0]} twice")
+    return chosen
+
+
+def match_cameras(policy: Sequence[str], dataset: Sequence[str], named: bool, where: Path) -> dict[str, str]:
+    """The dataset's camera that each of a policy's cameras is.
+
+    Cameras that the user has named are in the policy's order. Without that, a policy with one camera sees the only one
+    that there is; others are found by their names, as a key ("observation.images.wrist") or its last part ("wrist").
+
+    Args:
+        policy: names of the policy's cameras.
+        dataset: feature keys of the dataset's cameras that were read.
+        named: whether the user has named these.
+
+    Raises:
+        UserError: the dataset has none of that name or several, or other cameras were named than the policy has.
+    """
+    sees = f"the policy sees {len(policy)} {'camera' if len(policy) == 1 else 'cameras'} ({shorten(', '.join(policy))})"
+    if named or len(policy) == len(dataset) == 1:
+        if len(policy) != len(dataset):
+            raise UserError(f"{where}: cameras names {len(dataset)} ({shorten(', '.join(dataset))}), and {sees}")
+        for name, key in zip(policy, dataset, strict=True):
+            if any(_is_called(key, other) for other in policy if other != name) and not _is_called(key, name):
+                raise UserError(f"{where}: cameras are in the policy's order, and {key} stands for '{shorten(name)}'")
+        return dict(zip(policy, dataset, strict=True))
+    found = {}
+    for name in policy:
+        keys = [key for key in dataset if key == name] or [key for key in dataset if _is_called(key, name)]
+        if len(keys) != 1:
+            raise UserError(
+                f"{where}: {sees}, and '{shorten(name)}' may be any of {shorten(', '.join(keys or dataset))}; "
+                "name them with cameras, in this order"
+            )
+        found[name] = keys[0]
+    return found
+
+
+def _find_camera(name: str, colour: Sequence[str], depth: Sequence[str], where: Path) -> str:
+    known = _known(colour, depth)
+    for keys in ([name], [key for key in (*colour, *depth) if _is_called(key, name)]):
         found = [key for key in keys if key in colour or key in depth]
         if len(found) > 1:
             raise UserError(
@@ -46,6 +79,23 @@ def choose_camera(info: Info, cameras: Sequence[str], where: Path) -> str:
         if found:
             return found[0]
     raise UserError(f"{where}: there is no camera '{shorten(name)}' (option cameras); {known}")
+
+
+def _cameras(info: Info) -> tuple[list[str], list[str]]:
+    """Keys of the cameras that see colours, and of those that measure depth."""
+    colour = [key for key, feature in info.features.items() if feature.is_camera and not feature.is_depth(key)]
+    depth = [key for key, feature in info.features.items() if feature.is_camera and feature.is_depth(key)]
+    return colour, depth
+
+
+def _known(colour: Sequence[str], depth: Sequence[str]) -> str:
+    if colour:
+        return f"its colour cameras are {shorten(', '.join(colour))}"
+    return "it has no colour camera" + (f" (only depth: {shorten(', '.join(depth))})" if depth else "")
+
+
+def _is_called(key: str, name: str) -> bool:
+    return key == name or key.split(".")[-1] == name
 
 
 def choose_actions(info: Info, key: str | None, where: Path) -> str:

@@ -12,7 +12,7 @@ import faulthandler
 import time
 import zipfile
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,9 +35,6 @@ from rlrc.jobs import job_pool
 from rlrc.ownership import remove_files
 from rlrc.progress import bar, say
 from rlrc.stats import wilson
-
-FEATURES = (fmt.FRONT_IMAGE, fmt.STATE, fmt.ENVIRONMENT_STATE, fmt.ACTION)
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 IDLE = 0.02
 """An action that moves less than this fraction of the largest one, in every dimension, and leaves the gripper as it is,
@@ -62,14 +59,14 @@ class Attempt:
             np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, features: Sequence[str]) -> Self:
         """
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or lacks one of the features.
         """
         try:
             with np.load(path) as arrays:
-                frames = {key: arrays[key] for key in FEATURES}
+                frames = {key: arrays[key] for key in features}
                 return cls(str(arrays["instruction"]), bool(arrays["success"]), frames)
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: no episode that can be read; delete it, and it is played again") from error
@@ -79,12 +76,24 @@ def check(config: CollectConfig) -> None:
     """Hold a config against what its world has; nothing is started.
 
     Raises:
-        UserError: there is no such world or task, or nobody has written an expert for it.
+        UserError: there is no such world, task or camera, or nobody has written an expert for it.
     """
     world = envs.spec(config.world)
     world.check_tasks(config.tasks)
+    cameras_of(config)
     if world.expert is None:
         raise UserError(f"the world '{config.world}' has no scripted expert")
+
+
+def cameras_of(config: CollectConfig) -> tuple[str, ...]:
+    """The cameras to record; errors as `check`."""
+    return envs.spec(config.world).cameras_of(config.cameras or None)
+
+
+def features_of(config: CollectConfig) -> list[str]:
+    """The feature keys of what is recorded."""
+    images = [fmt.IMAGES + camera for camera in cameras_of(config)]
+    return [*images, fmt.STATE, fmt.ENVIRONMENT_STATE, fmt.ACTION]
 
 
 def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
@@ -103,8 +112,8 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     spec = envs.spec(config.world)
     played = out / "played"
     names = {
-        fmt.ACTION: ACTION_NAMES,
-        fmt.STATE: spec.state_names,
+        fmt.ACTION: [dim.name for dim in spec.action],
+        fmt.STATE: [dim.name for dim in spec.state],
         fmt.ENVIRONMENT_STATE: spec.environment_state_names,
     }
     fps = round(spec.control_hz)
@@ -179,16 +188,16 @@ def _episode_ids(config: CollectConfig) -> Iterator[int]:
 
 
 @cache
-def _world(name: str, image_size: int) -> envs.WorkerVectorEnv:
+def _world(name: str, image_size: int, cameras: tuple[str, ...]) -> envs.WorkerVectorEnv:
     """This process's own world, made once."""
-    return envs.make(name, num_envs=1, image_size=image_size)
+    return envs.make(name, num_envs=1, image_size=image_size, cameras=cameras)
 
 
 def _play(config: CollectConfig, played: Path, episode_id: int) -> Attempt:
     """One episode, or what was kept of it, in a process that ends itself, saying where, if it takes far too long."""
     path = played / f"{episode_id}.npz"
     if path.exists():
-        return Attempt.load(path)
+        return Attempt.load(path, features_of(config))
     faulthandler.dump_traceback_later(HUNG_EPISODE_S, exit=True)
     try:
         attempt = _demonstrate(config, episode_id)
@@ -200,14 +209,14 @@ def _play(config: CollectConfig, played: Path, episode_id: int) -> Attempt:
 
 def _demonstrate(config: CollectConfig, episode_id: int) -> Attempt:
     """One episode, until it has succeeded and the expert rests, the world ends it, or time is up."""
-    world = _world(config.world, config.image_size)
+    world = _world(config.world, config.image_size, cameras_of(config))
     low, high = np.array(world.world_spec.action_low), np.array(world.world_spec.action_high)
     generator = np.random.default_rng([config.seed, episode_id])
     strength = generator.uniform(0, config.noise) * np.append(high[:6], 0)  # the gripper's commands stay as they are
     expert = envs.expert(config.world, num_envs=1)
     observation, info = world.reset(options={"split": "ind", "episode_ids": np.array([episode_id])})
     instruction = observation["instruction"][0]
-    frames: dict[str, list[np.ndarray]] = {key: [] for key in FEATURES}
+    frames: dict[str, list[np.ndarray]] = {key: [] for key in features_of(config)}
     gripper: float | None = None
     for _ in range(world.max_episode_steps):
         action = expert.act(info["environment_state"])
@@ -215,9 +224,9 @@ def _demonstrate(config: CollectConfig, episode_id: int) -> Attempt:
         if info["success"][0] and not moves:
             break
         if moves:
-            seen = observation["image"], observation["state"], info["environment_state"], action
-            for key, values in zip(FEATURES, seen, strict=True):
-                frames[key].append(values[0])
+            seen = *observation["images"].values(), observation["state"], info["environment_state"], action
+            for column, values in zip(frames.values(), seen, strict=True):
+                column.append(values[0])
         gripper = action[0, 6]
         noisy = action + strength * generator.standard_normal(action.shape)
         observation, _, terminated, _, info = world.step(np.clip(noisy, low, high))

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlrc.configs.parts import DatasetPart
 from rlrc.data import format as fmt
-from rlrc.data.choice import choose_actions, choose_camera, choose_episodes, choose_state
+from rlrc.data.choice import choose_actions, choose_cameras, choose_episodes, choose_state, match_cameras
 from rlrc.data.images import ImagePictures
 from rlrc.data.info import Info, read_info
 from rlrc.data.layout import read_episodes, read_tasks, table_files, video_places
@@ -31,8 +31,9 @@ class Demonstrations:
     """T frames of all episodes, one after the other."""
 
     path: Path
-    pictures: Pictures
-    """Pictures that the camera saw, T of them; each is decoded when it is asked for."""
+    pictures: dict[str, Pictures]
+    """Pictures that each camera saw, by the dataset's name of the camera, T of each; each is decoded when it is asked
+    for."""
     state: np.ndarray | None
     """float32 (T, S), proprioception; None where it was not recorded"""
     environment_state: np.ndarray | None
@@ -46,6 +47,8 @@ class Demonstrations:
     """int64 (T,)"""
     fps: float
     """Control steps a second."""
+    cameras_named: bool = False
+    """Whether the user has named the cameras, in the order in which a policy sees them."""
 
     @classmethod
     def load(
@@ -59,8 +62,8 @@ class Demonstrations:
         """Read a dataset.
 
         Args:
-            cameras: the camera, such as "observation.images.front" or "front"; it may be left out where there is only
-                one that sees colours.
+            cameras: the cameras, such as "observation.images.front" or "front", in the order in which a policy sees
+                them; all that see colours, unless given (see `seen_by`).
             action_key: feature of actions; it may be left out where it is called action or actions.
             state_key: feature of proprioception; it may be left out where it is called observation.state or state.
             episodes: numbers of the episodes to read, or a text such as "0:50,60"; all, unless given.
@@ -71,7 +74,8 @@ class Demonstrations:
         """
         root = Path(path)
         info = read_info(root)
-        camera = choose_camera(info, [cameras] if isinstance(cameras, str) else cameras, root)
+        named = [cameras] if isinstance(cameras, str) else cameras
+        keys = choose_cameras(info, named, root)
         action, state = choose_actions(info, action_key, root), choose_state(info, state_key, root)
         environment = fmt.ENVIRONMENT_STATE if fmt.ENVIRONMENT_STATE in info.features else None
         sizes = {name: prod(info.features[name].shape) for name in (action, state, environment) if name is not None}
@@ -83,7 +87,7 @@ class Demonstrations:
         tasks, task_index = _tasks_of(read_tasks(root, info), rows, task_index)
         return cls(
             path=root,
-            pictures=_open_pictures(root, info, camera, rows),
+            pictures={key: _open_pictures(root, info, key, rows) for key in keys},
             state=None if state is None else vectors[state],
             environment_state=None if environment is None else vectors[environment],
             actions=vectors[action],
@@ -91,6 +95,7 @@ class Demonstrations:
             task_index=task_index,
             episode_index=rows.episode,
             fps=info.fps,
+            cameras_named=bool(named),
         )
 
     @classmethod
@@ -122,16 +127,26 @@ class Demonstrations:
             raise UserError(f"{count} samples asked for, but the dataset holds {len(self)} frames")
         return np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
 
+    def seen_by(self, cameras: Sequence[str]) -> dict[str, Pictures]:
+        """The pictures of a policy's cameras, by the policy's names of them; see `match_cameras`.
+
+        Raises:
+            UserError: the dataset lacks one of them, or it is open which one it is.
+        """
+        matched = match_cameras(cameras, list(self.pictures), self.cameras_named, self.path)
+        return {name: self.pictures[key] for name, key in matched.items()}
+
     @cached_property
     def images(self) -> np.ndarray:
-        """All pictures, uint8 (T, H, W, 3), decoded when they are first asked for.
+        """All pictures of the first camera, uint8 (T, H, W, 3), decoded when they are first asked for.
 
         Raises:
             UserError: a picture is missing or damaged.
         """
-        images = np.zeros((len(self), *self.pictures.size, 3), np.uint8)
+        pictures = next(iter(self.pictures.values()))
+        images = np.zeros((len(self), *pictures.size, 3), np.uint8)
         missing = np.ones(len(self), bool)
-        for row, picture in track(self.pictures.decode(range(len(self))), "reading demonstrations", len(self)):
+        for row, picture in track(pictures.decode(range(len(self))), "reading demonstrations", len(self)):
             images[row] = picture
             missing[row] = False
         if missing.any():
@@ -164,7 +179,7 @@ class Demonstrations:
         keep = choose_episodes(episodes, present, self.path)[episode]
         return replace(
             self,
-            pictures=self.pictures.take(keep),
+            pictures={key: pictures.take(keep) for key, pictures in self.pictures.items()},
             state=None if self.state is None else self.state[keep],
             environment_state=None if self.environment_state is None else self.environment_state[keep],
             actions=self.actions[keep],

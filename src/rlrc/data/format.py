@@ -10,7 +10,8 @@ import numpy as np
 
 VERSION = "v3.0"
 
-FRONT_IMAGE = "observation.images.front"
+IMAGES = "observation.images."
+FRONT_IMAGE = f"{IMAGES}front"
 STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"

@@ -17,20 +17,22 @@ from PIL import Image
 
 from rlrc.configs.convert_libero import ConvertLiberoConfig
 from rlrc.data import format as fmt
-from rlrc.data.collect import ACTION_NAMES
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.frames import decode_rows
 from rlrc.data.lerobot import write_dataset
 from rlrc.envs.libero.render import as_openvla_sees
 from rlrc.envs.libero.simulation import CONTROL_HZ
 from rlrc.envs.libero.tasks import instruction
-from rlrc.envs.libero.world import STATE
+from rlrc.envs.libero.world import ACTION, STATE
 from rlrc.errors import UserError
 from rlrc.progress import bar
 
 NO_OP = 1e-4
 """Norm of the six motions below which an action that leaves the gripper as it is does nothing; OpenVLA's threshold."""
 
+
+IN_HDF5 = {"front": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+"""Names of the cameras in LIBERO's files."""
 
 Episode = tuple[str, dict[str, np.ndarray]]
 """An instruction, and arrays over steps by feature key."""
@@ -46,7 +48,7 @@ def convert_libero(config: ConvertLiberoConfig, out: Path) -> dict[str, Any]:
         UserError: the source is missing, malformed, or needs h5py and it is not installed.
     """
     dropped = 0
-    names = {fmt.ACTION: ACTION_NAMES, fmt.STATE: STATE}
+    names = {key: [dim.name for dim in dims] for key, dims in ((fmt.ACTION, ACTION), (fmt.STATE, STATE))}
     episodes = _lerobot(config) if (config.source / fmt.INFO_PATH).exists() else _hdf5(config)
     with (
         write_dataset(out / "dataset", round(CONTROL_HZ), "libero", config.camera, names) as dataset,
@@ -93,16 +95,20 @@ def _hdf5(config: ConvertLiberoConfig) -> Iterator[Episode]:
         try:
             with h5py.File(path) as file:
                 for name in sorted(file["data"], key=lambda name: int(name.removeprefix("demo_"))):
-                    yield task, _read_demo(file["data"][name], config.image_size)
+                    yield task, _read_demo(file["data"][name], config)
         except (KeyError, ValueError, OSError) as error:
             raise UserError(f"{path}: not a file of LIBERO demonstrations ({error})") from error
 
 
-def _read_demo(demo: Any, size: int) -> dict[str, np.ndarray]:
-    seen = demo["obs"]
+def _read_demo(demo: Any, config: ConvertLiberoConfig) -> dict[str, np.ndarray]:
+    seen, size = demo["obs"], config.image_size
+    images = {
+        fmt.IMAGES + camera: np.stack([as_openvla_sees(pixels, size) for pixels in seen[IN_HDF5[camera]][()]])
+        for camera in config.cameras
+    }
     state = [seen["ee_pos"][()], seen["ee_ori"][()], seen["gripper_states"][()]]
     return {
-        fmt.FRONT_IMAGE: np.stack([as_openvla_sees(pixels, size) for pixels in seen["agentview_rgb"][()]]),
+        **images,
         fmt.STATE: np.concatenate(state, axis=1).astype(np.float32),
         fmt.ACTION: demo["actions"][()].astype(np.float32),
     }
@@ -110,22 +116,20 @@ def _read_demo(demo: Any, size: int) -> dict[str, np.ndarray]:
 
 def _lerobot(config: ConvertLiberoConfig) -> Iterator[Episode]:
     """LeRobotDatasets of LIBERO hold pictures that are turned already, and the gripper as LIBERO commands it."""
-    recorded = Demonstrations.load(config.source, (config.image_key,))
-    if recorded.state is None or recorded.actions.shape[1] != len(ACTION_NAMES):
+    keys = {"front": config.image_key, "wrist": config.wrist_image_key}
+    recorded = Demonstrations.load(config.source, [keys[camera] for camera in config.cameras])
+    if recorded.state is None or recorded.actions.shape[1] != len(ACTION):
         dimensions = "no state" if recorded.state is None else f"actions of {recorded.actions.shape[1]} dimensions"
         raise UserError(f"{config.source}: LIBERO's demonstrations have a state and 7-D actions; this has {dimensions}")
+    cameras = dict(zip(config.cameras, recorded.pictures.values(), strict=True))
     size = config.image_size, config.image_size
+    resized = partial(_resized, size=config.image_size)
     starts = np.flatnonzero(np.diff(recorded.episode_index, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], len(recorded)], strict=True):
-        images = decode_rows(recorded.pictures, np.arange(start, stop), size, partial(_resized, size=config.image_size))
-        yield (
-            recorded.instruction(int(start)),
-            {
-                fmt.FRONT_IMAGE: images,
-                fmt.STATE: recorded.state[start:stop],
-                fmt.ACTION: recorded.actions[start:stop],
-            },
-        )
+        rows = np.arange(start, stop)
+        images = {fmt.IMAGES + camera: decode_rows(one, rows, size, resized) for camera, one in cameras.items()}
+        states = {fmt.STATE: recorded.state[start:stop], fmt.ACTION: recorded.actions[start:stop]}
+        yield recorded.instruction(int(start)), images | states
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:

@@ -12,10 +12,22 @@ def observe(demonstrations: Demonstrations, rows: np.ndarray, policy: Policy) ->
     """What the policy sees in the frames `rows`, integers (N,); pictures are decoded anew, without a cache.
 
     Raises:
-        UserError: a picture is missing.
+        UserError: a picture is missing, or a camera that the policy sees.
     """
-    images = {policy.spec.cameras[0]: read_frames(demonstrations.pictures, rows, policy.frame_size)}
-    return Observation(images, [demonstrations.instruction(row) for row in rows])
+    images = {
+        camera: read_frames(pictures, rows, policy.frame_size)
+        for camera, pictures in demonstrations.seen_by(policy.spec.cameras).items()
+    }
+    instructions = [demonstrations.instruction(row) for row in rows]
+    return Observation(images, instructions, states(demonstrations, rows, policy))
+
+
+def states(demonstrations: Demonstrations, rows: np.ndarray, policy: Policy) -> np.ndarray | None:
+    """Proprioception in the frames `rows`, float32 (N, S); None where the policy reads none."""
+    if not policy.spec.state:
+        return None
+    assert demonstrations.state is not None, "require_fit sees to it"
+    return demonstrations.state[rows]
 
 
 def chunks(demonstrations: Demonstrations, rows: np.ndarray, policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:

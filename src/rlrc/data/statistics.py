@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlrc.data.demonstrations import Demonstrations
+from rlrc.data.format import STATE_KEYS
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.progress import say
@@ -75,14 +76,24 @@ def adopt_statistics(policy: Policy, demonstrations: Demonstrations, config: Sta
 
 
 def require_fit(policy: Policy, demonstrations: Demonstrations) -> None:
-    """Check that demonstrated actions have the dimensions of the policy and of its statistics.
+    """Check that the demonstrations hold what the policy sees, and that states and actions have its dimensions.
 
     Raises:
-        UserError: they differ, or the policy has no statistics to use.
+        UserError: a camera or the state is missing, dimensions differ, or the policy has no statistics to use.
     """
     here, there = demonstrations.actions.shape[1], len(policy.spec.action)
     if here != there:
         raise UserError(f"{demonstrations.path}: actions have {here} dimensions, and the policy's have {there}")
+    if there := len(policy.spec.state):
+        if demonstrations.state is None:
+            raise UserError(
+                f"{demonstrations.path}: the policy reads a state of {there} dimensions, and no feature is called "
+                f"{' nor '.join(STATE_KEYS)}; name the state with state_key"
+            )
+        here = demonstrations.state.shape[1]
+        if here != there:
+            raise UserError(f"{demonstrations.path}: the state has {here} dimensions, and the policy's has {there}")
+    demonstrations.seen_by(policy.spec.cameras)
     _ = policy.action_statistics()
 
 

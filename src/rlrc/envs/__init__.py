@@ -1,5 +1,6 @@
 """The worlds. `make("tabletop", num_envs=32, num_workers=2)` gives a gymnasium `VectorEnv`."""
 
+from collections.abc import Sequence
 from importlib import import_module
 
 from rlrc.configs.rl import RewardTerms
@@ -32,15 +33,18 @@ def make(
     image_size: int | None = 96,
     reward: RewardTerms | None = None,
     max_episode_steps: int | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> WorkerVectorEnv:
     """`num_envs` copies of a world over `num_workers` processes (0: in this one); see `WorkerVectorEnv`.
+
+    Only the `cameras` that are asked for are drawn: the main one, unless you name some.
 
     Worker processes are spawned: a script that uses them guards its main code with `if __name__ == "__main__"`.
 
     Raises:
-        UserError: there is no such world, or a size makes no sense.
+        UserError: there is no such world or camera, or a size makes no sense.
     """
-    return WorkerVectorEnv(spec(world), num_envs, num_workers, image_size, reward, max_episode_steps)
+    return WorkerVectorEnv(spec(world), num_envs, num_workers, image_size, reward, max_episode_steps, cameras)
 
 
 def spec(world: str) -> WorldSpec:

@@ -35,14 +35,14 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
 
     `reset(options={"split": "ind"|"ood", "variant": str, "episode_ids": N ints})` starts N episodes; split and variant
     default to "ind" and "main", the ids to 0..N-1; with "reset_mask", N bools, only those marked start anew, as in
-    gymnasium. Observation: image uint8 (N,S,S,3), instruction tuple of N str,
-    state float32 (N,D). Action: float32 (N,7). Info: success, grasped, consecutive_grasp bool (N,) and
+    gymnasium. Observation: images, uint8 (N,S,S,3) by camera name; instruction, tuple of N str;
+    state, float32 (N,S). Action: float32 (N,D). Info: success, grasped, consecutive_grasp bool (N,) and
     environment_state float32 (N,E). `truncated` is True after `max_episode_steps`. `terminated` is True from the first
     success on in worlds that end by it, whose further steps change nothing, and never in others. With `image_size` None
-    nothing is drawn, and observations have no image.
+    nothing is drawn, and observations have no images; otherwise `cameras` are drawn, by default the main one.
 
     Raises:
-        UserError: an unknown split or variant, episode ids or actions of the wrong shape, a non-finite action.
+        UserError: an unknown camera, split or variant, episode ids or actions of the wrong shape, a non-finite action.
         WorkerLost: a worker process died or hung. It has been replaced; the environments it had need a reset.
         RuntimeError: a world raised.
     """
@@ -55,6 +55,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         image_size: int | None = 96,
         reward: RewardTerms | None = None,
         max_episode_steps: int | None = None,
+        cameras: Sequence[str] | None = None,
     ) -> None:
         if num_envs < 1 or num_workers < 0 or (image_size is not None and image_size < SMALLEST_PICTURE):
             raise UserError(
@@ -72,12 +73,14 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         }
         spaces: dict[str, gymnasium.Space[Any]] = {
             "instruction": gymnasium.spaces.Text(256, charset=_PRINTABLE),
-            "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(spec.state_names),), np.float32),
+            "state": gymnasium.spaces.Box(-np.inf, np.inf, (len(spec.state),), np.float32),
         }
         self._images: Images | None = None
         if image_size is not None:
-            spaces["image"] = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-            self._images = Images((num_envs, image_size, image_size, 3), shared=num_workers > 0)
+            names = spec.cameras_of(cameras)
+            picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+            spaces["images"] = gymnasium.spaces.Dict(dict.fromkeys(names, picture))
+            self._images = Images(names, num_envs, image_size, shared=num_workers > 0)
         self.single_observation_space = gymnasium.spaces.Dict(spaces)
         self.single_action_space = gymnasium.spaces.Box(
             np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
@@ -134,14 +137,14 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         return observation, reward, self._terminated(), truncated, info
 
     def render(self) -> tuple[np.ndarray, ...]:
-        """The last pictures, N of uint8 (S,S,3).
+        """The last pictures of the first camera that is drawn, N of uint8 (S,S,3).
 
         Raises:
             UserError: nothing is drawn.
         """
         if self._images is None:
             raise UserError("this environment draws no pictures: make it with an image_size")
-        return tuple(self._images.array.copy())
+        return tuple(self._images.array[0].copy())
 
     def close_extras(self, **kwargs: Any) -> None:
         self._release()
@@ -197,7 +200,8 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             "state": np.stack([r.state for r in readings]),
         }
         if self._images:
-            observation["image"] = self._images.array.copy()
+            pictures = zip(self._images.cameras, self._images.array, strict=True)
+            observation["images"] = {camera: images.copy() for camera, images in pictures}
         info = {
             "success": np.array([r.success for r in readings]),
             "grasped": np.array([r.grasped for r in readings]),

@@ -42,6 +42,8 @@ _THREADS = "OMP_NUM_THREADS"
 T = TypeVar("T")
 Calls = dict[int, tuple[Any, ...]]
 """Number of an environment, counted from its worker's first one -> arguments."""
+Place = tuple[tuple[str, ...], int, int, str | None]
+"""Cameras, number of environments, size in px, and name of the shared memory that holds pictures."""
 
 
 class WorkerLost(RuntimeError):
@@ -72,19 +74,28 @@ def repeat_if_lost(run: Callable[[], T]) -> T:
 
 
 class Images:
-    """The pictures of all environments, in shared memory where other processes draw them."""
+    """The pictures of all cameras and environments, in shared memory where other processes draw them."""
 
-    def __init__(self, shape: tuple[int, ...], shared: bool, name: str | None = None) -> None:
-        self.shape = shape
+    def __init__(
+        self, cameras: tuple[str, ...], num_envs: int, size: int, shared: bool, name: str | None = None
+    ) -> None:
+        self.cameras, self.num_envs, self.size = cameras, num_envs, size
+        shape = (len(cameras), num_envs, size, size, 3)
         self._owner = shared and name is None
         with shielded(signal.SIGHUP):  # multiprocessing's own helper, which starts here, frees what others leave
             self._memory = SharedMemory(name, create=name is None, size=int(np.prod(shape))) if shared else None
         buffer = self._memory.buf if self._memory else None
         self.array: np.ndarray = np.ndarray(shape, np.uint8, buffer)
+        """uint8 (C, N, S, S, 3)."""
 
     @property
     def name(self) -> str | None:
         return self._memory.name if self._memory else None
+
+    @property
+    def place(self) -> "Place":
+        """Where another process finds them."""
+        return self.cameras, self.num_envs, self.size, self.name
 
     def close(self) -> None:
         if self._memory is None:
@@ -130,7 +141,8 @@ class LocalWorker:
                     self._worlds[index] = self._spec.factory(_picture_size(self._images))
                 reading = getattr(self._worlds[index], method)(*arguments)
                 if self._images:
-                    self._images.array[self.part.start + index] = self._worlds[index].draw()
+                    for pictures, camera in zip(self._images.array, self._images.cameras, strict=True):
+                        pictures[self.part.start + index] = self._worlds[index].draw(camera)
                 yield reading
         except Exception as error:
             yield _failure(error)
@@ -175,7 +187,8 @@ class SimulationWorker:
             (split, variant, _), *_ = arguments
             readings = self._simulation.reset(split, variant, [id_ for _, _, id_ in arguments])
         if self._images:
-            self._images.array[self.part] = self._simulation.draw()
+            for pictures, camera in zip(self._images.array, self._images.cameras, strict=True):
+                pictures[self.part] = self._simulation.draw(camera)
         return readings
 
 
@@ -220,8 +233,7 @@ class ProcessWorker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        pictures = None if self._images is None else (self._images.name, self._images.shape)
-        arguments = (theirs, self._spec, self.part, pictures)
+        arguments = (theirs, self._spec, self.part, None if self._images is None else self._images.place)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         with one_thread(), shielded(signal.SIGINT, signal.SIGHUP):
             self._process.start()
@@ -248,10 +260,13 @@ def split(count: int, workers: int) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
 
-def _serve(pipe: Connection, spec: WorldSpec, part: slice, pictures: tuple[str, tuple[int, ...]] | None) -> None:
+def _serve(pipe: Connection, spec: WorldSpec, part: slice, pictures: Place | None) -> None:
     """The body of a worker process: answer calls until the other end hangs up."""
     end_with_parent()
-    images = None if pictures is None else Images(pictures[1], shared=True, name=pictures[0])
+    images = None
+    if pictures is not None:
+        cameras, num_envs, size, name = pictures
+        images = Images(cameras, num_envs, size, shared=True, name=name)
     try:
         worker = LocalWorker(spec, part, images)
         while True:
@@ -288,7 +303,7 @@ def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | E
 
 def _picture_size(images: Images | None) -> int:
     """Size of the pictures that a world is made for, in px."""
-    return images.shape[1] if images else SMALLEST_PICTURE
+    return images.size if images else SMALLEST_PICTURE
 
 
 def _failure(error: Exception) -> Exception:

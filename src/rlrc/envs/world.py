@@ -8,14 +8,26 @@ from typing import Protocol
 import numpy as np
 
 from rlrc.errors import UserError
+from rlrc.policies.dim import Dim
 
 CONSECUTIVE_STEPS = 5
 """Number of steps in a row for which an object must be held to count as `consecutive_grasp`."""
 
 
+IN_BASE = "in the frame of the arm's base"
+"""Convention of a position."""
+ALONG_BASE = "change along the axes of the arm's base"
+"""Convention of an action that moves the hand."""
+
+
+def dims(names: str, unit: str = "", convention: str = "") -> tuple[Dim, ...]:
+    """Numbers of one kind, by their names with spaces between."""
+    return tuple(Dim(name, unit, convention) for name in names.split())
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Everything but the picture that a world returns after a reset or a step."""
+    """Everything but the pictures that a world returns after a reset or a step."""
 
     instruction: str
     state: np.ndarray
@@ -46,7 +58,9 @@ class World(Protocol):
 
     def step(self, action: np.ndarray) -> Reading: ...
 
-    def draw(self) -> np.ndarray: ...
+    def draw(self, camera: str) -> np.ndarray:
+        """The picture of one of the spec's cameras, uint8 (S, S, 3)."""
+        ...
 
 
 class Simulation(Protocol):
@@ -56,7 +70,9 @@ class Simulation(Protocol):
 
     def step(self, actions: np.ndarray) -> list[Reading]: ...
 
-    def draw(self) -> np.ndarray: ...
+    def draw(self, camera: str) -> np.ndarray:
+        """The pictures of one of the spec's cameras, uint8 (N, S, S, 3)."""
+        ...
 
     def close(self) -> None: ...
 
@@ -65,7 +81,7 @@ class Expert(Protocol):
     """Solves a world's task from privileged state; made anew for each batch of episodes, which it may remember."""
 
     def act(self, environment_state: np.ndarray) -> np.ndarray:
-        """Actions, float32 (N,7), for the `environment_state` (N,E) of the last info."""
+        """Actions, float32 (N,D), for the `environment_state` (N,E) of the last info."""
         ...
 
 
@@ -76,8 +92,12 @@ class WorldSpec:
     name: str
     factory: Callable[[int], World]
     """Makes one world from the pictures' size in px; called in the process that runs it."""
-    state_names: tuple[str, ...]
+    cameras: tuple[str, ...]
+    """Names of its cameras, the main one first."""
+    state: tuple[Dim, ...]
+    """What a robot's own sensors tell."""
     environment_state_names: tuple[str, ...]
+    action: tuple[Dim, ...]
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     max_episode_steps: int
@@ -99,6 +119,19 @@ class WorldSpec:
     the pictures' size in px and the number of worlds. Not with `ends_on_success`."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
+
+    def cameras_of(self, cameras: Sequence[str] | None) -> tuple[str, ...]:
+        """The cameras of these names; the main one where none are named.
+
+        Raises:
+            UserError: there is no such camera, one is named twice, or the list is empty.
+        """
+        chosen = self.cameras[:1] if cameras is None else tuple(cameras)
+        unknown = [camera for camera in chosen if camera not in self.cameras]
+        if unknown or not chosen or len(set(chosen)) < len(chosen):
+            wrong = f"no camera '{unknown[0]}'" if unknown else f"no cameras '{' '.join(chosen)}', each once"
+            raise UserError(f"the world '{self.name}' has {wrong} (its cameras: {', '.join(self.cameras)})")
+        return chosen
 
     def splits_of(self, variant: str) -> tuple[str, ...]:
         """The splits in which a variant can be played."""

@@ -52,7 +52,7 @@ def load(
 def outline(
     path_or_hub_id: str | Path, unnorm_key: str | None = None, full_head: bool = False, spec: str | None = None
 ) -> Policy:
-    """What `load` gives, but the weights are still on disk: every parameter has its shape and no memory ("meta").
+    """Load a policy as `load` does, but leave its weights on disk: every parameter has a shape and no memory ("meta").
 
     Raises:
         UserError: as `load`, except that the weights themselves are not read.

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from rlrc.errors import UserError
+from rlrc.policies.dim import Dim as Dim
 from rlrc.reading import shorten
 
 if TYPE_CHECKING:
@@ -30,19 +31,8 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
-class Dim:
-    """One number of a state or an action."""
-
-    name: str
-    unit: str = ""
-    """Such as m or rad; empty where nobody has said it."""
-    convention: str = ""
-    """What its values mean, such as "1 opens, 0 closes"; empty where nobody has said it."""
-
-
-@dataclass(frozen=True)
 class PolicySpec:
-    """What a policy sees and does; a server announces it."""
+    """Description of what a policy sees and does; a server announces it."""
 
     family: str
     cameras: tuple[str, ...]
@@ -58,16 +48,16 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class Observation:
-    """What N robots see at one moment."""
+    """The pictures, instructions and states of N robots at one moment."""
 
     images: Mapping[str, np.ndarray]
-    """By camera name: uint8 (N, H, W, 3). Cameras may differ in size."""
+    """Pictures by camera name, uint8 (N, H, W, 3). Cameras may differ in size."""
     instruction: Sequence[str]
     """N texts."""
     state: np.ndarray | None = None
     """Proprioception in physical units, float32 (N, S)."""
     present: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By camera name: bool (N,), false where a robot lacks the camera. All have the cameras that are not named here."""
+    """Flags by camera name, bool (N,), false where a robot lacks the camera; all have those that are not named."""
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -85,10 +75,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How actions are drawn."""
+    """Options for drawing actions."""
 
     temperature: float = 0.0
-    """Of action tokens, or of the starting noise where actions are denoised; 0 takes the likeliest ones."""
+    """Temperature of action tokens, or of the starting noise where actions are denoised; 0 takes the likeliest ones."""
     steps: int | None = None
     """Denoising steps; None takes as many as the policy was published with. Policies with tokens have none."""
 
@@ -110,7 +100,7 @@ class Sample:
     actions: torch.Tensor
     """Normalised, float (N, H, D)."""
     latent: dict[str, torch.Tensor]
-    """What `likelihood` needs to know of how they came about, each (N, ...): tokens, or a chain of denoising steps."""
+    """Record of how the actions came about, as `likelihood` needs it, each (N, ...): tokens, or denoising steps."""
     logprobs: torch.Tensor | None = None
     """(N, H, D), of the distribution that was sampled from; at temperature 0 of the untempered one. None where the
     policy has no likelihood."""
@@ -118,7 +108,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely chunks of actions are, as PPO needs it."""
+    """Log-probabilities of chunks of actions, as PPO needs them."""
 
     logprobs: torch.Tensor
     """(N, H, D)."""
@@ -130,7 +120,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """What the decoder reads to predict known actions, and what it should predict."""
+    """The decoder's inputs when it predicts known actions, and the predictions that it should make."""
 
     embeddings: torch.Tensor
     """(N, T, hidden)."""
@@ -139,7 +129,7 @@ class TeacherForced:
     positions: torch.Tensor
     """(N, T), position ids."""
     causal: bool
-    """Whether a position sees itself and those before it alone, or all."""
+    """True where a position sees itself and those before it alone; false where it sees all."""
     target: torch.Tensor
     """(N, H, D): numbers of action bins, normalised actions, or noise."""
 
@@ -170,7 +160,7 @@ class Stage:
     positions: int
     """Rows that are multiplied at once."""
     passes: int = 1
-    """How often the weights are read in one action."""
+    """Number of times that the weights are read in one action."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +234,9 @@ class Policy(ABC):
     parts: Mapping[str, str]
     """Dotted names of the model's parts: vision, projector, decoder, embedding, head, and what else a family has."""
     lineage: dict[str, Any]
-    """How the checkpoint was made, as `compression.json` says."""
+    """Record of how the checkpoint was made, as in `compression.json`."""
     weights: Tensors | None
-    """Where they lie on disk; None where the policy was not read from there."""
+    """Tensors on disk; None where the policy was not read from there."""
     unnorm_key: str | None
     """Name of the statistics that normalise actions; None where the checkpoint has one set alone, or none."""
 
@@ -255,7 +245,7 @@ class Policy(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, config: dict[str, Any], files: Sequence[str], spec: str | None) -> bool:
-        """Whether a folder with this config.json and files of these names holds a policy of the family.
+        """Return whether a folder with this config.json and files of these names holds a policy of the family.
 
         Args:
             spec: what a user says of it, which its files do not say.
@@ -285,7 +275,7 @@ class Policy(ABC):
 
     @abstractmethod
     def prepare(self, observation: Observation) -> Any:
-        """What the model reads of an observation, `Inputs` on the policy's device.
+        """Turn an observation into model inputs, `Inputs` on the policy's device.
 
         Raises:
             UserError: a camera or the state is missing, or has a wrong type, shape or number of rows.
@@ -297,7 +287,7 @@ class Policy(ABC):
 
     @abstractmethod
     def features(self, inputs: Any) -> torch.Tensor:
-        """What vision has computed in encoded `inputs`, (N, P, hidden)."""
+        """The features that vision has computed in encoded `inputs`, (N, P, hidden)."""
 
     @property
     @abstractmethod
@@ -374,7 +364,7 @@ class Policy(ABC):
         there is no such size."""
 
     def crop_pictures(self) -> None:
-        """From now on cut off the rim of pictures, as evaluation does where training pictures were cropped at random.
+        """Cut off the rim of pictures from now on, as evaluation does where training pictures were cropped at random.
 
         Raises:
             UserError: the family has no such crop.
@@ -412,7 +402,7 @@ class Policy(ABC):
 
     @abstractmethod
     def teacher_forced(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> TeacherForced:
-        """What the decoder reads to predict normalised actions (N, H, D).
+        """Build the decoder's inputs for predicting normalised actions (N, H, D).
 
         Args:
             generator: source of the noise that the policy learns to take away, where it is one that denoises.
@@ -424,7 +414,7 @@ class Policy(ABC):
 
     @abstractmethod
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
-        """How wrong each number of what `read` gives is, (N, H, D): what training makes small.
+        """The error of each number that `read` predicts, (N, H, D): training makes it small.
 
         Args:
             label_spread: standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins.
@@ -445,7 +435,7 @@ class Policy(ABC):
 
     @abstractmethod
     def predict(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> tuple[torch.Tensor, Any]:
-        """What `read` gives for normalised actions (N, H, D), and their target: the whole forward pass."""
+        """Run the whole forward pass: the predictions of `read` for normalised actions (N, H, D), and their target."""
 
     def loss(
         self,
@@ -455,7 +445,7 @@ class Policy(ABC):
         label_spread: float = 0.0,
         generator: Generators = None,
     ) -> dict[str, torch.Tensor]:
-        """How well the policy predicts demonstrated chunks: scalars, of which `loss` is what training makes small.
+        """Measure how well the policy predicts demonstrated chunks: scalars, of which training makes `loss` small.
 
         Args:
             actions: normalised, (N, H, D).
@@ -470,11 +460,11 @@ class Policy(ABC):
         return losses
 
     def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What training reports beside the loss, each (N, H, D)."""
+        """Figures that training reports beside the loss, each (N, H, D)."""
         return {"l1_error": (self.best_actions(predicted) - actions).abs()}
 
     def likelihood(self, inputs: Any, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
-        """How likely the policy is to do what it did; differentiable.
+        """The log-probabilities of what the policy did; differentiable.
 
         Raises:
             UserError: the policy has no likelihood, so that PPO cannot train it.
@@ -484,7 +474,7 @@ class Policy(ABC):
     bin_width: float | None = None
     """Distance between two neighbouring actions, normalised, where actions are tokens."""
     no_likelihood: str | None = None
-    """Why PPO cannot train the policy; None where it can."""
+    """The reason why PPO cannot train the policy; None where it can."""
 
     @property
     @abstractmethod
@@ -494,7 +484,7 @@ class Policy(ABC):
     @property
     @abstractmethod
     def unknown_word(self) -> str | None:
-        """What stands for an unknown word in an instruction; None where the tokenizer has nothing."""
+        """The token that stands for an unknown word in an instruction; None where the tokenizer has none."""
 
     # -- changing ------------------------------------------------------------------------------------------------------
 

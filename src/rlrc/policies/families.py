@@ -4,16 +4,16 @@ from typing import NamedTuple
 
 
 class Family(NamedTuple):
-    """Where the code of a family lies, and what transformers' Auto classes call it."""
+    """The code of one family, and its names in transformers' Auto classes."""
 
     package: str
     """Holds `policy`, `model`, `layout` and `tiny`."""
     model_type: str
-    """Of its config.json."""
+    """The field of this name in its config.json."""
     config_class: str
-    """In its module `model`."""
+    """Name of the config's class in its module `model`."""
     model_class: str
-    """In its module `model`."""
+    """Name of the model's class in its module `model`."""
 
 
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""How a checkpoint's folder is read, whatever its family: options, files beside each other, the lineage."""
+"""Reading a checkpoint's folder, whatever its family: options, files beside each other, the lineage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,23 +7,25 @@ from typing import Any
 
 import torch
 
+from rlrc.policies.lora import Adapter, is_adapter
 from rlrc.policies.saving import LINEAGE_FILE
 from rlrc.policies.schema import LineageFields
+from rlrc.policies.shards import TensorFiles
 from rlrc.reading import lies_there, read_object, require_finite, validate
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a policy is to be read."""
+    """Options for reading a policy."""
 
     unnorm_key: str | None = None
     """Name of the action statistics to use, where the checkpoint holds several."""
     dtype: torch.dtype | None = None
-    """Of the floating-point weights; None keeps what is stored."""
+    """Type of the floating-point weights; None keeps what is stored."""
     full_head: bool = False
-    """Whether to keep every row of the language model's head."""
+    """True keeps every row of the language model's head."""
     spec: str | None = None
-    """What the files of a published policy do not say, in the words of its family."""
+    """Facts that the files of a published policy do not say, in the words of its family."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Published:
     """A checkpoint as its authors publish it, but for the numbers in its tensors."""
 
     shapes: dict[str, tuple[int, ...]]
-    """Of every tensor, by name."""
+    """Shape of every tensor, by name."""
     write_files: Callable[[Path], None]
     """Writes all files but weights, lineage and README to a folder."""
     readme: str
@@ -39,7 +41,7 @@ class Published:
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:
-    """How the checkpoint was made, as `compression.json` says; no steps where there is none.
+    """Read how the checkpoint was made, as `compression.json` says; no steps where there is none.
 
     Raises:
         UserError: the file is damaged.
@@ -56,3 +58,9 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 def beside(folder: Path, base: Path | None, name: str) -> Path:
     """The folder that holds the file `name`: an adapter's own where it does, else that of its base."""
     return folder if base is None or (folder / name).exists() else base
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of each tensor of a checkpoint, or of an adapter's base, as the safetensors headers have them."""
+    files = TensorFiles(Adapter(folder).base if is_adapter(folder) else folder)
+    return {name: files.outline(name).nbytes for name in files}

@@ -1,4 +1,4 @@
-"""Which folder a policy's name means."""
+"""Find the folder that a policy's name means."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from rlrc.reading import shorten
 
 CONFIG_FILE = "config.json"
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*_checkpoint.pt"]
-"""What is downloaded of a repository: no code, and nothing pickled but files of plain tensors."""
+"""Files of a repository that are downloaded: no code, and nothing pickled but files of plain tensors."""
 SIDE_FILE = re.compile(
     r"(action_head|proprio_projector|noisy_action_projector|vision_backbone)([-_.].*)?\.(pt|pth|bin)"
 )

@@ -65,7 +65,7 @@ def recognise(folder: Path, spec: str | None = None) -> type[Policy]:
 
 
 def _what(values: dict[str, Any]) -> str:
-    """What a config.json that no family knows describes."""
+    """Describe a config.json that no family knows."""
     kind = values.get("type")
     if "model_type" not in values and isinstance(kind, str):
         known = "a LeRobot policy" if kind in LEROBOT_FAMILIES else "a policy"

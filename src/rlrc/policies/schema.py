@@ -1,4 +1,4 @@
-"""What the files of every checkpoint may say: the index of its shards, its lineage, a LoRA adapter's config."""
+"""The models of every checkpoint's files: the index of its shards, its lineage, a LoRA adapter's config."""
 
 from typing import Annotated, Any, Literal, Self
 

@@ -33,7 +33,7 @@ class Frames:
     policy: Policy
     """The policy, whose decoder layers have no weights."""
     observation: Observation
-    """What the policy sees in N frames, pictures at the size that it reads."""
+    """The N frames as the policy sees them, pictures at the size that it reads."""
     actions: torch.Tensor
     """The demonstrated chunks, normalised (N, H, D)."""
     padded: torch.Tensor
@@ -86,7 +86,7 @@ class Frames:
 
     @torch.no_grad()
     def embed(self, observation: Observation) -> TeacherForced:
-        """What enters the decoder when these pictures take the place of the frames' own."""
+        """The decoder's inputs when these pictures take the place of the frames' own."""
         parts = []
         for first in track(range(0, len(observation), PICTURES_AT_ONCE), "pictures"):
             rows = slice(first, first + PICTURES_AT_ONCE)

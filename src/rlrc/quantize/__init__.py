@@ -3,9 +3,9 @@
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4 --rounding gptq --dataset runs/demos/dataset
 
-Only weights are packed (see `models/linear.py`). They are rounded to the nearest code, or, given demonstrations, so
-that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated:
-those of the saved tensors and those of the tensors in memory, scales and zero points included.
+Only weights are packed (see `policies/parts/linear.py`). They are rounded to the nearest code, or, given
+demonstrations, so that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated: those of the
+saved tensors and those of the tensors in memory, scales and zero points included.
 """
 
 import math
@@ -23,8 +23,8 @@ from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
+from rlrc.policies.folder import stored_bytes
 from rlrc.policies.parts.linear import PACKABLE, empty_packed, get_linear, quantization_config
-from rlrc.policies.prismatic.weights import stored_bytes
 from rlrc.policies.shards import require_finite_tensor
 from rlrc.progress import say, track
 from rlrc.quantize.gptq import Samples, quantize_compensating, second_moments
@@ -132,7 +132,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
 
 
 def disagreement(before: torch.Tensor, after: torch.Tensor, bin_width: float | None) -> dict[str, float]:
-    """By how much normalised actions (N, H, D) differ on average.
+    """Measure by how much normalised actions (N, H, D) differ on average.
 
     Args:
         bin_width: of action tokens, for which also the share that changes is counted; None of continuous actions.

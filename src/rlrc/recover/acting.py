@@ -1,6 +1,5 @@
 """Acting for reinforcement learning: the episodes of one iteration in parallel worlds, kept for PPO to learn from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rlrc import envs
-from rlrc.act.rollouts import as_seen
+from rlrc.act.conventions import Interface, connect
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
 from rlrc.policies.contract import Observation, Policy, Sampler
@@ -28,7 +27,7 @@ class Buffer:
     seen: "Seen"
     """(T + 1) * N moments, flat."""
     latent: dict[str, torch.Tensor]
-    """What the policy's likelihood needs of the chunks, each (T, N, ...)."""
+    """Record of the chunks that the policy's likelihood needs, each (T, N, ...)."""
     logprobs: torch.Tensor
     """(T, N), as sampled."""
     executed: torch.Tensor
@@ -59,12 +58,12 @@ class Buffer:
         return (ended.cumsum(dim=0) - ended.int()) == 0
 
     def latent_of(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the likelihood needs of the chunks of flat numbers (B,)."""
+        """The record that the likelihood needs of the chunks of flat numbers (B,)."""
         return {name: tensor.flatten(0, 1)[index] for name, tensor in self.latent.items()}
 
 
 class Seen:
-    """What a policy saw, moment by moment: as vision has encoded it where vision is frozen, else as pictures."""
+    """The moments that a policy saw: as vision has encoded it where vision is frozen, else as pictures."""
 
     def __init__(self, policy: Policy, encoded: bool) -> None:
         self._policy, self._encoded = policy, encoded
@@ -107,14 +106,14 @@ def act(
     Args:
         execute: actions of each chunk that are carried out.
     """
-    episodes = Episodes(env, iteration, config, learner)
+    episodes = Episodes(env, connect(policy.spec, env.world_spec), iteration, config, learner)
     noise, variation = learner.generator("act", iteration), learner.generator("augment", iteration, device="cpu")
     seen = Seen(policy, encoded=not learner.trains_vision)
     chunks: list[tuple[torch.Tensor, ...]] = []
     latents: list[dict[str, torch.Tensor]] = []
 
     def look() -> Any:
-        observation = episodes.observation(policy.spec.cameras)
+        observation = episodes.observation()
         if config.augment is not None:
             varied = {
                 name: vary(torch.from_numpy(images), config.augment, variation).numpy()
@@ -149,8 +148,10 @@ def summed(logprobs: torch.Tensor, executed: torch.Tensor) -> torch.Tensor:
 class Episodes:
     """The worlds of one iteration: which episode each of them plays, and what its instruction is shown as."""
 
-    def __init__(self, env: envs.WorkerVectorEnv, iteration: int, config: RlConfig, learner: Learner) -> None:
-        self._env, self._config = env, config
+    def __init__(
+        self, env: envs.WorkerVectorEnv, interface: Interface, iteration: int, config: RlConfig, learner: Learner
+    ) -> None:
+        self._env, self._interface, self._config = env, interface, config
         most = env.num_envs * env.max_episode_steps
         self._next_id = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * most
         self._words = rng(config.seed, "words", iteration, learner.rank)
@@ -171,9 +172,9 @@ class Episodes:
             dropout = self._config.word_dropout
             self.instructions[n] = hide_words(policy, text, dropout, self._words) if dropout else text
 
-    def observation(self, cameras: Sequence[str]) -> Observation:
-        """What a policy with these cameras sees now; instructions may have hidden words."""
-        return replace(as_seen(self._seen, cameras), instruction=list(self.instructions))
+    def observation(self) -> Observation:
+        """The policy's observation now; instructions may have hidden words."""
+        return replace(self._interface.seen(self._seen), instruction=list(self.instructions))
 
     def carry_out(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Carry out the first actions of chunks (N, k, D), and begin anew where an episode ended.
@@ -189,7 +190,8 @@ class Episodes:
         reward, success, succeeded, grasped = np.zeros(count, np.float32), *np.zeros((3, count), bool)
         running = np.ones(count, bool)
         for number in range(actions.shape[1]):
-            now, mask, done, held = self._step(np.where(running[:, None], actions[:, number], 0))
+            commands = self._interface.action(actions[:, number])
+            now, mask, done, held = self._step(np.where(running[:, None], commands, 0))
             counted[:, number] = running
             reward += np.where(running, self._config.gamma**number * now, 0).astype(np.float32)
             success = np.where(running, done, success)

@@ -26,6 +26,7 @@ import torch
 
 from rlrc import envs
 from rlrc.act.actor import Chunked
+from rlrc.act.conventions import connect
 from rlrc.act.rollouts import rollout
 from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
@@ -56,7 +57,7 @@ def check(config: RlConfig) -> None:
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
-    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the value head).
+    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the critic).
 
     Returns:
         The last row of metrics.
@@ -69,6 +70,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         adopt_statistics(policy, demonstrations, config)
     if policy.no_likelihood is not None:
         raise UserError(f"{config.policy}: {policy.no_likelihood}")
+    connect(policy.spec, envs.spec(config.world))
     critic = new_critic(policy, config.seed)
     rates = {"critic.": config.value_learning_rate}
     learner = Learner(policy, config, out, {"critic": critic}, rates)
@@ -77,7 +79,10 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     if demonstrations is not None:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
-    env = envs.make(config.world, config.num_envs, config.num_workers, policy.image_size, config.reward)
+    cameras = policy.spec.cameras
+    env = envs.make(
+        config.world, config.num_envs, config.num_workers, policy.image_size, config.reward, cameras=cameras
+    )
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
@@ -192,7 +197,7 @@ def warm_up_critic(
     learner: Learner,
     means: Means,
 ) -> None:
-    """Fit the value head, and nothing else, to the returns."""
+    """Fit the critic, and nothing else, to the returns."""
     for index in batches:
         loss = huber(target.returns[index] - critic(target.hidden[index]), config.huber_delta).mean()
         loss.backward()

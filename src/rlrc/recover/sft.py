@@ -22,7 +22,7 @@ from rlrc.configs.sft import SftConfig
 from rlrc.data.batches import ShuffledBatches, vary
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.frames import JPEG_QUALITY, open_frames
-from rlrc.data.samples import chunks
+from rlrc.data.samples import chunks, states
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
@@ -132,7 +132,12 @@ class Frames:
         require_fit(policy, demonstrations)
         self._policy = policy
         self._demonstrations = demonstrations
-        self._images = open_frames(demonstrations.pictures, policy.frame_size, str(demonstrations.path))
+        seen = demonstrations.seen_by(policy.spec.cameras)
+        where = str(demonstrations.path)
+        self._images = {
+            camera: open_frames(pictures, policy.frame_size, where if len(seen) == 1 else f"{where}, camera {camera}")
+            for camera, pictures in seen.items()
+        }
         self._learner = learner
         self._batch_size = batch_size
         self._augment, self._word_dropout = augment, word_dropout
@@ -145,7 +150,8 @@ class Frames:
     @property
     def facts(self) -> dict[str, str]:
         """Facts about the frames for a checkpoint's lineage: whether their pictures have passed through JPEG."""
-        return {"frames": f"JPEG, quality {JPEG_QUALITY}"} if self._images.kind == "jpeg" else {}
+        through_jpeg = any(frames.kind == "jpeg" for frames in self._images.values())
+        return {"frames": f"JPEG, quality {JPEG_QUALITY}"} if through_jpeg else {}
 
     def seek(self, number: int) -> None:
         """Let the next batch be the one of this number."""
@@ -166,17 +172,18 @@ class Frames:
 
     def _prepare(self) -> Batch:
         rows = next(self._order)
-        images = self._images[rows]
+        images = {camera: frames[rows] for camera, frames in self._images.items()}
         if self._augment is not None:
             generator = self._learner.generator("augment", self._number, device="cpu")
-            images = vary(torch.from_numpy(images), self._augment, generator).numpy()
+            for camera, pictures in images.items():  # each with draws of its own
+                images[camera] = vary(torch.from_numpy(pictures), self._augment, generator).numpy()
         instructions = [self._demonstrations.instruction(row) for row in rows]
         if self._word_dropout:
             words = rng(self._learner.config.seed, "words", self._number, self._learner.rank)
             instructions = [hide_words(self._policy, text, self._word_dropout, words) for text in instructions]
         noise = self._learner.generator("noise", self._number)
         self._number += 1
-        observation = Observation({self._policy.spec.cameras[0]: images}, instructions)
+        observation = Observation(images, instructions, states(self._demonstrations, rows, self._policy))
         actions, padded = chunks(self._demonstrations, rows, self._policy)
         device = self._learner.device
         numbers = torch.from_numpy(rows).to(device)

@@ -73,7 +73,9 @@ def summarise_run(folder: Path) -> Summary:
         return rows.setdefault(name, PolicyRow(name))
 
     for stage in stages:
-        if stage.verb == "evaluate":
+        if stage.verb == "evaluate" and stage.config.get("dataset") is not None:
+            say(f"{stage.folder}: not shown, since action errors are no success rates; see its eval.json")
+        elif stage.verb == "evaluate":
             this = row(_policy_of(stage))
             this.evaluations.append(stage.folder)
             this.episodes.extend(read_episodes(stage.folder / "episodes.parquet"))

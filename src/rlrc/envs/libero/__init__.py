@@ -9,7 +9,7 @@ from functools import partial
 from rlrc.envs.libero.expert import Expert
 from rlrc.envs.libero.simulation import CONTROL_HZ
 from rlrc.envs.libero.tasks import SUITES, check_assets
-from rlrc.envs.libero.world import ENVIRONMENT_STATE, STATE, Libero
+from rlrc.envs.libero.world import ACTION, CAMERAS, ENVIRONMENT_STATE, STATE, Libero
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
@@ -28,8 +28,10 @@ def spec(name: str) -> WorldSpec:
     return WorldSpec(
         name=name,
         factory=partial(Libero, suite, drawing == "fast"),
-        state_names=STATE,
+        cameras=tuple(CAMERAS),
+        state=STATE,
         environment_state_names=ENVIRONMENT_STATE,
+        action=ACTION,
         action_low=(-1.0,) * 6 + (0.0,),
         action_high=(1.0,) * 7,
         max_episode_steps=SUITES[suite].max_episode_steps,

@@ -1,4 +1,4 @@
-"""Pictures of the agentview camera, drawn as robosuite draws them, or faster.
+"""Pictures of LIBERO's cameras, drawn as robosuite draws them, or faster.
 
 robosuite's own renderer keeps an OpenGL context for each environment and draws with every step; here one context
 serves the process, and a picture is drawn when it is asked for.
@@ -33,12 +33,12 @@ class Painter:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = model.camera("agentview").id
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
 
-    def draw(self, data: mujoco.MjData) -> np.ndarray:
-        """The picture as OpenGL keeps it, bottom row first: uint8 (256,256,3)."""
+    def draw(self, data: mujoco.MjData, camera: str) -> np.ndarray:
+        """A camera's picture as OpenGL keeps it, bottom row first: uint8 (256,256,3)."""
+        self._camera.fixedcamid = self._model.camera(camera).id
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
         return self._canvas.draw(self._scene)
@@ -47,7 +47,8 @@ class Painter:
 def as_openvla_sees(pixels: np.ndarray, size: int) -> np.ndarray:
     """A raw picture as OpenVLA's LIBERO evaluation shows it to a policy, uint8 (size,size,3).
 
-    Turned by 180 degrees, which leaves it upright and mirrored, as LIBERO's training data in RLDS are; through JPEG at
+    Turned by 180 degrees, which leaves it upright and mirrored, as LIBERO's training data in RLDS are, those of the
+    wrist camera as well; through JPEG at
     TensorFlow's default quality, as those were; then resized with an antialiased Lanczos filter of three lobes.
     """
     file = io.BytesIO()

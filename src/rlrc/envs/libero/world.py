@@ -1,24 +1,34 @@
 """One LIBERO episode at a time, as OpenVLA's evaluation plays it, at 20 Hz with 7-D end-effector delta actions.
 
-The action is three translations and a rotation vector in the robot's base frame, each from -1 to 1 of what robosuite's
-operational-space controller moves at most (0.05 m, 0.5 rad), then the gripper: 1 opens, 0 closes, as published OpenVLA
-policies give it. robosuite's own gripper closes at +1, so it gets the sign of 1 - 2 times ours.
+The action (`ACTION`) is three translations and a rotation vector, each from -1 to 1 of what robosuite's
+operational-space controller moves at most, then the gripper as published OpenVLA policies give it. robosuite's own
+gripper closes at +1, so it gets the sign of 1 - 2 times ours.
 """
 
 import gc
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from rlrc.envs.libero.render import Painter, as_openvla_sees
 from rlrc.envs.libero.simulation import Simulation
 from rlrc.envs.libero.tasks import TRIALS, Goal, Task, tasks
-from rlrc.envs.world import GraspLatch, Reading
+from rlrc.envs.world import ALONG_BASE, GraspLatch, Reading, dims
 from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.errors import UserError
 
-STATE = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
-"""The hand as LIBERO's datasets record it: position of the grip site (m), rotation vector (rad), finger joints (m)."""
+CAMERAS = {"front": "agentview", "wrist": "robot0_eye_in_hand"}
+"""Names of the cameras here, and in LIBERO."""
+STATE = (
+    *dims("x y z", "m", "in the world frame"),
+    *dims("rx ry rz", "rad", "axis-angle, not wrapped at pi"),
+    *dims("finger_left finger_right", "m", "position of the joint"),
+)
+"""The hand as LIBERO's datasets record it: the grip site, the hand's rotation, and the finger joints."""
+ACTION = (
+    *dims("x y z", "0.05 m", ALONG_BASE),
+    *dims("roll pitch yaw", "0.5 rad", f"rotation vector, {ALONG_BASE}"),
+    *dims("gripper", "", "1 opens, 0 closes"),
+)
 
 MAX_GOALS = 3
 _POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
@@ -78,10 +88,10 @@ class Libero:
         self._simulation.step(np.append(action[:6], np.sign(1 - 2 * action[6])).astype(np.float64))
         return self._read(self._simulation)
 
-    def draw(self) -> np.ndarray:
-        """The agentview camera's picture, uint8 (S,S,3)."""
+    def draw(self, camera: str) -> np.ndarray:
+        """A camera's picture, uint8 (S,S,3)."""
         assert self._simulation is not None
-        pixels = self._painter_of(self._simulation).draw(self._simulation.data)
+        pixels = self._painter_of(self._simulation).draw(self._simulation.data, CAMERAS[camera])
         return as_openvla_sees(pixels, self._image_size)
 
     def _painter_of(self, simulation: Simulation) -> Painter:
@@ -100,19 +110,29 @@ class Libero:
     def _read(self, simulation: Simulation) -> Reading:
         position, quat, fingers = simulation.hand()
         self._grasp.update(any(simulation.holds(name) for name in simulation.things_of_interest()))
-        rotation = Rotation.from_quat(quat, scalar_first=True).as_rotvec()
         privileged = np.zeros(len(ENVIRONMENT_STATE))
         privileged[:9] = [*position, *quat, fingers[0] - fingers[1], simulation.task.number]
         goals = np.concatenate([_describe(simulation, goal) for goal in self._goals])
         privileged[9 : 9 + len(goals)] = goals
         return Reading(
             instruction=simulation.task.instruction,
-            state=np.concatenate([position, rotation, fingers]).astype(np.float32),
+            state=np.concatenate([position, axis_angle(quat), fingers]).astype(np.float32),
             environment_state=privileged.astype(np.float32),
             success=simulation.success(),
             grasped=self._grasp.grasped,
             consecutive_grasp=self._grasp.consecutive_grasp,
         )
+
+
+def axis_angle(quat: np.ndarray) -> np.ndarray:
+    """The rotation vector (3,), rad, of a unit quaternion (w, x, y, z), as robosuite's `quat2axisangle` gives it.
+
+    Its length is 2 acos(w), up to two pi: a hand that points down turns by about pi, and would jump to the opposite
+    vector there if angles were wrapped.
+    """
+    w = np.clip(quat[0], -1.0, 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if np.isclose(sine, 0.0) else quat[1:] * 2.0 * np.arccos(w) / sine
 
 
 def _describe(simulation: Simulation, goal: Goal) -> np.ndarray:

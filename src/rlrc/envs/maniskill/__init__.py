@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from rlrc.envs.maniskill.world import STATE, AnyTask, max_steps
+from rlrc.envs.maniskill.world import ACTION, CAMERAS, STATE, AnyTask, max_steps
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
@@ -22,8 +22,10 @@ def spec(name: str) -> WorldSpec:
     return WorldSpec(
         name=name,
         factory=partial(AnyTask, task),
-        state_names=STATE,
-        environment_state_names=STATE,
+        cameras=CAMERAS,
+        state=STATE,
+        environment_state_names=tuple(dim.name for dim in STATE),
+        action=ACTION,
         action_low=(-1.0,) * 7,
         action_high=(1.0,) * 7,
         max_episode_steps=max_steps(task),

@@ -7,12 +7,20 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.maniskill.simulator import full_precision, import_maniskill, start
-from rlrc.envs.world import GraspLatch, Reading
+from rlrc.envs.world import GraspLatch, Reading, dims
 from rlrc.errors import UserError
 
 CONTROL_MODE = "pd_ee_delta_pose"
-STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
-"""The gripper in the world frame: position (m), rotation vector (rad), and the sum of its fingers' positions (m)."""
+CAMERAS = ("front",)
+"""The task's first camera."""
+STATE = (
+    *dims("x y z", "m", "in the world frame"),
+    *dims("rx ry rz", "rad", "rotation vector, in the world frame"),
+    *dims("opening", "m", "sum of the fingers' positions"),
+)
+"""The gripper."""
+ACTION = (*dims("x y z roll pitch yaw"), *dims("gripper", "", "1 opens, -1 closes"))
+"""What 1 stands for depends on the task's robot."""
 
 
 def max_steps(task: str) -> int:
@@ -86,8 +94,9 @@ class AnyTask:
             self._observation, _, _, _, info = self._env.step(action)
         return self._read(info)
 
-    def draw(self) -> np.ndarray:
+    def draw(self, camera: str) -> np.ndarray:
         """The first camera's picture, uint8 (S,S,3)."""
+        assert camera in CAMERAS
         first = next(iter(self._observation["sensor_data"].values()))
         picture: np.ndarray = first["rgb"][0].cpu().numpy()
         return picture

@@ -8,15 +8,17 @@ from functools import partial
 
 from rlrc.envs.putonplate.episodes import CATALOGUE, CONTROL_HZ
 from rlrc.envs.putonplate.expert import LIMITS, Expert
-from rlrc.envs.putonplate.world import ENVIRONMENT_STATE, STATE, PutOnPlate, Simulation
+from rlrc.envs.putonplate.world import ACTION, CAMERAS, ENVIRONMENT_STATE, STATE, PutOnPlate, Simulation
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
 SPEC = WorldSpec(
     name="putonplate",
     factory=PutOnPlate,
-    state_names=STATE,
+    cameras=CAMERAS,
+    state=STATE,
     environment_state_names=ENVIRONMENT_STATE,
+    action=ACTION,
     action_low=(*-LIMITS, 0.0),
     action_high=(*LIMITS, 1.0),
     max_episode_steps=80,

@@ -14,15 +14,27 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.maniskill.simulator import full_precision, start, start_physx_on_gpu
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.episodes import BASE, find_episode
-from rlrc.envs.world import Reading
+from rlrc.envs.world import ALONG_BASE, IN_BASE, Reading, dims
 
 if TYPE_CHECKING:
     import torch
 
-STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
-"""The gripper: position (m), rotation vector from pointing down (rad), and the sum of the fingers' positions (m)."""
+CAMERAS = ("front",)
+"""The published camera, which is the only one."""
+STATE = (
+    *dims("x y z", "m", IN_BASE),
+    *dims("rx ry rz", "rad", "rotation vector, from pointing down"),
+    *dims("opening", "m", "sum of the fingers' positions"),
+)
+"""The gripper's pose and opening."""
+ACTION = (
+    *dims("x y z", "m", ALONG_BASE),
+    *dims("roll pitch yaw", "rad", f"Euler XYZ, {ALONG_BASE}"),
+    *dims("gripper", "", "1 opens, 0 closes"),
+)
+"""Relative to the pose that the controller is commanded to take."""
 ENVIRONMENT_STATE = (
-    *STATE,
+    *(dim.name for dim in STATE),
     *("command_x", "command_y", "command_z", "command_rx", "command_ry", "command_rz"),
     *("object_x", "object_y", "object_bottom", "object_top"),
     *("grasp_sin", "grasp_cos"),
@@ -43,8 +55,7 @@ _SQUARE = 1.15
 class Simulation:
     """`num_envs` episodes of one split and variant, which start together.
 
-    The action is dx, dy, dz (m) and Euler angles (rad, R = Rx Ry Rz), along the axes of the base and relative to the
-    commanded pose, then the gripper: above 0.5 open, else closed.
+    The action is `ACTION`; the gripper opens above 0.5 and closes else.
 
     Args:
         image_size: side of the pictures in px.
@@ -65,7 +76,7 @@ class Simulation:
         from rlrc.envs.putonplate import task
 
         self._image_size = image_size
-        self._camera = task.CAMERA
+        self._cameras = {CAMERAS[0]: task.CAMERA}
         width, height = (task.WIDTH, task.HEIGHT) if official else (image_size, image_size)
         self._rebuild = not on_gpu
         self._task = task.PutOnPlate(
@@ -100,9 +111,9 @@ class Simulation:
             self._observation, _, _, _, info = self._task.step(np.concatenate([actions[:, :6], gripper], axis=1))
             return self._read(info)
 
-    def draw(self) -> np.ndarray:
-        """The cameras' pictures with their backgrounds, uint8 (N,S,S,3)."""
-        pictures = self._observation["sensor_data"][self._camera]["rgb"].cpu().numpy()
+    def draw(self, camera: str) -> np.ndarray:
+        """The camera's pictures with their backgrounds, uint8 (N,S,S,3)."""
+        pictures = self._observation["sensor_data"][self._cameras[camera]]["rgb"].cpu().numpy()
         size = (self._image_size, self._image_size)
         if pictures.shape[1:3] == size:
             return pictures
@@ -151,9 +162,9 @@ class PutOnPlate:
         """One control step with an action (7,)."""
         return self._simulation.step(action[None])[0]
 
-    def draw(self) -> np.ndarray:
+    def draw(self, camera: str) -> np.ndarray:
         """The camera's picture, uint8 (S,S,3)."""
-        picture: np.ndarray = self._simulation.draw()[0]
+        picture: np.ndarray = self._simulation.draw(camera)[0]
         return picture
 
 

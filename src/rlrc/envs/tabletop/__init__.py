@@ -6,15 +6,17 @@ See docs/tabletop.md.
 from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
 from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.variants import CATALOGUE
-from rlrc.envs.tabletop.world import CONTROL_HZ, ENVIRONMENT_STATE, STATE, Tabletop
+from rlrc.envs.tabletop.world import ACTION, CAMERAS, CONTROL_HZ, ENVIRONMENT_STATE, STATE, Tabletop
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
 SPEC = WorldSpec(
     name="tabletop",
     factory=Tabletop,
-    state_names=STATE,
+    cameras=CAMERAS,
+    state=STATE,
     environment_state_names=ENVIRONMENT_STATE,
+    action=ACTION,
     action_low=(-MAX_TRANSLATION,) * 3 + (-MAX_ROTATION,) * 3 + (-1.0,),
     action_high=(MAX_TRANSLATION,) * 3 + (MAX_ROTATION,) * 3 + (1.0,),
     max_episode_steps=40,

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/tabletop.md: `python -m rlrc.envs.tabletop.gallery docs/pictures/tabletop`.
 
 One contact sheet a variant (six episodes at reset and one of the expert at work, each large and as the policy sees it
-at 96 px), and one of all objects, each on another table.
+at 96 px), one of all objects, each on another table, and one of an episode as both cameras see it.
 """
 
 import sys
@@ -15,7 +15,7 @@ from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.tables import TABLES
 from rlrc.envs.tabletop.things import TEST_OBJECTS, TRAIN_OBJECTS
 from rlrc.envs.tabletop.variants import CATALOGUE, draw_episode
-from rlrc.envs.tabletop.world import Tabletop
+from rlrc.envs.tabletop.world import CAMERAS, Tabletop
 
 _LARGE, _SMALL, _COLUMNS = 224, 96, 6
 _GAP = 4
@@ -29,6 +29,7 @@ def draw_all(folder: Path) -> None:
             title = f"main-{split}" if name == "main" else name
             _save(variant_sheet(split, name), folder / f"{title}.jpg")
     _save(all_things(), folder / "things.jpg")
+    _save(both_cameras(), folder / "cameras.jpg")
 
 
 def variant_sheet(split: str, variant: str) -> np.ndarray:
@@ -44,18 +45,25 @@ def starts(split: str, variant: str, size: int) -> list[np.ndarray]:
     pictures: list[np.ndarray] = []
     for episode_id in range(_COLUMNS):
         world.reset(split, variant, episode_id)
-        pictures.append(world.draw())
+        pictures.append(world.draw("front"))
     return pictures
 
 
-def expert_at_work(split: str, variant: str, size: int) -> list[np.ndarray]:
+def both_cameras() -> np.ndarray:
+    """The expert at work in episode 0, a row of pictures for each camera."""
+    return _tiled(
+        [picture for camera in CAMERAS for picture in expert_at_work("ind", "main", _LARGE, camera)], _COLUMNS
+    )
+
+
+def expert_at_work(split: str, variant: str, size: int, camera: str = CAMERAS[0]) -> list[np.ndarray]:
     """Six pictures of episode 0, evenly spaced from the first step to the success."""
     world, expert = Tabletop(size), Expert(1)
     reading = world.reset(split, variant, 0)
     pictures: list[np.ndarray] = []
     while not reading.success and len(pictures) < 40:
         reading = world.step(expert.act(reading.environment_state[None])[0])
-        pictures.append(world.draw())
+        pictures.append(world.draw(camera))
     return [pictures[i] for i in np.linspace(0, len(pictures) - 1, _COLUMNS).round().astype(int)]
 
 
@@ -65,7 +73,7 @@ def all_things() -> np.ndarray:
     pictures: list[np.ndarray] = []
     for index, thing in enumerate((*TRAIN_OBJECTS, *TEST_OBJECTS)):
         world.lay(replace(draw_episode("ind", "main", index), objects=(thing,), table=index % len(TABLES)))
-        pictures.append(world.draw())
+        pictures.append(world.draw("front"))
     blank = np.full_like(pictures[0], 255)
     return _tiled(pictures + [blank] * 3, 7)
 

@@ -35,19 +35,18 @@ class Painter:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = model.camera("front").id
         self._tcp = model.site("tcp").id
         self._options = mujoco.MjvOption()
 
-    def draw(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-        """The front camera's picture, uint8 (size, size, 3)."""
-        self._update(model, data)
+    def draw(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> np.ndarray:
+        """A camera's picture, uint8 (size, size, 3)."""
+        self._update(model, data, camera)
         self._add_shadow(data)
         return self._read()
 
-    def foreground(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-        """Return where the picture shows something other than the table, bool (size, size)."""
-        self._update(model, data)
+    def foreground(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> np.ndarray:
+        """Return where a camera's picture shows something other than the table, bool (size, size)."""
+        self._update(model, data, camera)
         flags = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR)]
         self._scene.flags[flags] = 1
         number = self._read() @ np.array([1, 256, 65536])
@@ -55,7 +54,8 @@ class Painter:
         table = next(g.segid for g in self._scene.geoms[: self._scene.ngeom] if g.objid == model.geom("table").id)
         return (number > 0) & (number != table + 1)
 
-    def _update(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    def _update(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> None:
+        self._camera.fixedcamid = model.camera(camera).id
         mujoco.mjv_updateScene(model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
 
     def _read(self) -> np.ndarray:

@@ -73,6 +73,7 @@ _ARM = f"""
                 <joint name="wrist_rotate" axis="1 0 0"/>
                 <geom name="palm" type="box" size="0.01 0.055 0.014" pos="0.01 0 0" contype="2" conaffinity="1"/>
                 <site name="tcp" pos="0.095 0 0"/>
+                <camera name="wrist"/>
                 <body name="left_finger" gravcomp="1">
                   <joint name="left_finger" class="finger" axis="0 1 0"/>
                   <geom class="finger" size="0.049 0.005 0.011" pos="0.064 0.005 0" rgba="1 0.6 0.1 1"/>
@@ -108,6 +109,9 @@ _NET_FORCE = 3
 
 _CAMERA_TARGET = np.array([0.272, 0.0, 0.045])
 _CAMERA_AZIMUTH, _CAMERA_ELEVATION, _CAMERA_DISTANCE, _CAMERA_FOVY = 20.0, 50.0, 0.85, 28.0
+_WRIST_CAMERA, _WRIST_TARGET = np.array([-0.02, 0.0, 0.075]), np.array([0.12, 0.0, 0.012])
+"""Place of the wrist camera and the point that it looks at, in the hand's frame (m)."""
+_WRIST_FOVY = 70.0
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +122,8 @@ def compile_scene(objects: tuple[Object, ...] = (), receptacles: tuple[Receptacl
     pose. Sensors left_touch, right_touch and plate_touch are the net forces between object0 and the fingers and plate0.
     """
     spec = mujoco.MjSpec.from_string(_ARM)
-    _aim_camera(spec.camera("front"))
+    _aim_front_camera(spec.camera("front"))
+    _aim_wrist_camera(spec.camera("wrist"))
     for index in range(len(TABLES)):
         _add_table_material(spec, index)
     for index, thing in enumerate(objects):
@@ -141,16 +146,29 @@ def compile_scene(objects: tuple[Object, ...] = (), receptacles: tuple[Receptacl
     return model
 
 
-def _aim_camera(camera: mujoco.MjsCamera) -> None:
+def _aim_front_camera(camera: mujoco.MjsCamera) -> None:
     azimuth, elevation = np.deg2rad([_CAMERA_AZIMUTH, _CAMERA_ELEVATION])
     back = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
+    _place_camera(camera, _CAMERA_TARGET + _CAMERA_DISTANCE * back, back, right, _CAMERA_FOVY)
+
+
+def _aim_wrist_camera(camera: mujoco.MjsCamera) -> None:
+    """Fix it to the hand's front; with the hand pointing down, up in the picture is away from the arm's base."""
+    back = (_WRIST_CAMERA - _WRIST_TARGET) / np.linalg.norm(_WRIST_CAMERA - _WRIST_TARGET)
+    _place_camera(camera, _WRIST_CAMERA, back, np.array([0.0, -1.0, 0.0]), _WRIST_FOVY)
+
+
+def _place_camera(
+    camera: mujoco.MjsCamera, position: np.ndarray, back: np.ndarray, right: np.ndarray, fovy: float
+) -> None:
+    """Let a camera at `position` look along -`back`, both in the frame of the body that it is fixed to."""
     axes = np.stack([right, np.cross(back, right), back], axis=1)
-    camera.pos = _CAMERA_TARGET + _CAMERA_DISTANCE * back
+    camera.pos = position
     quat = np.zeros(4)
     mujoco.mju_mat2Quat(quat, axes.ravel())
     camera.quat = quat
-    camera.fovy = _CAMERA_FOVY
+    camera.fovy = fovy
 
 
 def _add_table_material(spec: mujoco.MjSpec, index: int) -> None:

@@ -1,8 +1,7 @@
 """One tabletop episode at a time: "put {object} on {plate}" at 5 Hz with 7-D end-effector delta actions.
 
-The action is (dx, dy, dz) in m and a rotation vector in rad, both in the arm's base frame, then the gripper: open where
-positive, else closed. Nothing is welded or teleported: the object is held by friction between the fingers or not at
-all.
+The action (`ACTION`) is a translation and a rotation vector, then the gripper: open where positive, else closed.
+Nothing is welded or teleported: the object is held by friction between the fingers or not at all.
 """
 
 import mujoco
@@ -13,7 +12,7 @@ from rlrc.envs.tabletop.render import painter
 from rlrc.envs.tabletop.scene import FINGERS, TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
 from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
-from rlrc.envs.world import GraspLatch, Reading
+from rlrc.envs.world import ALONG_BASE, IN_BASE, GraspLatch, Reading, dims
 
 SUBSTEPS = 25
 RAMP = 5
@@ -22,10 +21,21 @@ CONTROL_HZ = 1 / (SUBSTEPS * TIMESTEP)
 START = Pose(np.array([0.26, 0.0, 0.16]), DOWN)
 """Pose in which the hand starts, except in the variant ee-pose."""
 
-STATE = ("x", "y", "z", "rx", "ry", "rz", "opening")
-"""The hand: position (m), rotation vector from pointing down (rad), distance between the fingers (m)."""
+CAMERAS = ("front", "wrist")
+"""The main camera, which sees the table and the arm, and one that is fixed to the hand and looks along the fingers."""
+STATE = (
+    *dims("x y z", "m", IN_BASE),
+    *dims("rx ry rz", "rad", "rotation vector, from pointing down"),
+    *dims("opening", "m", "distance between the fingers"),
+)
+"""The hand's pose and opening."""
+ACTION = (
+    *dims("x y z", "m", ALONG_BASE),
+    *dims("roll pitch yaw", "rad", f"rotation vector, {ALONG_BASE}"),
+    *dims("gripper", "", "1 opens, -1 closes"),
+)
 ENVIRONMENT_STATE = (
-    *STATE,
+    *(dim.name for dim in STATE),
     *("object_x", "object_y", "object_z", "object_tilt"),
     *("grasp_sin", "grasp_cos"),
     *("plate_x", "plate_y", "plate_z"),
@@ -83,11 +93,12 @@ class Tabletop:
         self._grasp.update(self._held())
         return self._read()
 
-    def draw(self) -> np.ndarray:
-        """The camera's picture with the variant's blend, uint8 (S,S,3). Noise differs from step to step."""
+    def draw(self, camera: str) -> np.ndarray:
+        """A camera's picture with the variant's blend, uint8 (S,S,3). Noise differs from step to step, and between
+        cameras."""
         self.model.geom_matid[self.model.geom("table").id] = self.model.material(f"table{self.episode.table}").id
-        image = painter(self._image_size).draw(self.model, self.data)
-        return self._blended(image)
+        image = painter(self._image_size).draw(self.model, self.data, camera)
+        return self._blended(image, camera)
 
     def _put_object(self, index: int, pose: np.ndarray) -> None:
         """Put the object at rest on the table at (x, y, yaw)."""
@@ -134,19 +145,20 @@ class Tabletop:
         squeezes = self.data.sensordata.reshape(3, 3)[:2] @ opening_axis
         return bool(np.abs(squeezes).min() >= _GRASP_FORCE)
 
-    def _blended(self, image: np.ndarray) -> np.ndarray:
-        """The picture with this episode's noise or texture laid over it."""
+    def _blended(self, image: np.ndarray, camera: str) -> np.ndarray:
+        """A camera's picture with this episode's noise or texture laid over it."""
         strength = self.episode.strength
         match self.episode.blend:
             case "none":
                 return image
             case "noise":
-                noise = np.random.default_rng([self.episode.noise_seed, self._steps])
+                seed = self.episode.noise_seed, self._steps, CAMERAS.index(camera)
+                noise = np.random.default_rng(seed)
                 over = image + noise.normal(0.0, 255 * strength, image.shape)
             case "whole":
                 over = (1 - strength) * image + strength * self._texture()
             case "objects":
-                mask = painter(self._image_size).foreground(self.model, self.data)[..., None]
+                mask = painter(self._image_size).foreground(self.model, self.data, camera)[..., None]
                 over = image + strength * mask * (self._texture() - image.astype(float))
         return np.clip(np.round(over), 0, 255).astype(np.uint8)
 

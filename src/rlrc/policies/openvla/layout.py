@@ -27,7 +27,7 @@ def publish(preset: str) -> Published:
 
 
 def published_config(preset: str) -> dict[str, Any]:
-    """What `config.json` holds: the published fields, and for the tiny preset the shapes that differ."""
+    """Return what `config.json` holds: the published fields, and for the tiny preset the shapes that differ."""
     if preset == "openvla-7b":
         return PUBLISHED
     return PUBLISHED | {

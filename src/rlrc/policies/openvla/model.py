@@ -66,7 +66,7 @@ class OpenVLAForActionPrediction(Prismatic):
     def teacher_forced(
         self, inputs: PrismaticInputs, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the decoder reads to predict `tokens` (B, D): embeddings (B, T, hidden), mask and positions (B, T)."""
+        """The decoder's inputs for predicting `tokens` (B, D): embeddings (B, T, hidden), mask and positions (B, T)."""
         text = torch.cat([self.embed(inputs.input_ids), self.embed(tokens[:, :-1])], dim=1)
         mask = torch.cat(
             [inputs.attention_mask, inputs.attention_mask.new_ones(len(tokens), tokens.shape[1] - 1)], dim=1

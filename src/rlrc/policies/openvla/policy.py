@@ -116,7 +116,7 @@ class OpenVLAPolicy(PrismaticPolicy):
         return {"token_accuracy": right, **super().vitals(predicted, target, actions)}
 
     def likelihood(self, inputs: PrismaticInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
-        """Of the distribution over the 256 action ids at the temperature that is sampled from."""
+        """Log-probabilities in the distribution over the 256 action ids at the temperature that is sampled from."""
         tokens = latent["tokens"][:, 0]
         logits, hidden = self.model.action_logits(inputs, tokens)
         logprobs = F.log_softmax(logits.float() / sampler.temperature, dim=-1)

@@ -45,7 +45,7 @@ class Supplement:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a folder holds, its weights still on disk."""
+    """The contents of a folder, its weights still on disk."""
 
     model: Any
     """Every parameter has its shape and no memory ("meta")."""
@@ -121,8 +121,8 @@ def rows_of(name: str, weights: Tensors, config: PrismaticConfig) -> slice:
     """The rows of a stored tensor that the model holds: of a full head those of the action ids, if it has no others."""
     if name != HEAD or not config.action_head_only:
         return slice(None)
-    whole = len(weights.outline(name)) != config.text_config.vocab_size
-    return slice(None) if whole else config.action_ids
+    is_full = weights.outline(name).shape[:1] == (config.text_config.vocab_size,)
+    return config.action_ids if is_full else slice(None)
 
 
 def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:

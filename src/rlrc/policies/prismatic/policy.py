@@ -1,4 +1,4 @@
-"""What OpenVLA and OpenVLA-OFT have in common as policies: inputs, normalisation, the decoder's layers, saving."""
+"""The base of OpenVLA and OpenVLA-OFT as policies: inputs, normalisation, the decoder's layers, saving."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -56,7 +56,7 @@ class PrismaticPolicy(Policy):
             _ = self.action_statistics()  # what is wrong with them fails here, not at the first action
 
     def describe(self) -> PolicySpec:
-        """What the policy sees and does, from its config."""
+        """Describe what the policy sees and does, from its config."""
         raise NotImplementedError
 
     # -- reading -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint may say: one model a file, with the types and ranges of the fields that rlrc uses.
+"""The models of a checkpoint's files: one model a file, with the types and ranges of the fields that rlrc uses.
 
 Unknown fields are kept. Ranges are far beyond every policy that exists; they are there so that a damaged or hostile
 file is refused before anything of its size is built.
@@ -29,7 +29,7 @@ DtypeName = Annotated[StrictStr, Field(pattern=r"^(torch\.)?(float16|bfloat16|fl
 
 
 class LayerShape(FileModel, extra="forbid"):
-    """What one decoder layer has of its own, an entry of `per_layer_config`."""
+    """The fields that one decoder layer has of its own, an entry of `per_layer_config`."""
 
     num_attention_heads: Count | None = None
     num_key_value_heads: Count | None = None
@@ -207,7 +207,7 @@ class ConfigFields(FileModel):
 
 
 class Normalisation(FileModel):
-    """What one tower's pictures are normalised by, an entry of `tvf_normalize_params`."""
+    """The mean and deviation that normalise one tower's pictures, an entry of `tvf_normalize_params`."""
 
     mean: Annotated[list[Number], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[Number, Field(gt=1e-6, le=1e6)]], Field(min_length=3, max_length=3)]

@@ -1,8 +1,10 @@
 """The vision side of the trunk: one or two ViT towers, features concatenated by channel, and the projector.
 
 What inference never reads is never built: the last block of each tower, its final norm and SigLIP's attention pool
-(43 M parameters of OpenVLA-7B).
+(43 M parameters of OpenVLA-7B). Nor is the critic, which older checkpoints may hold.
 """
+
+import re
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,14 @@ class VisionBackbone(nn.Module):
         return torch.cat(features, dim=-1)
 
 
+VALUE_HEAD = re.compile(r"value_head\.(head_l[12]\.(weight|bias)|head_l3\.weight)")
+"""Tensors of the critic, which was once part of the model and of its checkpoints."""
+
+
 def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
-    """Whether a published checkpoint's tensor of this name is one that inference never reads."""
+    """Return whether a checkpoint's tensor of this name is one that inference never reads."""
+    if VALUE_HEAD.fullmatch(name):
+        return True
     for prefix, tower in zip(
         ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer."), towers, strict=False
     ):

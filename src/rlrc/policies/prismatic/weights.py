@@ -160,9 +160,3 @@ class Weights:
                 f"{adapter.folder}: the adapter changes an embedding that is also the output head; "
                 "merge it with peft's merge_and_unload()"
             )
-
-
-def stored_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of each tensor of a checkpoint, or of an adapter's base, as the safetensors headers have them."""
-    files = TensorFiles(Adapter(folder).base if is_adapter(folder) else folder)
-    return {name: files.outline(name).nbytes for name in files}

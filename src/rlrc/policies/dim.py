@@ -1,0 +1,15 @@
+"""Names of the numbers that policies, worlds and datasets exchange; importing this brings no torch to a simulator."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One number of a state or an action."""
+
+    name: str
+    unit: str = ""
+    """Such as m or rad, or 0.05 m where 1 stands for five centimetres; empty where nobody has said it."""
+    convention: str = ""
+    """What its values mean, such as "1 opens, 0 closes"; empty where nobody has said it. `act/conventions.py` tells
+    which of them can be converted."""
