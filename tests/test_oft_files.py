@@ -19,6 +19,7 @@ import rlrc
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
+from rlrc.policies.folder import stored_bytes
 from rlrc.policies.oft.spec import PRESETS, read_spec
 
 SPEC = "chunk=3,cameras=front+wrist,state=5"
@@ -279,3 +280,19 @@ def test_bounds_normalise_by_least_and_largest_values(folder: Path) -> None:
     physical = np.float32([[0.1, -0.9, 1.4, 0.3, 0.2, 0.7, 1.0]])
     for policy in policies:
         np.testing.assert_allclose(policy.to_physical(policy.to_normalised(physical)), physical, atol=1e-6)
+
+
+def test_several_statistics_are_chosen_among_when_the_policy_acts(folder: Path) -> None:
+    """Without a choice the policy loads, as one without a state does, so that it can be changed."""
+    (folder / "dataset_statistics.json").write_text(json.dumps({"one": STATISTICS["toy"], "two": STATISTICS["toy"]}))
+    policy = rlrc.load(folder, spec=SPEC)
+    with pytest.raises(UserError, match="choose an unnorm_key: the checkpoint holds statistics for one, two"):
+        policy.act(look(policy))
+    chosen = rlrc.load(folder, unnorm_key="two", spec=SPEC)
+    assert chosen.act(look(chosen)).shape == (3, 3, 7)
+
+
+def test_bytes_on_disk_count_side_files(folder: Path) -> None:
+    stored = stored_bytes(folder)
+    assert stored[HEAD] == (folder / HEAD).stat().st_size
+    assert sum(stored.values()) > stored[HEAD] + stored[PROJECTOR]
