@@ -46,7 +46,7 @@ def test_openvla_oft_is_told_by_its_side_files(name: str, folder: Path) -> None:
     assert recognise(folder) is family("openvla")
     (folder / name).write_bytes(b"")
     config, files = read_object(folder / "config.json"), [path.name for path in folder.iterdir()]
-    assert not family("openvla").recognises(config, files)
+    assert not family("openvla").recognises(config, files, None)
 
 
 @pytest.mark.parametrize(

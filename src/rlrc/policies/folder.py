@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from rlrc.policies.locate import LINEAGE_FILE
 from rlrc.policies.lora import Adapter, is_adapter
-from rlrc.policies.saving import LINEAGE_FILE
 from rlrc.policies.schema import LineageFields
 from rlrc.policies.shards import TensorFiles
 from rlrc.reading import lies_there, read_object, require_finite, validate

@@ -9,6 +9,7 @@ from rlrc.errors import UserError
 from rlrc.reading import shorten
 
 CONFIG_FILE = "config.json"
+LINEAGE_FILE = "compression.json"
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*_checkpoint.pt"]
 """Files of a repository that are downloaded: no code, and nothing pickled but files of plain tensors."""
 SIDE_FILE = re.compile(

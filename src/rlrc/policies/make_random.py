@@ -20,8 +20,8 @@ from rlrc.configs.make_random import MakeRandomConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, require_space, write_json, write_text
 from rlrc.ownership import CHECKPOINT, require_own, require_plain
+from rlrc.policies.locate import LINEAGE_FILE
 from rlrc.policies.registry import publish
-from rlrc.policies.saving import LINEAGE_FILE
 from rlrc.policies.schema import LineageFields
 from rlrc.policies.shards import SHARD_BYTES, ShardWriter
 from rlrc.progress import bar, say

@@ -10,11 +10,10 @@ from rlrc.files import atomic_path, require_space, sha256_file, write_json, writ
 from rlrc.ownership import CHECKPOINT
 from rlrc.policies.card import model_card
 from rlrc.policies.contract import PolicySpec
+from rlrc.policies.locate import LINEAGE_FILE
 from rlrc.policies.parts.linear import count_parameters
 from rlrc.policies.shards import ShardWriter
 from rlrc.version import __version__
-
-LINEAGE_FILE = "compression.json"
 
 
 class Savable(Protocol):

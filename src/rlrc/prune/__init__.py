@@ -24,8 +24,8 @@ from rlrc.files import sha256_file
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy, Stack, Tensors
 from rlrc.policies.device import resolve_device
+from rlrc.policies.locate import LINEAGE_FILE
 from rlrc.policies.parts.linear import count_parameters
-from rlrc.policies.saving import LINEAGE_FILE
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
