@@ -74,13 +74,13 @@ def measure(path: Path, batch_size: int) -> list[dict[str, Any]]:
 def packed(path: Path, bits: int) -> Policy:
     policy = rlrc.load(path)
     # The first convolutions have few weights and see every pixel: see docs/journal/quantization.md.
-    names = [name for name in linear_names(policy.model, PARTS) if "stem." not in name]
+    names = [name for name in linear_names(policy, PARTS) if "stem." not in name]
     quantize_linears(policy.model, names, bits, 32)
     return policy
 
 
 @torch.no_grad()
-def plain(policy: Policy, images: np.ndarray, instructions: list[str]) -> np.ndarray:
+def plain(policy: Any, images: np.ndarray, instructions: list[str]) -> np.ndarray:
     """Greedy actions by transformers' own decoder loop."""
     model, inputs = policy.model, policy.prepare(policy.observation(images, instructions))
     text = model.embed(inputs.input_ids)
@@ -90,11 +90,11 @@ def plain(policy: Policy, images: np.ndarray, instructions: list[str]) -> np.nda
         output = model.language_model.model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
-        tokens.append(model.action_head(output.last_hidden_state[:, -1]).argmax(-1) + model.first_action_id)
+        tokens.append(model.action_logits_of(output.last_hidden_state[:, -1]).argmax(-1) + model.first_action_id)
         embeddings = model.embed(tokens[-1])[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
-    return policy.decode(torch.stack(tokens, dim=1))
+    return policy.to_physical(policy.actions.decode(torch.stack(tokens, dim=1).numpy()))
 
 
 if __name__ == "__main__":

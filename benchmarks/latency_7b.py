@@ -32,8 +32,10 @@ from latency_7b_page import BASELINE, TWO_LAYERS, VLA_CACHE, by_name, publish, s
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.files import write_json
 from rlrc.kernels import description
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation, Policy
 from rlrc.policies.openvla.config import OpenVLAConfig
+from rlrc.policies.openvla.policy import CAMERA
+from rlrc.policies.openvla.vla_cache import VlaCache
 from rlrc.process import keep_freed_memory
 from rlrc.progress import say
 from rlrc.reading import read_json
@@ -197,7 +199,7 @@ def serve(names: list[str], pipe: Connection) -> None:
     keep_freed_memory()
     libraries = psutil.Process().memory_info().rss
     images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
-    instructions = ["put the carrot on the plate"]
+    observation = Observation({CAMERA: images}, ["put the carrot on the plate"])
     actors: dict[str, Any] = {}
     memory = None
     for name in names:
@@ -209,20 +211,21 @@ def serve(names: list[str], pipe: Connection) -> None:
             actors[name] = shapes.TransformersBaseline(2, bits)
         else:
             policy = shapes.policy(CONFIGS[shape](), bits, memory)
-            actors[name] = VlaCachedPolicy(policy) if name == VLA_CACHE else policy
+            actors[name] = VlaCache(policy) if name == VLA_CACHE else policy
     while True:
         name, what = pipe.recv()
         actor = actors[name]
         started = time.perf_counter()
         if what == "act":
-            actor.act(images, instructions)
+            actor.act(observation)
             pipe.send(time.perf_counter() - started)
         else:
             through_rlrc = backend(name) == "rlrc"
             # VLA-Cache has its own way through the decoder, which the clock of stages does not follow.
             timed = through_rlrc and name != VLA_CACHE and what
-            facts = stages(actor, images, instructions, what) if timed else {}
-            weights = weight_bytes(actor) if through_rlrc else actor.weight_bytes
+            facts = stages(actor, observation, what) if timed else {}
+            policy = actor.policy if name == VLA_CACHE else actor
+            weights = weight_bytes(policy) if through_rlrc else actor.weight_bytes
             pipe.send({"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident(), **facts})
 
 
@@ -230,15 +233,11 @@ def weight_bytes(policy: Policy) -> int:
     return sum(tensor.nbytes for tensor in policy.model.state_dict().values())
 
 
-def stages(
-    policy: Policy, images: np.ndarray, instructions: list[str], machine_rates: dict[str, float]
-) -> dict[str, Any]:
-    measure = stage_timer(policy, images, instructions)
+def stages(policy: Policy, observation: Observation, machine_rates: dict[str, float]) -> dict[str, Any]:
+    measure = stage_timer(policy, observation)
     seconds = np.median([measure() for _ in range(3)], axis=0)
     taken = {stage: _ms(value) for stage, value in zip(STAGES, seconds, strict=True)}
-    floors = floors_ms(
-        policy, policy.prepare(policy.observation(images, instructions)).input_ids.shape[1], machine_rates
-    )
+    floors = floors_ms(policy.stages(policy.prepare(observation)), machine_rates)
     return {
         "stages_ms": taken,
         "roofline": {

@@ -17,11 +17,8 @@ from typing import Any
 
 import psutil
 
-from rlrc.configs.train import Shape
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.statistics import norm_stats
-from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.tiny import new_policy
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner
 from rlrc.recover.sft import Frames, fit
@@ -29,7 +26,13 @@ from rlrc.recover.sft import Frames, fit
 try:
     from rlrc.configs.augmentation import Augmentation
     from rlrc.configs.sft import SftConfig
+    from rlrc.configs.train import Shape
+    from rlrc.policies.contract import Policy
+    from rlrc.policies.openvla.tiny import new_policy
 except ModuleNotFoundError:  # the code before
+    from rlrc.models.policy import Policy  # type: ignore[import-not-found,no-redef]
+    from rlrc.models.presets import Shape, new_policy  # type: ignore[import-not-found,no-redef]
+
     from rlrc.data.batches import Augmentation  # type: ignore[no-redef]
     from rlrc.recover.sft import SftConfig  # type: ignore[no-redef]
 

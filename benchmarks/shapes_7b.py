@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation
 from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.layout import image_processor, published_config
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
+from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.checkpoint import empty_model
@@ -40,7 +41,7 @@ def pruned(
 ) -> OpenVLAConfig:
     """The config after block-wise pruning; kept channels are a multiple of `round_to`, as kernels like them."""
     config = published()
-    groups = coupled_groups(list(empty_model(config, Path()).language_model.model.layers))  # type: ignore[arg-type]
+    groups = coupled_groups(outline(config).stacks()[0].layers)
     scores = [torch.zeros(group.units) for group in groups]
     kept = choose(groups, scores, protected, "local", ratio, overall, Rounding(round_to, "up"))
     whole = config.text_config.to_dict()
@@ -76,14 +77,18 @@ class Memory:
         return None
 
 
-def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) -> Policy:
+def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) -> OpenVLAPolicy:
     """Make a policy in bf16, perhaps in the `memory` of another one, or with all but the head in 4 or 8 bits."""
     if bits < 16:
-        names = linear_names(empty_model(config, Path()), PARTS)
-        config.quantization_config = quantization_config(bits, 32, names)
-    model = empty_model(config, Path()).eval()
-    fill(model, memory)
-    return Policy(model, processor(config))
+        config.quantization_config = quantization_config(bits, 32, linear_names(outline(config), PARTS))
+    made = outline(config)
+    fill(made.model, memory)
+    return made
+
+
+def outline(config: OpenVLAConfig) -> OpenVLAPolicy:
+    """A policy whose parameters have shapes and no memory."""
+    return OpenVLAPolicy(empty_model(OpenVLAForActionPrediction, config, Path()).eval(), processor(config))
 
 
 def processor(config: OpenVLAConfig) -> Processor:
@@ -173,9 +178,9 @@ class TransformersBaseline:
         self.weight_bytes = sum(parameter.nbytes for part in parts for parameter in part.parameters())
 
     @torch.no_grad()
-    def act(self, images: Any, instructions: list[str]) -> torch.Tensor:
+    def act(self, observation: Observation) -> torch.Tensor:
         """Seven tokens (1, 7)."""
-        inputs = self.processor(images, instructions)
+        inputs = self.processor(observation, list(observation.images))
         assert inputs.pixel_values is not None
         pixels = inputs.pixel_values.bfloat16()
         features = [

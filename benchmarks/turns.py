@@ -15,7 +15,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 from rlrc.process import keep_freed_memory, prepare_for_torch
@@ -31,7 +30,7 @@ from rlrc.act.actor import Chunked  # noqa: E402
 from rlrc.act.rollouts import rollout_in_turns  # noqa: E402
 from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
-from rlrc.policies.contract import Observation, PolicySpec  # noqa: E402
+from rlrc.policies.contract import Dim, Observation, PolicySpec  # noqa: E402
 
 POLICIES = {
     "tabletop": ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere"),
@@ -41,18 +40,17 @@ NUM_ENVS, EPISODES = 32, 128
 
 
 class Elsewhere:
-    """A stand-in with what `rollout_in_turns` asks of an actor; its actions are zero."""
+    """A stand-in with what `Chunked` asks of a policy, and of what acts for it; its actions are zero."""
 
-    policy = SimpleNamespace(
-        spec=PolicySpec("elsewhere", ("front",), (), envs.spec("tabletop").action, horizon=1, execute=1)
-    )
+    device = torch.device("cpu")
+    spec = PolicySpec("elsewhere", ("front",), (), tuple(Dim(str(n)) for n in range(7)), horizon=1, execute=1)
 
     def reset(self) -> None:
         """Do nothing, since nothing is kept."""
 
     def act(self, observation: Observation, *_: Any) -> np.ndarray:
         time.sleep(0.001 * len(observation))
-        return np.zeros((len(observation), 7), np.float32)
+        return np.zeros((len(observation), 1, 7), np.float32)
 
 
 def main() -> None:
@@ -69,17 +67,18 @@ def main() -> None:
 
 def measure(world: str, name: str, num_workers: int, rounds: int) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    actor: Any = Elsewhere() if name == "elsewhere" else Chunked(rlrc.load(name, device=device))
-    size = 96 if name == "elsewhere" else actor.policy.image_size
+    policy: Any = Elsewhere() if name == "elsewhere" else rlrc.load(name, device=device)
+    size = 96 if name == "elsewhere" else policy.image_size
     seconds: dict[int, list[float]] = {1: [], 2: []}
     outcomes: dict[int, list[bool]] = {}
     with ExitStack() as stack:
-        actors: dict[int, list[tuple[Any, envs.WorkerVectorEnv]]] = {}
+        actors: dict[int, list[tuple[Chunked, envs.WorkerVectorEnv]]] = {}
         for count in seconds:
             made = [envs.make(world, NUM_ENVS // count, num_workers, size) for _ in range(count)]
             for env in made:
                 stack.callback(env.close)
-            actors[count] = [(actor, env) for env in made]
+            thinker = policy if name == "elsewhere" else None
+            actors[count] = [(Chunked(policy, thinker), env) for env in made]
             rollout_in_turns(actors[count], range(NUM_ENVS), "ind")  # starts the workers
         for _ in range(rounds):
             for count, mine in actors.items():

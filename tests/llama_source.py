@@ -30,7 +30,8 @@ def source_of(model: LlamaForCausalLM, ids: torch.Tensor | None = None, **target
 
     with torch.no_grad():
         embeddings = model.model.embed_tokens(ids)
-    return replace(source, calibration=Calibration(embeddings, torch.ones_like(ids, dtype=torch.bool), loss))
+    mask, positions = torch.ones_like(ids, dtype=torch.bool), torch.arange(ids.shape[1]).expand(ids.shape)
+    return replace(source, calibration=Calibration(embeddings, mask, positions, True, loss))
 
 
 def apply(plan: Plan, model: LlamaForCausalLM) -> LlamaForCausalLM:

@@ -1,10 +1,12 @@
 """Imports only point downwards, and `import rlrc` stays light."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from rlrc.command_line import commands
 from rlrc.config import Config
 from rlrc.errors import EXTRAS
+from rlrc.policies.families import FAMILIES
 
 PACKAGE = Path(__file__).parents[1] / "src" / "rlrc"
 
@@ -90,6 +93,91 @@ def test_tables_name_modules_that_are_there() -> None:
                 assert node.value in MODULES, f"{module} names {node.value}, which does not exist"
     for verb in commands().values():
         assert callable(verb.function()) and issubclass(verb.config_class(), Config)
+
+
+FAMILIES_FILE = "rlrc.policies.families"
+"""The only module outside a family's folder that names it."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nobody_outside_its_folder_imports_a_family(name: str) -> None:
+    inside = FAMILIES[name].package
+    for module, path in MODULES.items():
+        if not is_within(module, inside) and module != FAMILIES_FILE:
+            named = {other for other in imported(path) if is_within(other, inside)}
+            assert not named, f"{module} imports {sorted(named)}"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nobody_outside_its_folder_names_a_family(name: str) -> None:
+    """Neither its classes anywhere, nor its name above the floor of policies; `configs` list what users may choose."""
+    inside = FAMILIES[name].package
+    files = [ast.parse(MODULES[f"{inside}.{file}"].read_text()) for file in ("config", "model", "policy")]
+    classes = {node.name for file in files for node in file.body if isinstance(node, ast.ClassDef)}
+    assert {FAMILIES[name].config_class, FAMILIES[name].model_class} <= classes
+    for module, path in MODULES.items():
+        if is_within(module, inside) or module == FAMILIES_FILE or room(module) == "configs":
+            continue
+        words = set(words_of(ast.parse(path.read_text())))
+        assert not words & classes, f"{module} names {sorted(words & classes)}"
+        assert name not in words or room(module) == "policies", f"{module} names '{name}'"
+
+
+HIDE = """
+import json, sys
+from importlib import import_module
+
+package, modules = json.loads(sys.stdin.read())
+
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == package or name.startswith(package + "."):
+            raise AssertionError(f"{name} is hidden, and somebody imports it")
+
+
+sys.meta_path.insert(0, Hidden())
+missing = []
+for name in modules:
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] == "rlrc":
+            raise
+        missing.append(name)
+try:
+    import_module(package)
+except AssertionError:
+    print(json.dumps(missing))
+"""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_everything_else_can_be_imported_without_a_family(name: str) -> None:
+    package = FAMILIES[name].package
+    others = [module for module in MODULES if not is_within(module, package) and module != "rlrc.__main__"]
+    given = json.dumps([package, others])
+    done = subprocess.run([sys.executable, "-c", HIDE], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    without_their_packages = json.loads(done.stdout.splitlines()[-1])
+    assert all(module.startswith(("rlrc.envs.", "rlrc.data.libero")) for module in without_their_packages)
+
+
+def is_within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
+
+
+def words_of(tree: ast.AST) -> Iterator[str]:
+    """Identifiers and texts of the code; docstrings tell what is done elsewhere and may name whom they like."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name.rpartition(".")[2]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 DECLARED = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]

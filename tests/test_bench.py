@@ -14,7 +14,7 @@ from safetensors import safe_open
 import rlrc
 from rlrc.bench import STAGES, BenchConfig, bench, peak_memory, stage_clock, stage_timer
 from rlrc.inspect import InspectConfig, describe, inspect
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Observation, Policy
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.reading import read_json
@@ -40,8 +40,12 @@ def test_counts_are_those_of_the_file(measured: dict, tiny_checkpoint: Path) -> 
     assert sum(entry["bytes"]["parts"].values()) == entry["bytes"]["memory"] >= entry["bytes"]["disk"]
 
 
+def black(policy: Policy) -> Observation:
+    return policy.observation(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
+
+
 def test_the_stages_of_an_action_add_up_to_its_time(tiny_policy: Policy) -> None:
-    measure = stage_timer(tiny_policy, np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
+    measure = stage_timer(tiny_policy, black(tiny_policy))
     started = time.perf_counter()
     seconds = measure()
     elapsed = time.perf_counter() - started
@@ -51,7 +55,7 @@ def test_the_stages_of_an_action_add_up_to_its_time(tiny_policy: Policy) -> None
 
 def test_the_clock_tells_stages_apart(tiny_policy: Policy) -> None:
     model = tiny_policy.model
-    inputs = tiny_policy.prepare(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
+    inputs = tiny_policy.prepare(black(tiny_policy))
     for module, nap in (
         (model.vision_backbone.featurizer, 0.3),
         (model.projector.fc1, 0.2),

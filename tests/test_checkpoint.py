@@ -20,6 +20,7 @@ from rlrc.policies.openvla.tiny import new_policy
 from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.shards import ShardWriter
 from rlrc.prune import PruneConfig
+from rlrc.recover.critic import Critic
 from rlrc.stage import standalone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
@@ -100,15 +101,21 @@ def test_bf16_keeps_dtype_and_size(tiny_policy: Policy, tmp_path: Path) -> None:
     assert f"{stored:,} bytes of weights" in (tmp_path / "bf16" / "README.md").read_text()
 
 
-def test_value_head_travels(tiny_policy: Policy, tmp_path: Path) -> None:
-    tiny_policy.model.add_value_head(seed=3)
-    tiny_policy.save(tmp_path / "critic")
-    loaded = rlrc.load(tmp_path / "critic")
-    a, b = (
-        policy.sample(policy.prepare(policy.observation(IMAGES, INSTRUCTIONS))).values
-        for policy in (tiny_policy, loaded)
-    )
-    assert a is not None and b is not None and torch.equal(a, b)
+def test_the_critic_of_old_checkpoints_stays_there(tiny_policy: Policy, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = damaged(tmp_path, tiny_checkpoint)
+    state = load_file(folder / "model.safetensors")
+    critic = {f"value_head.{name}": tensor for name, tensor in Critic(40).state_dict().items()}
+    assert len(critic) == 5
+    save_file(state | critic, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = rlrc.load(folder)
+    assert loaded.model.state_dict().keys() == state.keys()
+    assert torch.equal(logits(loaded), logits(tiny_policy))
+    assert torch.equal(fresh_logits(folder, "auto"), fresh_logits(tiny_checkpoint, "auto"))
+    loaded.save(tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == state.keys()
+    save_file(state | {"value_head.magic": torch.zeros(3)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"unexpected tensor 'value_head\.magic'"):
+        rlrc.load(folder)
 
 
 def test_lineage_names_the_parent(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -137,7 +144,7 @@ def test_the_head_keeps_its_action_rows_unless_all_are_asked_for(tmp_path: Path)
     assert rows.model.language_model.lm_head.weight.shape == (256, 40)
     assert whole.model.language_model.lm_head.weight.shape == (config["text_config"]["vocab_size"], 40)
     assert torch.equal(logits(rows), logits(whole))
-    inputs = rows.prepare(IMAGES, INSTRUCTIONS)
+    inputs = rows.prepare(rows.observation(IMAGES, INSTRUCTIONS))
     with torch.no_grad():
         every, some = (
             p.model(inputs.input_ids, inputs.attention_mask, inputs.pixel_values).logits for p in (whole, rows)
@@ -232,7 +239,7 @@ def test_missing_checkpoint(path: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llava"}, "model_type is 'llava', rlrc reads 'openvla'"),
+        ({"model_type": "llava"}, "model_type is 'llava'; rlrc reads openvla"),
         ({"text_config": {"model_type": "mistral"}}, "the language model is a 'mistral', rlrc reads 'llama'"),
         ({"vision_towers": None, "timm_model_ids": ["vit_huge"]}, "shapes of vision tower 'vit_huge' are unknown"),
     ],

@@ -206,7 +206,7 @@ def test_statistics_of_another_robot_are_refused(folder: Path) -> None:
         outline(folder, unnorm_key="aloha")
     set_field(folder, "config.json", "action_dim", 14)
     set_field(folder, "config.json", "norm_stats", {})
-    assert outline(folder).statistics["q01"].shape == (14,)
+    assert outline(folder).action_statistics()["low"].shape == (14,)
 
 
 def test_hundreds_of_statistics_are_not_all_listed(folder: Path) -> None:

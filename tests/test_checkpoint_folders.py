@@ -16,6 +16,8 @@ from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.locate import on_disk
+from rlrc.policies.registry import family, recognise
+from rlrc.reading import read_object
 
 IMAGES = np.zeros((2, 96, 96, 3), np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
@@ -41,17 +43,10 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 )
 def test_openvla_oft_is_told_by_its_side_files(name: str, folder: Path) -> None:
     (folder / "optimizer.pt").write_bytes(b"")
-    outline(folder)
+    assert recognise(folder) is family("openvla")
     (folder / name).write_bytes(b"")
-    with pytest.raises(UserError, match=rf"OpenVLA-OFT policy \('{name}'"):
-        outline(folder)
-
-
-def test_openvla_oft_on_the_hub_is_told_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["config.json", "action_head--150000_checkpoint.pt"]
-    monkeypatch.setattr("rlrc.policies.locate.HfApi.list_repo_files", lambda self, repo: names)
-    with pytest.raises(UserError, match="somebody/oft: this is an OpenVLA-OFT policy"):
-        rlrc.load("somebody/oft")
+    config, files = read_object(folder / "config.json"), [path.name for path in folder.iterdir()]
+    assert not family("openvla").recognises(config, files)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +153,13 @@ def test_code_that_published_files_name_is_neither_run_nor_written(folder: Path,
         (IMAGES.tolist(), INSTRUCTIONS, 0.0, "must be uint8"),
         (IMAGES[0], INSTRUCTIONS, 0.0, r"shape \(batch, height, width, 3\)"),
         (IMAGES[..., :2], INSTRUCTIONS, 0.0, r"shape \(batch, height, width, 3\)"),
-        (IMAGES[:0], [], 0.0, "hold no pictures"),
+        (IMAGES[:0], INSTRUCTIONS, 0.0, "hold no pictures"),
+        (IMAGES[:0], [], 0.0, "at least one"),
         (IMAGES[:, :0], INSTRUCTIONS, 0.0, "hold no pictures"),
         (IMAGES, INSTRUCTIONS[:1], 0.0, "2 images came with 1 instructions"),
         (IMAGES, "go", 0.0, "must be a list of texts"),
-        (IMAGES, None, 0.0, "must be a list of texts"),
+        (IMAGES, None, 0.0, "instructions are missing"),
+        (IMAGES, 5, 0.0, "must be a list of texts"),
         (IMAGES, [1, 2], 0.0, "must be texts"),
         (IMAGES, ["\ud800", "x"], 0.0, "no text that a tokenizer takes"),
         (IMAGES, INSTRUCTIONS, -1.0, "at least 0"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Policy, Sampler
 from rlrc.policies.openvla.model import _choose
 from rlrc.policies.parts.action_tokens import ActionTokenizer
 from rlrc.policies.prismatic.processor import crop_center
@@ -52,7 +52,7 @@ def test_a_row_with_its_own_generator_ignores_its_neighbours(tiny_policy: Policy
     def tokens(rows: list[int]) -> torch.Tensor:
         inputs = tiny_policy.prepare(tiny_policy.observation(IMAGES[rows], [INSTRUCTIONS[row] for row in rows]))
         noise = [torch.Generator().manual_seed(row) for row in rows]
-        return tiny_policy.sample(inputs, 1.0, noise).latent["tokens"][:, 0]
+        return tiny_policy.sample(inputs, Sampler(1.0), noise).latent["tokens"][:, 0]
 
     assert torch.equal(tokens([0, 1, 2])[1], tokens([1])[0])
 
@@ -67,8 +67,9 @@ def test_action_tokens_round_trip_within_half_a_bin() -> None:
 
 def test_statistics_give_physical_units(tiny_policy: Policy) -> None:
     """The extreme bins of a masked-in dimension reach q01 and q99 within half a bin; the gripper stays in [-1, 1]."""
-    first, last = tiny_policy.actions.first_id, tiny_policy.actions.vocab_end - 1
-    high, low = (tiny_policy.decode(torch.full((1, 7), token))[0] for token in (first, last))
+    tokenizer = tiny_policy.actions
+    first, last = tokenizer.first_id, tokenizer.vocab_end - 1
+    high, low = (tiny_policy.to_physical(tokenizer.decode(np.full(7, token))) for token in (first, last))
     np.testing.assert_allclose(high[:3], 0.05, atol=0.05 / 254)
     np.testing.assert_allclose(low[3:6], -0.5, atol=0.5 / 254)
     np.testing.assert_allclose([low[6], high[6]], [-1, 1], atol=1 / 254)

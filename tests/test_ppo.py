@@ -24,11 +24,13 @@ from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import Lora
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Policy, Sampler
 from rlrc.recover import ppo
+from rlrc.recover.acting import Seen
+from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance
 from rlrc.recover.loop import STATE_FILE, Learner
-from rlrc.recover.ppo import RlConfig, act, check, evaluate_actions, rl, targets
+from rlrc.recover.ppo import RlConfig, act, check, rl, targets
 
 NUM_ENVS = 16
 
@@ -74,7 +76,7 @@ def test_it_finds_what_pays(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert rows[-1]["episode_return"] == pytest.approx(1.1 * rows[-1]["success_at_end"], rel=1e-4)
     assert result["eval_ind_success"] > 0.85 and result["eval_ood_success"] > 0.85
     policy = rlrc.load(tmp_path / "rl" / "checkpoint")
-    assert policy.model.value_head is None
+    assert policy.model.state_dict().keys() == rlrc.load(tiny_checkpoint).model.state_dict().keys(), "a critic is left"
     assert [stage["verb"] for stage in policy.lineage["stages"]] == ["sft", "rl"]
 
 
@@ -124,7 +126,7 @@ def test_a_killed_run_ends_with_the_same_bits(
 
 
 @pytest.mark.usefixtures("one_step")
-def test_critic_warmup_moves_the_value_head_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_critic_warmup_moves_the_critic_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rl(config(tiny_checkpoint, iterations=3, critic_warmup_iterations=3, num_envs=64), tmp_path)
     assert not changed(tiny_checkpoint, tmp_path / "checkpoint")
     rows = metrics(tmp_path)
@@ -142,13 +144,13 @@ def test_only_the_decoder_moves_by_default(tiny_checkpoint: Path, tmp_path: Path
 def setting(tiny_policy: Policy, tmp_path: Path) -> Any:
     """Makes a policy with a critic act once, under the given config."""
 
-    def make(**values: Any) -> tuple[RlConfig, Learner, ppo.Buffer]:
+    def make(**values: Any) -> tuple[RlConfig, Learner, Critic, ppo.Buffer]:
         chosen = config(tmp_path, **values)
-        tiny_policy.model.add_value_head()
-        learner = Learner(tiny_policy, chosen, tmp_path)
+        critic = new_critic(tiny_policy, seed=0)
+        learner = Learner(tiny_policy, chosen, tmp_path, {"critic": critic})
         env = envs.make("bandit", NUM_ENVS, image_size=tiny_policy.image_size)
         with closing(env), learner.autocast(), torch.no_grad():
-            return chosen, learner, act(tiny_policy, env, 0, chosen, learner)
+            return chosen, learner, critic, act(tiny_policy, env, 0, chosen, learner, execute=1)
 
     return make
 
@@ -156,44 +158,51 @@ def setting(tiny_policy: Policy, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_the_first_ratio_is_one(tiny_policy: Policy, setting: Any, precision: str, temperature: float) -> None:
-    chosen, learner, buffer = setting(precision=precision, temperature=temperature)
-    target = targets(tiny_policy, buffer, chosen, learner)
+    chosen, learner, critic, buffer = setting(precision=precision, temperature=temperature)
+    target = targets(tiny_policy, critic, buffer, chosen, learner)
     index = torch.randperm(len(buffer))[:16]
-    _, vitals = ppo.ppo_loss(tiny_policy, buffer, target, index, chosen, learner)
+    _, vitals = ppo.ppo_loss(tiny_policy, critic, buffer, target, index, chosen, learner)
     assert vitals["ratio_max"].item() == pytest.approx(1, abs=1e-5 if precision == "fp32" else 1e-2)
     gap = (target.logprobs - buffer.logprobs.flatten()).abs().max()
     assert gap < (1e-4 if precision == "fp32" else 0.2), "acting and learning disagree about the same actions"
 
 
 def test_temperature_shapes_logprobs_and_entropy(tiny_policy: Policy, setting: Any) -> None:
-    _, _, buffer = setting(precision="fp32")
-    inputs, tokens = buffer.inputs(tiny_policy, torch.arange(8)), buffer.tokens.flatten(0, 1)[:8]
+    buffer = setting(precision="fp32")[-1]
+    inputs, latent = buffer.seen.inputs(torch.arange(8)), buffer.latent_of(torch.arange(8))
+    tokens = latent["tokens"][:, 0]
     with torch.no_grad():
         logits, hidden = tiny_policy.model.action_logits(inputs, tokens)
-        logprobs, entropy, critic_state = evaluate_actions(tiny_policy, inputs, tokens, temperature=0.5)
+        likelihood = tiny_policy.likelihood(inputs, latent, Sampler(0.5))
     distribution = torch.distributions.Categorical(logits=logits / 0.5)
     bins = tiny_policy.actions.ids_to_bins(tokens)
-    torch.testing.assert_close(logprobs, distribution.log_prob(bins).sum(-1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(entropy, distribution.entropy().mean(-1), rtol=1e-4, atol=1e-4)
-    assert torch.equal(critic_state, hidden)
+    torch.testing.assert_close(likelihood.logprobs[:, 0], distribution.log_prob(bins), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(likelihood.entropy, distribution.entropy().mean(-1), rtol=1e-4, atol=1e-4)
+    assert torch.equal(likelihood.state, hidden)
 
 
 def test_kept_patches_are_what_the_pictures_project_to(tiny_policy: Policy, setting: Any) -> None:
     """A frozen vision lets the buffer hold patches; they lead to the same log-probabilities as the pictures."""
-    chosen, learner, pictures = setting(precision="fp32", train="all")
-    assert pictures.images.dtype == torch.uint8
+    chosen, learner, critic, pictures = setting(precision="fp32", train="all")
+    every = torch.arange((STEPS + 1) * NUM_ENVS)
+    inputs = pictures.seen.inputs(every)
+    assert inputs.pixel_values is not None and inputs.image_embeddings is None
     with torch.no_grad():
-        inputs = pictures.inputs(tiny_policy, torch.arange(len(pictures.instructions)))
-        patches = tiny_policy.model.project_images(inputs.pixel_values)
-    kept = replace(pictures, images=patches.view(STEPS + 1, NUM_ENVS, *patches.shape[1:]))
-    a, b = (targets(tiny_policy, buffer, chosen, learner) for buffer in (pictures, kept))
+        patches = tiny_policy.model.project_images(inputs)
+        kept = replace(pictures, seen=Seen(tiny_policy, encoded=True))
+        for moment in pictures.seen._moments:
+            kept.seen.add(moment)
+    encoded = kept.seen.inputs(every)
+    assert encoded.pixel_values is None
+    torch.testing.assert_close(encoded.image_embeddings, patches, rtol=1e-4, atol=1e-5)
+    a, b = (targets(tiny_policy, critic, buffer, chosen, learner) for buffer in (pictures, kept))
     torch.testing.assert_close(a.logprobs, b.logprobs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-3, atol=1e-3)
 
 
 def test_returns_are_discounted_to_the_end_and_not_beyond(tiny_policy: Policy, setting: Any) -> None:
-    chosen, learner, buffer = setting(gamma=0.5, gae_lambda=1.0)
-    target = targets(tiny_policy, buffer, chosen, learner)
+    chosen, learner, critic, buffer = setting(gamma=0.5, gae_lambda=1.0)
+    target = targets(tiny_policy, critic, buffer, chosen, learner)
     expected = sum(0.5**t * buffer.rewards[t] for t in range(STEPS))
     torch.testing.assert_close(target.returns.view(STEPS, NUM_ENVS)[0], expected, rtol=1e-4, atol=1e-5)
     assert abs(target.advantages.mean()) < 1e-5
@@ -203,7 +212,7 @@ def test_returns_are_discounted_to_the_end_and_not_beyond(tiny_policy: Policy, s
 @pytest.mark.parametrize("end_on_loss", [False, True])
 def test_an_episode_that_succeeded_makes_room_for_another(tiny_policy: Policy, setting: Any, end_on_loss: bool) -> None:
     """The bandit succeeds with each action that points to +x: two in a row end the episode, and so may a lost one."""
-    chosen, learner, buffer = setting(end_after_success=2, end_on_loss=end_on_loss, gamma=0.5, gae_lambda=1.0)
+    chosen, learner, critic, buffer = setting(end_after_success=2, end_on_loss=end_on_loss, gamma=0.5, gae_lambda=1.0)
     won, rewards = buffer.success.int(), buffer.rewards
     ended = torch.zeros(STEPS, NUM_ENVS, dtype=torch.bool)
     for n in range(NUM_ENVS):
@@ -221,11 +230,11 @@ def test_an_episode_that_succeeded_makes_room_for_another(tiny_policy: Policy, s
         expected[: (int(ended[:, n].int().argmax()) + 1 if ended[:, n].any() else STEPS), n] = True
     assert torch.equal(buffer.first_episodes, expected)
     # Where the buffer cuts an episode off, the critic's value of what came next stands for the rest of it.
-    target = targets(tiny_policy, buffer, chosen, learner)
+    target = targets(tiny_policy, critic, buffer, chosen, learner)
     last = torch.arange(STEPS * NUM_ENVS, (STEPS + 1) * NUM_ENVS)
     with torch.no_grad(), learner.autocast():
-        _, hidden = tiny_policy.model.action_logits(buffer.inputs(tiny_policy, last), buffer.tokens[-1])
-    beyond = ppo.value_of(tiny_policy, hidden.float()).detach()
+        _, hidden = tiny_policy.model.action_logits(buffer.seen.inputs(last), buffer.latent["tokens"][-1, :, 0])
+    beyond = critic(hidden.float()).detach()
     returns = target.returns.view(STEPS, NUM_ENVS)[-1]
     torch.testing.assert_close(returns, rewards[-1] + 0.5 * beyond * ~ended[-1], rtol=1e-2, atol=1e-2)
 
@@ -233,6 +242,18 @@ def test_an_episode_that_succeeded_makes_room_for_another(tiny_policy: Policy, s
 def test_target_kl_ends_the_updates_of_an_iteration(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rl(config(tiny_checkpoint, iterations=1, learning_rate=3e-2, target_kl=1e-3), tmp_path)
     assert metrics(tmp_path)[0]["updates"] < NUM_ENVS * STEPS // 16
+
+
+def test_the_critic_takes_adamws_steps_beside_muon(tiny_policy: Policy, tmp_path: Path) -> None:
+    critic = new_critic(tiny_policy, seed=0)
+    learner = Learner(tiny_policy, config(tmp_path, optimizer="muon"), tmp_path, {"critic": critic})
+    by_kind = {type(optimizer): optimizer for optimizer in learner._optimizers}
+    moved = {
+        kind: {id(member) for group in optimizer.param_groups for member in group["params"]}
+        for kind, optimizer in by_kind.items()
+    }
+    assert {id(parameter) for parameter in critic.parameters()} <= moved[torch.optim.AdamW]
+    assert id(tiny_policy.model.language_model.model.layers[0].mlp.up_proj.weight) in moved[torch.optim.Muon]
 
 
 def test_behaviour_cloning_pulls_towards_the_demonstrations(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -229,29 +229,30 @@ def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
     tiny_policy: Policy, tiny_checkpoint: Path, frames: Demonstrations
 ) -> None:
     drawn = draw(tiny_checkpoint, frames, 12)
-    decoded = tiny_policy.decode(drawn.tokens)
+    tokens = tiny_policy.tokens_of(drawn.actions)
+    decoded = tiny_policy.to_physical(tiny_policy.actions.decode(tokens.numpy()))
     scale = np.array([0.05] * 3 + [0.5] * 3 + [1.0])
     assert (np.abs(decoded - frames.actions) <= scale * (1 / 255 + 1e-6)).all()
 
     calibration = drawn.calibration()
     assert tiny_policy.weights is not None
-    layers = StoredLayers(tiny_policy.weights, tiny_policy.model.config.text_config)
-    flow, hidden = Stream(calibration, tiny_policy.model.language_model.model.rotary_emb), calibration.embeddings
+    stack = tiny_policy.stacks()[0]
+    layers = StoredLayers(tiny_policy.weights, stack.prefix, stack.config)
+    flow, hidden = Stream(calibration, stack.rotary), calibration.embeddings
     for layer in layers:
         hidden = flow.step(layer, hidden)
-    inputs = tiny_policy.prepare(frames.images, [frames.instruction(i) for i in range(12)])
+    instructions = [frames.instruction(i) for i in range(12)]
+    inputs = tiny_policy.prepare(tiny_policy.observation(frames.images, instructions))
     with torch.no_grad():
-        logits, _ = tiny_policy.model.action_logits(inputs, drawn.tokens)
-        expected = F.cross_entropy(logits.flatten(0, 1), tiny_policy.actions.ids_to_bins(drawn.tokens).flatten())
+        logits, _ = tiny_policy.model.action_logits(inputs, tokens)
+        expected = F.cross_entropy(logits.flatten(0, 1), tiny_policy.actions.ids_to_bins(tokens).flatten())
         torch.testing.assert_close(calibration.loss(hidden, slice(0, 12)), expected, rtol=1e-4, atol=1e-5)
         parts = sum(calibration.loss(hidden[rows], rows) for rows in (slice(0, 5), slice(5, 12)))
         torch.testing.assert_close(parts, expected, rtol=1e-4, atol=1e-5)
 
 
 def draw(checkpoint: Path, frames: Demonstrations, samples: int) -> Frames:
-    policy = outline(checkpoint)
-    assert policy.weights is not None
-    return Frames.draw(policy, policy.weights, frames, samples, seed=0)
+    return Frames.draw(outline(checkpoint), frames, samples, seed=0)
 
 
 def test_flap_prunes_a_compensated_model_again(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
@@ -363,36 +364,36 @@ def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
 
     def act(images: np.ndarray) -> torch.Tensor:
         with torch.no_grad():
-            logits, _ = policy.model.action_logits(
-                policy.prepare(policy.observation(images, drawn.instructions)), drawn.tokens
-            )
+            inputs = policy.prepare(policy.observation(images, drawn.observation.instruction))
+            logits, _ = policy.model.action_logits(inputs, policy.tokens_of(drawn.actions))
         centres = torch.tensor([(-1 + 2 * (255 - bin) / 255 - 1 / 255) for bin in range(1, 256)])
         centres = torch.cat([centres[:1], centres])  # the first two ids share the highest bin
         return logits.softmax(-1) @ centres
 
-    own = act(drawn.images)
-    expected = sum((own - act(blur(drawn.images, 2, cell))).square() / 2 for cell in range(4)) / 4
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
+    images = drawn.observation.images[policy.spec.cameras[0]]
+    own = act(images)
+    expected = sum((own - act(blur(images, 2, cell))).square() / 2 for cell in range(4)) / 4
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-3, atol=1e-9)
 
 
 def test_salient_states_and_dimensions_count_more() -> None:
-    sis = torch.rand(10, 7) * 0.1
+    sis = torch.rand(10, 2, 7) * 0.1
     sis[3] += 1.0
-    sis[:, 2] += 0.5
+    sis[:, :, 2] += 0.5
     weights = StateSaliencyMethod(StateSaliency(top_share=0.1, weight=4.0)).weights(sis)
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
-    torch.testing.assert_close(weights[3] / weights[4], torch.full((7,), 4.0))
-    assert weights[0].argmax() == 2
+    torch.testing.assert_close(weights[3] / weights[4], torch.full((2, 7), 4.0))
+    assert (weights[0].argmax(dim=1) == 2).all()
 
 
 def test_a_weighted_loss_counts_each_token_by_its_weight(tiny_checkpoint: Path, frames: Demonstrations) -> None:
     drawn = draw(tiny_checkpoint, frames, 4)
     hidden = drawn.calibration().embeddings
-    one = torch.zeros(4, 7)
-    one[2, 5] = 28.0
+    one = torch.zeros(4, 1, 7)
+    one[2, 0, 5] = 28.0
     found = drawn.weighted(one).calibration().loss(hidden, slice(0, 4))
-    bins = drawn.policy.actions.ids_to_bins(drawn.tokens)
-    torch.testing.assert_close(found, F.cross_entropy(drawn.logits(hidden)[2, 5], bins[2, 5]))
+    bins = drawn.policy.actions.ids_to_bins(drawn.policy.tokens_of(drawn.actions))
+    torch.testing.assert_close(found, F.cross_entropy(drawn.policy.read(hidden)[2, 0, 5], bins[2, 5]))
 
 
 # -- allocation --------------------------------------------------------------------------------------------------------
@@ -494,7 +495,8 @@ def test_cutting_equals_zeroing(key_value_heads: int) -> None:
 
 
 def logits(policy: Policy, frames: Demonstrations) -> torch.Tensor:
-    inputs = policy.prepare(frames.images, [frames.instruction(i) for i in range(len(frames))])
+    instructions = [frames.instruction(i) for i in range(len(frames))]
+    inputs = policy.prepare(policy.observation(frames.images, instructions))
     tokens = torch.arange(7).repeat(len(frames), 1) + policy.actions.first_id
     with torch.no_grad():
         return policy.model.action_logits(inputs, tokens)[0]

@@ -17,6 +17,7 @@ from rlrc.configs.quantize import Part
 from rlrc.configs.train import Shape
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
+from rlrc.policies.folder import stored_bytes
 from rlrc.policies.openvla.tiny import new_policy
 from rlrc.policies.parts.linear import (
     QuantizedLinear,
@@ -27,7 +28,7 @@ from rlrc.policies.parts.linear import (
     replace_linears,
     unpack,
 )
-from rlrc.quantize import QuantizeConfig, linear_names, part_of, quantize, quantize_linears, sqnr_db, stored_bytes
+from rlrc.quantize import QuantizeConfig, linear_names, quantize, quantize_linears, sqnr_db
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate"]
@@ -253,7 +254,8 @@ def test_every_part_can_be_packed_and_8_bits_change_little(checkpoint: Path, tmp
     config = QuantizeConfig(policy=checkpoint, bits=8, parts=get_args(Part))
     result = quantize(config, tmp_path)
     names = {layer["name"] for layer in result["per_layer"]}
-    assert {part_of(name) for name in names} == set(get_args(Part))
+    policy = rlrc.load(checkpoint)
+    assert {policy.part_of(name) for name in names} == set(get_args(Part))
     assert any("patch_embed.proj" in name for name in names)
     dense, packed = rlrc.load(checkpoint), rlrc.load(tmp_path / "checkpoint")
     inputs = dense.prepare(dense.observation(IMAGES, INSTRUCTIONS))
@@ -297,7 +299,7 @@ def test_bad_input_is_told_in_one_line(checkpoint: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="quantized already"):
         quantize(QuantizeConfig(policy=tmp_path / "once" / "checkpoint"), tmp_path / "twice")
     policy = rlrc.load(checkpoint)
-    names = linear_names(policy.model, ["decoder"])
+    names = linear_names(policy, ["decoder"])
     policy.model.get_submodule(names[3]).weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match=f"'{names[3]}.weight' holds NaN"):
         quantize_linears(policy.model, names, bits=4, group_size=32)

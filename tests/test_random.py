@@ -179,7 +179,7 @@ def test_the_command_line_takes_the_folder_in_both_ways(
     monkeypatch.setattr(sys, "argv", ["rlrc", "make-random", "--preset", "openvla-tiny", *arguments, "--json"])
     cli.main()
     measured = json.loads(capsys.readouterr().out)
-    config = read_config(Path("here"))
+    config = read_config(OpenVLAConfig, Path("here"))
     assert measured["parameters"] == published_parameters(OpenVLAForActionPrediction, config)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 

@@ -135,7 +135,7 @@ def test_it_would_notice_another_kernel(packed: Path) -> None:
     import rlrc
 
     policy = rlrc.load(packed)
-    inputs = policy.prepare(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"])
+    inputs = policy.prepare(policy.observation(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"]))
     tokens = policy.sample(inputs).latent["tokens"][:, 0]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         before = policy.model.action_logits(inputs, tokens)[0]

@@ -16,11 +16,12 @@ from rlrc.configs.learner import LearnerConfig, Lora
 from rlrc.configs.prune import Magnitude
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
+from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
 from rlrc.recover import sft as sft_module
 from rlrc.recover.loop import STATE_FILE, Learner, learning_rate_factor
-from rlrc.recover.sft import Frames, SftConfig, action_losses, fit
+from rlrc.recover.sft import Frames, SftConfig, fit
 
 
 def config(checkpoint: Path, **values: Any) -> SftConfig:
@@ -80,16 +81,16 @@ def test_a_killed_run_ends_with_the_same_bits(
     monkeypatch.setattr(sft_module, "LOG_EVERY", 2)
     train(tiny_checkpoint, tmp_path / "whole", save_every=0, **values)
 
-    calls = 0
+    calls, loss = 0, OpenVLAPolicy.loss
 
     def dies(*args: Any) -> dict[str, torch.Tensor]:
         nonlocal calls
         calls += 1
         if calls == 5 * values.get("gradient_accumulation", 1):
             raise KeyboardInterrupt
-        return action_losses(*args)
+        return loss(*args)
 
-    monkeypatch.setattr(sft_module, "action_losses", dies)
+    monkeypatch.setattr(OpenVLAPolicy, "loss", dies)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_checkpoint, tmp_path / "killed", save_every=0, **values)
     assert (tmp_path / "killed" / STATE_FILE).exists()
@@ -167,12 +168,12 @@ def test_merged_adapters_compute_the_same(tiny_policy: Policy, tmp_path: Path) -
     chosen = config(tmp_path, lora=Lora(rank=4), learning_rate=1e-2)
     demonstrations = toy_demonstrations()
     learner = Learner(tiny_policy, chosen, tmp_path)
-    inputs, actions, _ = Frames(tiny_policy, demonstrations, 8, learner).next()
-    tokens = torch.from_numpy(tiny_policy.actions.encode(actions.numpy()))
+    batch = Frames(tiny_policy, demonstrations, 8, learner).next()
+    inputs, tokens = batch.inputs, torch.from_numpy(tiny_policy.actions.encode(batch.actions[:, 0].numpy()))
     with torch.no_grad():
         before = tiny_policy.model.action_logits(inputs, tokens)[0]
     for _ in range(5):
-        action_losses(tiny_policy, inputs, actions)["loss"].backward()
+        tiny_policy.loss(inputs, batch.actions)["loss"].backward()
         learner.step()
     with torch.no_grad():
         adapted = tiny_policy.model.action_logits(inputs, tokens)[0]
@@ -187,8 +188,9 @@ def test_merged_adapters_compute_the_same(tiny_policy: Policy, tmp_path: Path) -
 
 def test_losses_are_what_their_names_say(tiny_policy: Policy, tmp_path: Path) -> None:
     learner = Learner(tiny_policy, LearnerConfig(), tmp_path)
-    inputs, actions, _ = Frames(tiny_policy, toy_demonstrations(), 8, learner).next()
-    losses = action_losses(tiny_policy, inputs, actions)
+    batch = Frames(tiny_policy, toy_demonstrations(), 8, learner).next()
+    inputs, actions = batch.inputs, batch.actions[:, 0]
+    losses = tiny_policy.loss(inputs, batch.actions, batch.padded)
     tokens = torch.from_numpy(tiny_policy.actions.encode(actions.numpy()))
     with torch.no_grad():
         logits = tiny_policy.model.action_logits(inputs, tokens)[0].double().numpy()
@@ -203,7 +205,7 @@ def test_losses_are_what_their_names_say(tiny_policy: Policy, tmp_path: Path) ->
 
     weights = np.exp(-0.5 * ((np.arange(256) - labels[..., None]) / 3.0) ** 2)
     weights /= weights.sum(-1, keepdims=True)
-    spread = action_losses(tiny_policy, inputs, actions, label_spread=3.0)["loss"]
+    spread = tiny_policy.loss(inputs, batch.actions, label_spread=3.0)["loss"]
     assert spread.item() == pytest.approx(-(weights * np.log(probabilities)).sum(-1).mean(), rel=1e-4)
 
 
@@ -212,13 +214,15 @@ def test_frames_know_their_numbers_and_can_be_sought(tiny_policy: Policy, tmp_pa
     learner = Learner(tiny_policy, LearnerConfig(), tmp_path)
     frames = Frames(tiny_policy, demonstrations, 5, learner)
     batches = [frames.next() for _ in range(12)]
-    inputs, actions, numbers = batches[7]
-    expected = tiny_policy.prepare(demonstrations.images[numbers], [demonstrations.instruction(i) for i in numbers])
-    assert torch.equal(inputs.pixel_values, expected.pixel_values)
-    physical = tiny_policy.decode(torch.from_numpy(tiny_policy.actions.encode(actions.numpy())))
-    np.testing.assert_allclose(physical, demonstrations.actions[numbers], atol=1 / 128)
+    batch, numbers = batches[7], batches[7].numbers
+    pictures, instructions = demonstrations.images[numbers], [demonstrations.instruction(i) for i in numbers]
+    expected = tiny_policy.prepare(tiny_policy.observation(pictures, instructions))
+    assert torch.equal(batch.inputs.pixel_values, expected.pixel_values)
+    assert not batch.padded.any(), "a chunk of one action ends with its frame"
+    physical = tiny_policy.to_physical(tiny_policy.actions.decode(tiny_policy.actions.encode(batch.actions.numpy())))
+    np.testing.assert_allclose(physical[:, 0], demonstrations.actions[numbers], atol=1 / 128)
     frames.seek(7)
-    assert all(torch.equal(frames.next()[2], batch[2]) for batch in batches[7:])
+    assert all(torch.equal(frames.next().numbers, batch.numbers) for batch in batches[7:])
 
 
 def test_norms_biases_and_embeddings_do_not_decay(tiny_policy: Policy, tmp_path: Path) -> None:
@@ -239,11 +243,13 @@ def test_learning_rate_schedule() -> None:
 
 
 def test_divergence_is_told(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = OpenVLAPolicy.loss
+
     def broken(*args: Any) -> dict[str, torch.Tensor]:
-        losses = action_losses(*args)
+        losses = loss(*args)
         return {**losses, "loss": losses["loss"] * float("nan")}
 
-    monkeypatch.setattr(sft_module, "action_losses", broken)
+    monkeypatch.setattr(OpenVLAPolicy, "loss", broken)
     with pytest.raises(UserError, match="diverged"):
         train(tiny_checkpoint, tmp_path)
 
@@ -256,7 +262,7 @@ def test_hidden_words_are_unknown_tokens_at_the_chosen_rate(tiny_policy: Policy,
     def ids(number: int, word_dropout: float) -> torch.Tensor:
         frames = Frames(tiny_policy, demonstrations, 256, learner, word_dropout=word_dropout)
         frames.seek(number)
-        return frames.next()[0].input_ids
+        return frames.next().inputs.input_ids
 
     whole, hidden = ids(3, 0.0), ids(3, 0.3)
     words = (whole != unknown) & (whole != tiny_policy.model.config.pad_token_id)

@@ -27,10 +27,11 @@ train(checkpoint, out / "sft", batch_size=4)
 envs.WORLDS["bandit"] = "bandit_world"
 update = ppo.update
 
-def checked(policy, buffer, frames, iteration, config, learner):
-    pictures = learner.gather(buffer.images.float().sum()[None])
+def checked(policy, critic, buffer, frames, iteration, config, learner):
+    every = torch.arange(len(buffer) + buffer.rewards.shape[1])
+    pictures = learner.gather(policy.features(buffer.seen.inputs(every)).float().sum()[None])
     assert pictures[0] != pictures[1], "both processes saw the same episodes"
-    values = update(policy, buffer, frames, iteration, config, learner)
+    values = update(policy, critic, buffer, frames, iteration, config, learner)
     for name, parameter in learner.parameters.items():
         ours, theirs = learner.gather(parameter.detach()[None])
         assert torch.equal(ours, theirs), name

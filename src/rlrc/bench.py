@@ -48,8 +48,8 @@ INSTRUCTION = "put carrot on plate"
 def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     """Measure, print a table, and write `bench.json` and its picture `bench.png`."""
     device = str(resolve_device(config.device))
-    memory = [peak_memory(path, device, config.unnorm_key) for path in config.policies]
-    policies = [load(path, config.unnorm_key, device) for path in config.policies]
+    memory = [peak_memory(path, device, config.unnorm_key, config.spec) for path in config.policies]
+    policies = [load(path, config.unnorm_key, device, spec=config.spec) for path in config.policies]
     rounds = config.warmup + config.repeats
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
         latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
@@ -120,19 +120,19 @@ def machine() -> dict[str, Any]:
     return info | {"commit": described.stdout.strip() or None}
 
 
-def peak_memory(path: Path, device: str, unnorm_key: str | None = None) -> dict[str, int]:
+def peak_memory(path: Path, device: str, unnorm_key: str | None = None, spec: str | None = None) -> dict[str, int]:
     """Bytes of memory that a fresh process takes to load the policy and act three times.
 
     `baseline` is that process with its libraries imported and nothing loaded, `peak` its largest resident size; on a
     GPU also the largest `allocated` and `reserved`.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_load_and_act, path, device, unnorm_key).result()
+        return fresh.submit(_load_and_act, path, device, unnorm_key, spec).result()
 
 
-def _load_and_act(path: Path, device: str, unnorm_key: str | None) -> dict[str, int]:
+def _load_and_act(path: Path, device: str, unnorm_key: str | None, spec: str | None) -> dict[str, int]:
     baseline = psutil.Process().memory_info().rss
-    policy = load(path, unnorm_key, device)
+    policy = load(path, unnorm_key, device, spec=spec)
     for _ in range(3):
         policy.act(_observation(policy, 1))
     measured = {"baseline": baseline, "peak": peak_resident()}

@@ -17,7 +17,7 @@ from rlrc.tables import human_bytes, human_count, print_table
 
 def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
     """Print a policy's parts, layers and lineage; nothing is written."""
-    policy = outline(config.policy)
+    policy = outline(config.policy, spec=config.spec)
     described = describe(policy)
     parameters, sizes = described["parameters"], described["bytes"]
     rows = [[part, human_count(parameters[part]), human_bytes(sizes[part])] for part in parameters]

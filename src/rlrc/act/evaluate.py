@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     check(config)
     keep_freed_memory()
-    policy = load(config.policy, config.unnorm_key, config.device)
+    policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
     if config.center_crop:
         policy.crop_pictures()
     connect(policy.spec, _world(config))

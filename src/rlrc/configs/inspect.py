@@ -4,10 +4,10 @@ from pathlib import Path
 
 import tyro
 
-from rlrc.config import Config
+from rlrc.configs.parts import SpecPart
 
 
-class InspectConfig(Config):
+class InspectConfig(SpecPart):
     """Print a policy's shapes, bytes and lineage."""
 
     policy: tyro.conf.Positional[Path]

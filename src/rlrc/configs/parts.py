@@ -18,7 +18,15 @@ class DevicePart(Config):
     """Device to compute on: cpu, cuda, cuda:1 or mps. A GPU is used where there is one, unless you name a device."""
 
 
-class PolicyReadingPart(DevicePart):
+class SpecPart(Config):
+    """Option that says what a published policy's files do not."""
+
+    spec: str | None = Field(default=None, min_length=1, max_length=1000)
+    """Chunk, cameras and state of a published OpenVLA-OFT policy, whose files do not say them: libero, aloha, or such
+    as chunk=8,cameras=front+wrist,state=8. A policy that rlrc wrote needs none."""
+
+
+class PolicyReadingPart(SpecPart, DevicePart):
     """Options that say how policies are read."""
 
     unnorm_key: str | None = Field(default=None, min_length=1, max_length=200)

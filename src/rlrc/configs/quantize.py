@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from rlrc.config import Seed
 from rlrc.configs.parts import PolicyPart, StatisticsPart
 
-Part = Literal["decoder", "vision", "projector", "embedding", "head"]
+Part = Literal["decoder", "vision", "projector", "embedding", "head", "action_head", "proprio", "noisy_action"]
 
 
 class QuantizeConfig(StatisticsPart, PolicyPart):
@@ -19,7 +19,8 @@ class QuantizeConfig(StatisticsPart, PolicyPart):
     group_size: int = Field(default=32, ge=1, le=65_536)
     """Number of weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
-    """Parts of the policy whose linear layers, convolutions and embeddings are packed."""
+    """Parts of the policy whose linear layers, convolutions and embeddings are packed. Only OpenVLA-OFT has an
+    action_head and projectors of a state (proprio) or of a noisy_action."""
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Rule by which weights are rounded: each to its nearest code, or so that errors make up for each other on the
     demonstrations (gptq)."""

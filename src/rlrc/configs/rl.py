@@ -66,7 +66,7 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rates over the iterations: they stay constant, or they fall to zero."""
     value_learning_rate: float = Field(default=3e-3, gt=0, le=100)
-    """Learning rate of the value head, which AdamW trains."""
+    """Learning rate of the critic, which AdamW trains."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay of matrices and kernels. Norms, biases and embeddings have none."""
     max_grad_norm: float = Field(default=10.0, gt=0, le=1e6)
@@ -82,7 +82,7 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     entropy_coefficient: float = Field(default=0.0, ge=0, le=1e6)
     """Weight of the entropy bonus."""
     critic_warmup_iterations: int = Field(default=0, ge=0, le=10_000_000)
-    """Number of first iterations in which the value head alone learns."""
+    """Number of first iterations in which the critic alone learns."""
     critic_warmup_epochs: int = Field(default=10, ge=1, le=10_000)
     """Number of passes over the buffer in each of them. They are cheap, since the transformer stands still."""
     bc_coefficient: float = Field(default=0.0, ge=0, le=1e6)

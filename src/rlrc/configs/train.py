@@ -8,6 +8,7 @@ from rlrc.config import Config
 from rlrc.configs.learner import SupervisedConfig
 
 MAX_PARAMETERS = 2_000_000_000
+CameraName = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=256)]
 
@@ -45,7 +46,7 @@ class TowerShape(Config):
 
 
 class Shape(Config):
-    """Sizes of a mini OpenVLA. It has ten heads, so that pruning 90 % of them leaves exactly one."""
+    """Sizes of a mini policy. It has ten heads, so that pruning 90 % of them leaves exactly one."""
 
     image_size: int = Field(default=96, ge=16, le=1024)
     """Side of the pictures in pixels."""
@@ -85,11 +86,26 @@ class Shape(Config):
         return self
 
 
+class OFTOptions(Config):
+    """What a policy of the family openvla-oft reads and gives."""
+
+    horizon: int = Field(default=8, ge=1, le=1024)
+    """Number of actions of a call (the chunk)."""
+    head: Literal["l1", "tokens", "diffusion"] = "l1"
+    """How actions are made: as numbers (l1), as action tokens, which rl can train, or by diffusion."""
+    cameras: tuple[CameraName, ...] = Field(default=("front",), min_length=1, max_length=16)
+    """Names of the cameras, in the order in which the policy reads them."""
+    state: bool = True
+    """Read the robot's proprioception."""
+
+
 class TrainConfig(SupervisedConfig):
     """Train a mini policy from random weights."""
 
-    family: Literal["openvla"] = "openvla"
+    family: Literal["openvla", "openvla-oft"] = "openvla"
     """Kind of policy."""
+    oft: OFTOptions = OFTOptions()
+    """Options of the family openvla-oft."""
     shape: Shape = Shape()
     """Sizes of the vision towers and the decoder."""
     unnorm_key: str = Field(default="tabletop", min_length=1, max_length=200)
@@ -97,3 +113,14 @@ class TrainConfig(SupervisedConfig):
     state_loss_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of an auxiliary loss that asks the pictures' features for the simulator's state. It needs demonstrations
     that hold this state; zero leaves the loss out."""
+
+    @model_validator(mode="after")
+    def _of_its_family(self) -> Self:
+        if self.family != "openvla-oft" and self.oft != OFTOptions():
+            raise ValueError("options oft belong to the family openvla-oft; say family openvla-oft, or leave them out")
+        return self
+
+    @property
+    def of_family(self) -> Config | None:
+        """The options that the family alone has."""
+        return self.oft if self.family == "openvla-oft" else None

@@ -43,7 +43,7 @@ measured.
 
 
 class PackedWeight(NamedTuple):
-    """A weight (out, in) as `models/linear.py` stores it."""
+    """A weight (out, in) as `policies/parts/linear.py` stores it."""
 
     codes: torch.Tensor
     """uint8 (out, in / 2), the even column in the low nibble, or (out, in) for 8 bits."""

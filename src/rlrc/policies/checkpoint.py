@@ -23,6 +23,7 @@ def load(
     device: str | torch.device | None = "cpu",
     dtype: torch.dtype | None = None,
     full_head: bool = False,
+    spec: str | None = None,
 ) -> Policy:
     """Load a policy from a folder or from the Hugging Face hub, ready to act (`eval` mode).
 
@@ -32,28 +33,33 @@ def load(
         dtype: of the floating-point weights; None keeps what is stored.
         full_head: keep every row of `lm_head`, so that `forward` gives the logits of text as well; acting reads the
             action rows alone.
+        spec: what the files of a published OpenVLA-OFT policy do not say: "libero", "aloha", or such as
+            "chunk=8,cameras=front+wrist,state=8". What rlrc saves says it itself.
 
     Raises:
         UserError: the checkpoint is missing, damaged, incomplete, of another kind, holds NaN or infinity, or does not
-            know `unnorm_key`; there is no such device; or the full head is asked for and was left out before.
+            know `unnorm_key`; `spec` is missing or does not fit; there is no such device; or the full head is asked for
+            and was left out before.
     """
     place = resolve_device(device)
-    policy = _outline(path_or_hub_id, Reading(unnorm_key, dtype, full_head))
+    policy = _outline(path_or_hub_id, Reading(unnorm_key, dtype, full_head, spec))
     policy.fill()
     policy.model.to(place)
     warm_up(policy)
     return policy
 
 
-def outline(path_or_hub_id: str | Path, unnorm_key: str | None = None, full_head: bool = False) -> Policy:
+def outline(
+    path_or_hub_id: str | Path, unnorm_key: str | None = None, full_head: bool = False, spec: str | None = None
+) -> Policy:
     """Load a policy as `load` does, but leave its weights on disk: every parameter has a shape and no memory ("meta").
 
     Raises:
         UserError: as `load`, except that the weights themselves are not read.
     """
-    return _outline(path_or_hub_id, Reading(unnorm_key, full_head=full_head))
+    return _outline(path_or_hub_id, Reading(unnorm_key, full_head=full_head, spec=spec))
 
 
 def _outline(path_or_hub_id: str | Path, reading: Reading) -> Policy:
     folder = on_disk(path_or_hub_id)
-    return recognise(folder).outline(folder, reading)
+    return recognise(folder, reading.spec).outline(folder, reading)

@@ -57,7 +57,7 @@ class Observation:
     state: np.ndarray | None = None
     """Proprioception in physical units, float32 (N, S)."""
     present: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Flags by camera name, bool (N,), false where a robot lacks the camera. All have the cameras that are not named."""
+    """Flags by camera name, bool (N,), false where a robot lacks the camera; all have those that are not named."""
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -244,8 +244,11 @@ class Policy(ABC):
 
     @classmethod
     @abstractmethod
-    def recognises(cls, config: dict[str, Any], files: Sequence[str]) -> bool:
+    def recognises(cls, config: dict[str, Any], files: Sequence[str], spec: str | None) -> bool:
         """Return whether a folder with this config.json and files of these names holds a policy of the family.
+
+        Args:
+            spec: what a user says of it, which its files do not say.
 
         Raises:
             UserError: it holds one of a kind that cannot be read.
@@ -422,11 +425,13 @@ class Policy(ABC):
 
     @abstractmethod
     def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        """The mean of what `read` predicts, normalised (N, H, D)."""
+        """The mean of what `read` predicts, normalised (N, H, D): actions, or the noise in them where the policy
+        denoises."""
 
     @abstractmethod
     def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        """The likeliest of what `read` predicts, normalised (N, H, D)."""
+        """The likeliest of what `read` predicts, normalised (N, H, D): actions, or the noise in them where the policy
+        denoises."""
 
     @abstractmethod
     def predict(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> tuple[torch.Tensor, Any]:

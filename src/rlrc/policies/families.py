@@ -18,6 +18,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "openvla": Family("rlrc.policies.openvla", "openvla", "OpenVLAConfig", "OpenVLAForActionPrediction"),
+    "openvla-oft": Family("rlrc.policies.oft", "openvla_oft", "OFTConfig", "OFTForActionPrediction"),
 }
 PRESETS = {"openvla-7b": "openvla", "openvla-tiny": "openvla"}
 """Sizes of random checkpoints (`make-random`) -> the family that they belong to."""

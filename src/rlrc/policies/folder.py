@@ -24,6 +24,8 @@ class Reading:
     """Type of the floating-point weights; None keeps what is stored."""
     full_head: bool = False
     """True keeps every row of the language model's head."""
+    spec: str | None = None
+    """Facts that the files of a published policy do not say, in the words of its family."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from rlrc.errors import UserError
 from rlrc.reading import shorten
 
 CONFIG_FILE = "config.json"
-WANTED = ["*.json", "*.safetensors", "*.model", "*.txt"]
-"""Files of a repository that are downloaded: nothing pickled, and no code."""
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*_checkpoint.pt"]
+"""Files of a repository that are downloaded: no code, and nothing pickled but files of plain tensors."""
 SIDE_FILE = re.compile(
     r"(action_head|proprio_projector|noisy_action_projector|vision_backbone)([-_.].*)?\.(pt|pth|bin)"
 )

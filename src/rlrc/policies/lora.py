@@ -6,7 +6,7 @@ Adapters are as peft saves them (`adapter_config.json`, `adapter_model.safetenso
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -27,6 +27,13 @@ FACTORS = {
 """Endings of the names of A, and those of its B."""
 
 T = TypeVar("T", int, float)
+
+
+class Outlines(Protocol):
+    """Tensors of a base by name, of which an adapter looks at the shapes."""
+
+    def __contains__(self, name: str) -> bool: ...
+    def outline(self, name: str) -> torch.Tensor: ...
 
 
 def is_adapter(folder: Path) -> bool:
@@ -92,7 +99,7 @@ class Adapter:
         delta = (b @ a).T[rows] if self._is_embedding(name) else b[rows] @ a
         return (tensor.float() + self._scale(name) * delta.view_as(tensor)).to(tensor.dtype)
 
-    def require_fit(self, base: TensorFiles) -> None:
+    def require_fit(self, base: Outlines) -> None:
         """Check every change against the tensor that it changes.
 
         Raises:

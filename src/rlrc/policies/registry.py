@@ -23,13 +23,17 @@ def family(name: str) -> type[Policy]:
     return found
 
 
-def new_policy(name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int) -> Policy:
+def new_policy(
+    name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int, options: Any = None
+) -> Policy:
     """A policy of a family with random weights, whose tokenizer is trained on `instructions`.
 
     Args:
         statistics: sets of statistics by name, as `data.statistics.norm_stats` makes them.
+        options: the family's own (see `TrainConfig.of_family`).
     """
-    policy: Policy = import_module(f"{FAMILIES[name].package}.tiny").new_policy(shape, instructions, statistics, seed)
+    module = import_module(f"{FAMILIES[name].package}.tiny")
+    policy: Policy = module.new_policy(shape, instructions, statistics, seed, options)
     return policy
 
 
@@ -39,8 +43,11 @@ def publish(preset: str) -> Published:
     return published
 
 
-def recognise(folder: Path) -> type[Policy]:
+def recognise(folder: Path, spec: str | None = None) -> type[Policy]:
     """The family of what lies in a folder, from its config.json and the files beside it.
+
+    Args:
+        spec: what a user says of it (see `folder.Reading`).
 
     Raises:
         UserError: config.json is missing or damaged, or describes a policy that rlrc does not read.
@@ -52,7 +59,7 @@ def recognise(folder: Path) -> type[Policy]:
     values = read_object(path)
     files = sorted(file.name for home in (folder, base) if home is not None for file in home.iterdir())
     for name in FAMILIES:
-        if family(name).recognises(values, files):
+        if family(name).recognises(values, files, spec):
             return family(name)
     raise UserError(f"{path}: {_what(values)}; rlrc reads {', '.join(FAMILIES)}")
 

@@ -10,25 +10,50 @@ Number = StrictFloat
 Name = Annotated[StrictStr, Field(min_length=1, max_length=500)]
 
 
+Range = Annotated[list[Number], Field(min_length=1, max_length=256)]
+"""An end of the range of each dimension."""
+
+
 class ActionStatistics(FileModel):
     """The `action` entry of one set of statistics, in physical units."""
 
-    q01: Annotated[list[Number], Field(min_length=1, max_length=256)]
-    q99: Annotated[list[Number], Field(min_length=1, max_length=256)]
+    q01: Range
+    q99: Range
+    min: Range | None = None
+    max: Range | None = None
     mask: list[StrictBool] | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        for field in ("q99", "mask"):
-            values = getattr(self, field)
-            if values is not None and len(values) != len(self.q01):
-                raise ValueError(f"{field} has {len(values)} entries and q01 has {len(self.q01)}")
-        for index, (low, high) in enumerate(zip(self.q01, self.q99, strict=True)):
-            if low > high:
-                raise ValueError(f"q01 lies above q99 in dimension {index} ({low:g} and {high:g})")
-            if max(abs(low), abs(high)) > 1e30:
-                raise ValueError(f"dimension {index} reaches {max(abs(low), abs(high)):g}, which is no action")
+        _require_ranges(self, "q01", "q99", "min", "max")
         return self
+
+
+class BoundStatistics(FileModel):
+    """An entry of one set of statistics that is read by its least and largest values, in physical units."""
+
+    min: Range
+    max: Range
+    mask: list[StrictBool] | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        _require_ranges(self, "min", "max")
+        return self
+
+
+def _require_ranges(stats: FileModel, low_name: str, high_name: str, *others: str) -> None:
+    """Check that all fields have as many dimensions as the lower end, and that no range is empty or beyond actions."""
+    lowest = getattr(stats, low_name)
+    for field in (high_name, *others, "mask"):
+        values = getattr(stats, field)
+        if values is not None and len(values) != len(lowest):
+            raise ValueError(f"{field} has {len(values)} entries and {low_name} has {len(lowest)}")
+    for index, (low, high) in enumerate(zip(lowest, getattr(stats, high_name), strict=True)):
+        if low > high:
+            raise ValueError(f"{low_name} lies above {high_name} in dimension {index} ({low:g} and {high:g})")
+        if max(abs(low), abs(high)) > 1e30:
+            raise ValueError(f"dimension {index} reaches {max(abs(low), abs(high)):g}, which is no action")
 
 
 class IndexFields(FileModel):

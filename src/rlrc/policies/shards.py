@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from rlrc.errors import UserError
 from rlrc.files import write_json
+from rlrc.policies.locate import SIDE_FILE
 from rlrc.policies.schema import IndexFields
 from rlrc.reading import read_model, require_file, shorten
 
@@ -46,7 +47,8 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE_FILE).exists():
         return [folder / SINGLE_FILE]
     if not (folder / INDEX_FILE).exists():
-        found = next((file.name for pattern in PICKLED for file in sorted(folder.glob(pattern))), None)
+        files = (file.name for pattern in PICKLED for file in sorted(folder.glob(pattern)))
+        found = next((name for name in files if not SIDE_FILE.fullmatch(name)), None)
         pickled = "" if found is None else f"; {shorten(found)} is pickled, convert it to safetensors"
         raise UserError(
             f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there (pickled weights are never loaded{pickled})"

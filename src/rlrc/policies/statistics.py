@@ -1,21 +1,33 @@
 """The statistics that turn normalised actions and states into physical units, and back."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rlrc.errors import UserError
-from rlrc.policies.schema import ActionStatistics
+from rlrc.policies.schema import ActionStatistics, BoundStatistics
 from rlrc.reading import shorten, validate
+
+Kind = Literal["quantiles", "bounds"]
+"""Ends of the range that becomes [-1, 1]: `q01` and `q99`, or `min` and `max`."""
 
 
 def action_statistics(
-    norm_stats: dict[str, Any] | None, unnorm_key: str | None, action_dim: int | None = None
+    norm_stats: dict[str, Any] | None,
+    unnorm_key: str | None,
+    action_dim: int | None = None,
+    kind: Kind = "quantiles",
+    entry: Literal["action", "proprio"] = "action",
 ) -> dict[str, np.ndarray]:
-    """The `action` entry of `norm_stats[unnorm_key]` as arrays (D,); the key may be left out where there is only one.
+    """An entry of `norm_stats[unnorm_key]` as arrays (D,); the key may be left out where there is only one.
 
     Args:
         action_dim: how many dimensions they must have; None takes any number.
+        entry: "proprio" for those of the state.
+
+    Returns:
+        `low`, `high`, `mask` (true where a dimension is normalised), and `constant` (true where a dimension never
+        moves).
 
     Raises:
         UserError: the key is unknown, or missing where several exist, or the entry is damaged or of another size.
@@ -29,16 +41,21 @@ def action_statistics(
         unnorm_key = next(iter(norm_stats))
     if unnorm_key not in norm_stats:
         raise UserError(f"unknown unnorm_key '{shorten(unnorm_key)}': the checkpoint knows {names}")
-    where = f"norm_stats.{shorten(unnorm_key)}.action"
-    stats = validate(norm_stats[unnorm_key].get("action"), ActionStatistics, where)
-    if action_dim is not None and len(stats.q01) != action_dim:
+    where = f"norm_stats.{shorten(unnorm_key)}.{entry}"
+    fields = ActionStatistics if kind == "quantiles" else BoundStatistics
+    stats: Any = validate(norm_stats[unnorm_key].get(entry), fields, where)
+    lowest, highest = (stats.q01, stats.q99) if kind == "quantiles" else (stats.min, stats.max)
+    if action_dim is not None and len(lowest) != action_dim:
+        numbers = "action_dim" if entry == "action" else "state_dim"
         raise UserError(
-            f"{where} has {len(stats.q01)} dimensions, and the policy's action_dim is {action_dim}; "
-            "rlrc reads policies whose statistics and actions have the same number"
+            f"{where} has {len(lowest)} dimensions, and the policy's {numbers} is {action_dim}; "
+            f"rlrc reads policies whose statistics and {'actions' if entry == 'action' else 'states'} have the same "
+            "number"
         )
-    mask = np.ones(len(stats.q01), dtype=bool) if stats.mask is None else np.asarray(stats.mask, dtype=bool)
-    low, high = (np.asarray(values, dtype=np.float64) for values in (stats.q01, stats.q99))
-    return {"low": low, "high": high, "mask": mask}
+    mask = np.ones(len(lowest), dtype=bool) if stats.mask is None else np.asarray(stats.mask, dtype=bool)
+    low, high = (np.asarray(values, dtype=np.float64) for values in (lowest, highest))
+    never_moves = low == high if stats.min is None or stats.max is None else np.equal(stats.min, stats.max)
+    return {"low": low, "high": high, "mask": mask, "constant": never_moves}
 
 
 def normalise(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
@@ -54,7 +71,11 @@ def normalise(actions: np.ndarray, stats: dict[str, Any]) -> np.ndarray:
     return np.where(stats["mask"], scaled, actions).astype(np.float32)
 
 
-def unnormalise(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
-    """Normalised actions (..., D) in [-1, 1] to physical units, where `mask` is true; the rest is left as it is."""
+def unnormalise(actions: np.ndarray, stats: dict[str, np.ndarray], margin: float = 0.0) -> np.ndarray:
+    """Normalised actions (..., D) in [-1, 1] to physical units, where `mask` is true; the rest is left as it is.
+
+    Args:
+        margin: is added to each range, as some published code does.
+    """
     low, high = stats["low"], stats["high"]
-    return np.where(stats["mask"], 0.5 * (actions + 1.0) * (high - low) + low, actions)
+    return np.where(stats["mask"], 0.5 * (actions + 1.0) * (high - low + margin) + low, actions)

@@ -76,8 +76,8 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     return result
 
 
-READING = {"cameras", "action_key", "state_key", "dataset_episodes", "statistics", "unnorm_key"}
-"""Options that decide what is read of the dataset, and as which tokens."""
+READING = {"cameras", "action_key", "state_key", "dataset_episodes", "statistics", "unnorm_key", "spec"}
+"""Options that decide what is read of the dataset and of the policy, and how."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Task:
 
     @classmethod
     def of(cls, config: PruneConfig, out: Path) -> Self:
-        parent = outline(config.policy, policy_key(config), config.full_head)
+        parent = outline(config.policy, policy_key(config), config.full_head, config.spec)
         files = parent.weights
         assert files is not None
         layers = parent.stacks()[0].layers
@@ -165,7 +165,7 @@ class Task:
 
     def _with_calibration(self, source: Source) -> Source:
         assert self.parent.source is not None
-        around = outline(self.parent.source, full_head=self.config.full_head)
+        around = outline(self.parent.source, full_head=self.config.full_head, spec=self.config.spec)
         if self.parent.unnorm_key is not None:
             around.adopt((self.parent.norm_stats or {})[self.parent.unnorm_key], self.parent.unnorm_key)
         if self.config.token_ids is not None:

@@ -40,6 +40,8 @@ class Frames:
     """Bool (N, H), true behind the end of an episode."""
     weights: torch.Tensor | None = None
     """Weight of each number in the loss (N, H, D), 1 on average. None means that all are 1."""
+    seed: int = 0
+    """Seed of the noise that a policy which denoises has to find in the actions, the same whatever the pictures are."""
     _entering: list[TeacherForced] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -53,7 +55,7 @@ class Frames:
         chosen = demonstrations.draw(samples, seed)
         fill_around_decoder(policy)
         actions, padded = (tensor.to(torch.get_default_device()) for tensor in chunks(demonstrations, chosen, policy))
-        return cls(policy, observe(demonstrations, chosen, policy), actions, padded)
+        return cls(policy, observe(demonstrations, chosen, policy), actions, padded, seed=seed)
 
     def __len__(self) -> int:
         return len(self.observation)
@@ -89,7 +91,8 @@ class Frames:
         for first in track(range(0, len(observation), PICTURES_AT_ONCE), "pictures"):
             rows = slice(first, first + PICTURES_AT_ONCE)
             parts.append(self.policy.encode(self.policy.prepare(observation[rows]).to(self.actions.device)))
-        return self.policy.teacher_forced(type(parts[0]).concatenate(parts), self.actions)
+        noise = torch.Generator(self.actions.device).manual_seed(self.seed)
+        return self.policy.teacher_forced(type(parts[0]).concatenate(parts), self.actions, noise)
 
 
 def fill_around_decoder(policy: Policy) -> None:

@@ -3,9 +3,9 @@
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4 --rounding gptq --dataset runs/demos/dataset
 
-Only weights are packed (see `models/linear.py`). They are rounded to the nearest code, or, given demonstrations, so
-that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated:
-those of the saved tensors and those of the tensors in memory, scales and zero points included.
+Only weights are packed (see `policies/parts/linear.py`). They are rounded to the nearest code, or, given
+demonstrations, so that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated: those of the
+saved tensors and those of the tensors in memory, scales and zero points included.
 """
 
 import math
@@ -63,7 +63,7 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
             infinity, or no layer can be packed.
     """
-    policy = load(config.policy, policy_key(config), config.device)
+    policy = load(config.policy, policy_key(config), config.device, spec=config.spec)
     if getattr(policy.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; quantize the checkpoint it was made from")
     before = {

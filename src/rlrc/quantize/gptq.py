@@ -51,8 +51,15 @@ class Samples:
 
     @torch.no_grad()
     def best_actions(self, policy: Policy) -> torch.Tensor:
-        """The actions, normalised (N, H, D), that the policy finds best, given the demonstrated tokens before each."""
-        return torch.cat([policy.best_actions(policy.predict(*batch)[0]) for batch in self.batches])
+        """What the policy finds best, normalised (N, H, D), given what training shows it of the demonstrated actions.
+
+        Noise in them is the same in every call.
+        """
+        best = []
+        for number, (inputs, actions) in enumerate(self.batches):
+            noise = torch.Generator(policy.device).manual_seed(number)
+            best.append(policy.best_actions(policy.predict(inputs, actions, noise)[0]))
+        return torch.cat(best)
 
 
 def second_moments(policy: Policy, samples: Samples, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:

@@ -57,14 +57,14 @@ def check(config: RlConfig) -> None:
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
-    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the value head).
+    """Improve a policy by PPO, continuing where `out` was left, and write `out/checkpoint` (without the critic).
 
     Returns:
         The last row of metrics.
     """
     check(config)
     keep_freed_memory()
-    policy = load(config.policy, policy_key(config))
+    policy = load(config.policy, policy_key(config), spec=config.spec)
     demonstrations = None if config.dataset is None else Demonstrations.of(config)
     if demonstrations is not None:
         adopt_statistics(policy, demonstrations, config)
@@ -197,7 +197,7 @@ def warm_up_critic(
     learner: Learner,
     means: Means,
 ) -> None:
-    """Fit the value head, and nothing else, to the returns."""
+    """Fit the critic, and nothing else, to the returns."""
     for index in batches:
         loss = huber(target.returns[index] - critic(target.hidden[index]), config.huber_delta).mean()
         loss.backward()

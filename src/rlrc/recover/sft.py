@@ -46,7 +46,7 @@ def check(config: SupervisedConfig) -> None:
 def sft(config: SftConfig, out: Path) -> dict[str, Any]:
     """Fine-tune a policy and write `out/checkpoint`; returns what `fit` does."""
     demonstrations = Demonstrations.of(config)
-    policy = load(config.policy, policy_key(config))
+    policy = load(config.policy, policy_key(config), spec=config.spec)
     adopt_statistics(policy, demonstrations, config)
     return fit("sft", policy, config, demonstrations, out)
 

@@ -57,7 +57,7 @@ def train(config: TrainConfig, out: Path) -> dict[str, Any]:
     """Train a new policy and write `out/checkpoint`; returns what `fit` does."""
     demonstrations = Demonstrations.of(config)
     stats = norm_stats(demonstrations, config.unnorm_key)
-    policy = new_policy(config.family, config.shape, demonstrations.tasks, stats, config.seed)
+    policy = new_policy(config.family, config.shape, demonstrations.tasks, stats, config.seed, config.of_family)
     policy.model.to(torch.bfloat16)  # type: ignore[arg-type]  # how it is stored; the loop trains in float32
     auxiliary = None
     if config.state_loss_weight and demonstrations.environment_state is None:

@@ -1,15 +1,15 @@
 """OpenVLA: seven action tokens, decoded one after the other behind the picture and the prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlrc.errors import UserError
 from rlrc.policies.contract import Generators
 from rlrc.policies.openvla.config import OpenVLAConfig
+from rlrc.policies.parts.action_tokens import choose
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
@@ -95,7 +95,7 @@ class OpenVLAForActionPrediction(Prismatic):
         decoding = decode(self.language_model.model, mask, positions, length)
         tokens, logprobs = [], []
         for _ in range(self.config.action_dim):
-            bins, logprob = _choose(self.action_logits_of(decoding.advance(embeddings)), temperature, generator)
+            bins, logprob = choose(self.action_logits_of(decoding.advance(embeddings)), temperature, generator)
             tokens.append(bins + self.first_action_id)
             logprobs.append(logprob)
             embeddings = self.embed(tokens[-1])[:, None]
@@ -109,22 +109,3 @@ class OpenVLAForActionPrediction(Prismatic):
         embeddings = torch.cat([text[:, :1], image.to(text.dtype), text[:, 1:]], dim=1)
         mask = torch.cat([mask[:, :1], mask.new_ones(image.shape[:2]), mask[:, 1:]], dim=1)
         return embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _choose(logits: torch.Tensor, temperature: float, generator: Generators) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bins (B,) and their log-probabilities (B,) from logits (B, 256)."""
-    logprobs = F.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0.0:
-        bins = logprobs.argmax(dim=-1)
-    else:
-        # Inverse transform sampling: one uniform number a row, so that each row can have a generator of its own.
-        cumulative = logprobs.exp().cumsum(dim=-1)
-        threshold = _uniform(len(logits), generator, logits.device) * cumulative[:, -1]
-        bins = (cumulative <= threshold[:, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
-    return bins, logprobs.gather(-1, bins[:, None]).squeeze(-1)
-
-
-def _uniform(count: int, generator: Generators, device: torch.device) -> torch.Tensor:
-    if isinstance(generator, Sequence):
-        return torch.cat([torch.rand(1, generator=row, device=device) for row in generator])
-    return torch.rand(count, generator=generator, device=device)

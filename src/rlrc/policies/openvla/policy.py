@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,8 +23,9 @@ from rlrc.policies.locate import SIDE_FILE
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.parts.action_tokens import ActionTokenizer, spread_labels
 from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.parts.noise import require_generators
 from rlrc.policies.prismatic.inputs import PrismaticInputs
-from rlrc.policies.prismatic.policy import PrismaticPolicy, require_generators
+from rlrc.policies.prismatic.policy import PrismaticPolicy
 
 CAMERA = "front"
 """Name of the only camera; a published folder gives it none."""
@@ -38,8 +38,9 @@ class OpenVLAPolicy(PrismaticPolicy):
     model_class = OpenVLAForActionPrediction
 
     @classmethod
-    def recognises(cls, config: dict[str, Any], files: Sequence[str]) -> bool:
-        return config.get("model_type") == "openvla" and not any(SIDE_FILE.fullmatch(name) for name in files)
+    def recognises(cls, config: dict[str, Any], files: Sequence[str], spec: str | None) -> bool:
+        beside = any(SIDE_FILE.fullmatch(name) for name in files)
+        return config.get("model_type") == "openvla" and spec is None and not beside
 
     def describe(self) -> PolicySpec:
         action = tuple(Dim(str(number)) for number in range(self.model.config.action_dim))
@@ -105,10 +106,10 @@ class OpenVLAPolicy(PrismaticPolicy):
         return F.cross_entropy(predicted.flatten(0, -2), labels, reduction="none").view(target.shape)
 
     def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        return predicted.softmax(dim=-1) @ self._centres(predicted)
+        return predicted.softmax(dim=-1) @ self.actions.centres(predicted)
 
     def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        return self._centres(predicted)[predicted.argmax(dim=-1)]
+        return self.actions.centres(predicted)[predicted.argmax(dim=-1)]
 
     def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         right = (predicted.argmax(dim=-1) == target).float()
@@ -122,11 +123,6 @@ class OpenVLAPolicy(PrismaticPolicy):
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=-1)
         chosen = logprobs.gather(-1, self.actions.ids_to_bins(tokens)[..., None]).squeeze(-1)
         return Likelihood(chosen[:, None], entropy, hidden.float())
-
-    def _centres(self, like: torch.Tensor) -> torch.Tensor:
-        """The action in the middle of each bin, normalised (bins,)."""
-        ids = np.arange(self.actions.first_id, self.actions.vocab_end)
-        return torch.from_numpy(self.actions.decode(ids)).to(like)
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 

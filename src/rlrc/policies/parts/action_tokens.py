@@ -6,6 +6,10 @@ The arithmetic is OpenVLA's (Kim et al., 2024, and its published code): the bin 
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from rlrc.policies.contract import Generators
+from rlrc.policies.parts.noise import draw
 
 
 class ActionTokenizer:
@@ -34,8 +38,28 @@ class ActionTokenizer:
         index = np.clip(self.vocab_end - tokens - 1, 0, len(self.bin_centers) - 1)
         return self.bin_centers[index]
 
+    def centres(self, like: torch.Tensor) -> torch.Tensor:
+        """The action in the middle of each bin, normalised (n_bins,), of the dtype and device of `like`."""
+        return torch.from_numpy(self.decode(np.arange(self.first_id, self.vocab_end))).to(like)
+
 
 def spread_labels(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
     """Bin numbers (B,) to distributions (B, bins): a Gaussian of deviation `spread` (in bins) around each label."""
     distance = torch.arange(bins, device=labels.device) - labels[:, None]
     return (-0.5 * (distance / spread) ** 2).softmax(dim=-1)
+
+
+def choose(logits: torch.Tensor, temperature: float, generator: Generators) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bins (B, ...) and their log-probabilities (B, ...) from logits (B, ..., bins); the likeliest at temperature 0.
+
+    Log-probabilities are those of the distribution that is sampled from; at temperature 0 of the untempered one.
+    """
+    logprobs = F.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    if temperature == 0.0:
+        bins = logprobs.argmax(dim=-1)
+    else:
+        # Inverse transform sampling: one uniform number a token, so that each row can have a generator of its own.
+        cumulative = logprobs.exp().cumsum(dim=-1)
+        threshold = draw(torch.rand, logits.shape[:-1], generator, logits.device) * cumulative[..., -1]
+        bins = (cumulative <= threshold[..., None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+    return bins, logprobs.gather(-1, bins[..., None]).squeeze(-1)

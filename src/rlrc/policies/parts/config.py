@@ -8,7 +8,8 @@ class VisionTowerConfig(PreTrainedConfig):
     """One ViT, read after its second-to-last block: `num_hidden_layers` counts the block that is never run.
 
     `stem_channels` puts stride-2 3x3 convolutions before the patch embedding (Xiao et al., "Early convolutions help
-    transformers see better", 2021); `patch_size` stays the stride of the whole.
+    transformers see better", 2021); `patch_size` stays the stride of the whole. `condition_size` is the width of a
+    condition that modulates each block; 0 where there is none.
     """
 
     model_type = "openvla_vision_tower"
@@ -24,6 +25,7 @@ class VisionTowerConfig(PreTrainedConfig):
     layer_scale: bool = False
     layer_norm_eps: float = 1e-6
     stem_channels: list[int] | None = None
+    condition_size: int = 0
 
     @property
     def num_patches(self) -> int:

@@ -32,6 +32,31 @@ class HeterogeneousLlamaModel(LlamaModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def read_all(self, embeddings: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The final states (B, T, hidden) of sequences in which every position sees every other.
+
+        Args:
+            embeddings: (B, T, hidden).
+            mask: (B, T), 0 where there is padding, which nothing sees.
+            positions: position ids (B, T).
+        """
+        visible, length = None, mask.shape[1]
+        if not mask.all():
+            open_, closed = 0.0, torch.finfo(embeddings.dtype).min
+            seen = torch.where(mask.bool(), open_, closed).to(embeddings.dtype)
+            visible = seen[:, None, None].expand(-1, 1, length, -1)
+        rotary = self.rotary_emb(embeddings, position_ids=positions)
+        for layer in self.layers:
+            # Without a mask the kernels of transformers would be causal, unless they are told.
+            embeddings = layer(
+                embeddings,
+                attention_mask=visible,
+                position_ids=positions,
+                position_embeddings=rotary,
+                is_causal=False,
+            )
+        return self.norm(embeddings)
+
 
 class HeterogeneousLlamaForCausalLM(LlamaForCausalLM):
     """`LlamaForCausalLM` around a `HeterogeneousLlamaModel`."""

@@ -1,6 +1,6 @@
 """Teaches transformers' `from_pretrained` about `quant_method: "rlrc"`: packed layers are built before loading.
 
-Importing this module registers it; `models/openvla.py` does so, `import rlrc` alone does not.
+Importing this module registers it; `prismatic/model.py` does so, `import rlrc` alone does not.
 """
 
 from typing import Any

@@ -81,6 +81,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
+    """A transformer block. A condition (FiLM, Perez et al., 2018) scales and shifts what leaves its attention."""
+
     def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -89,14 +91,22 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
         self.ls2 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
+        if config.condition_size:
+            self.scale = nn.Linear(config.condition_size, config.hidden_size)
+            self.shift = nn.Linear(config.condition_size, config.hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
+        if condition is not None:
+            x = x * (1 + self.scale(condition)[:, None]) + self.shift(condition)[:, None]
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class VisionTower(nn.Module):
-    """A ViT without its last block: pixels (B, 3, H, W) to patch features (B, P, hidden), prefix tokens dropped."""
+    """A ViT without its last block: pixels (B, 3, H, W) to patch features (B, P, hidden), prefix tokens dropped.
+
+    One with a `condition_size` also takes a condition (B, condition_size), which modulates each block.
+    """
 
     def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__()
@@ -109,12 +119,12 @@ class VisionTower(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         # The position embedding covers the patches only (timm's no_embed_class), so the prefix joins after it.
         x = self.patch_embed(pixel_values) + self.pos_embed
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         num_patches = x.shape[1]
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         for block in self.blocks:
-            x = block(x)
+            x = block(x, condition)
         return x[:, -num_patches:]

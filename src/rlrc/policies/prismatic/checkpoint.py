@@ -24,7 +24,7 @@ from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import PREPROCESSOR_FILE, ImageProcessor, Processor
 from rlrc.policies.prismatic.schema import ConfigFields
 from rlrc.policies.prismatic.vision import is_dead
-from rlrc.policies.prismatic.weights import HEAD, Weights
+from rlrc.policies.prismatic.weights import HEAD, Beside, Weights
 from rlrc.reading import lies_there, read_object, require_finite, shorten, validate
 
 STATISTICS_FILE = "dataset_statistics.json"
@@ -32,6 +32,15 @@ STATISTICS_FILE = "dataset_statistics.json"
 
 Model = TypeVar("Model", bound=Prismatic)
 Config = TypeVar("Config", bound=PrismaticConfig)
+
+
+@dataclass(frozen=True)
+class Supplement:
+    """What belongs to a published checkpoint, beside its config.json and safetensors files."""
+
+    config: dict[str, Any]
+    """Fields of our config, in place of those that config.json has."""
+    tensors: Beside
 
 
 @dataclass(frozen=True)
@@ -47,14 +56,17 @@ class Outline:
     """The file that the action statistics come from."""
 
 
-def read_outline(model_class: type[Model], folder: Path, reading: Reading) -> Outline:
-    """
+def read_outline(
+    model_class: type[Model], folder: Path, reading: Reading, supplement: Supplement | None = None
+) -> Outline:
+    """What the folder of a checkpoint holds, or of an adapter.
+
     Raises:
         UserError: a file is missing or damaged, a tensor does not fit, or the full head is asked for and not there.
     """
     base = base_of(folder)
-    config = read_config(model_class.config_class, folder, base)
-    weights = Weights(folder, config, reading.dtype)
+    config = read_config(model_class.config_class, folder, base, supplement.config if supplement else {})
+    weights = Weights(folder, config, reading.dtype, supplement.tensors if supplement else None)
     _untie(config)
     if reading.full_head:
         if config.action_head_only:
@@ -64,7 +76,7 @@ def read_outline(model_class: type[Model], folder: Path, reading: Reading) -> Ou
         config.action_head_only = True
     model = empty_model(model_class, config, folder).eval()
     for name, rows in _matched(model, weights):
-        _assign(model, name, weights.outline(name, rows), folder)
+        _assign(model, name, weights.outline(name, rows), weights.origin(name))
     homes = [home / name for name in (STATISTICS_FILE, CONFIG_FILE) for home in (folder, base) if home is not None]
     origin = next((path for path in homes if path.exists()), folder)
     return Outline(model, weights, _read_processor(folder, base, config), read_lineage(folder), origin)
@@ -93,7 +105,7 @@ def empty_model(model_class: type[Model], config: PrismaticConfig, origin: Path)
     return model
 
 
-def fill(model: Prismatic, weights: Tensors, wanted: Callable[[str], bool] = lambda name: True) -> None:
+def fill(model: Prismatic, weights: Weights, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Give each parameter whose name is `wanted` its tensor, one by one.
 
     Raises:
@@ -102,18 +114,18 @@ def fill(model: Prismatic, weights: Tensors, wanted: Callable[[str], bool] = lam
     """
     for name, rows in _matched(model, weights):
         if wanted(name):
-            _assign(model, name, weights.read(name, rows), weights.folder)
+            _assign(model, name, weights.read(name, rows), weights.origin(name))
 
 
 def rows_of(name: str, weights: Tensors, config: PrismaticConfig) -> slice:
     """The rows of a stored tensor that the model holds: of a full head those of the action ids, if it has no others."""
     if name != HEAD or not config.action_head_only:
         return slice(None)
-    whole = len(weights.outline(name)) != config.text_config.vocab_size
-    return slice(None) if whole else config.action_ids
+    is_full = weights.outline(name).shape[:1] == (config.text_config.vocab_size,)
+    return config.action_ids if is_full else slice(None)
 
 
-def _matched(model: Prismatic, weights: Tensors) -> Iterator[tuple[str, slice]]:
+def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:
     """The names of the stored tensors that the model holds, and which of their rows it does.
 
     Raises:
@@ -124,36 +136,38 @@ def _matched(model: Prismatic, weights: Tensors) -> Iterator[tuple[str, slice]]:
         if name in known:
             yield name, rows_of(name, weights, config)
         elif not is_dead(name, config.towers):
-            raise UserError(
-                f"{weights.folder}: unexpected tensor '{shorten(name)}'; config.json describes another model than the "
-                "weights"
-            )
+            told = f"unexpected tensor '{shorten(name)}'; config.json describes another model than the weights"
+            raise UserError(f"{weights.origin(name)}: {told}")
     missing = sorted(name for name in known if name not in weights)
     if missing:
+        first = missing[0]
         raise UserError(
-            f"{weights.folder}: {len(missing)} tensors are missing from the weights, the first is '{missing[0]}'"
+            f"{weights.origin(first)}: {len(missing)} tensors are missing from the weights, the first is '{first}'"
         )
 
 
-def _assign(model: Prismatic, name: str, tensor: torch.Tensor, folder: Path) -> None:
+def _assign(model: Prismatic, name: str, tensor: torch.Tensor, origin: Path) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     current = getattr(owner, leaf)
     if current.shape != tensor.shape:
         found, expected = tuple(tensor.shape), tuple(current.shape)
-        raise UserError(f"{folder}: '{name}' has shape {found} in the weights and {expected} by config.json")
+        raise UserError(f"{origin}: '{name}' has shape {found} in the weights and {expected} by config.json")
     is_parameter = isinstance(current, torch.nn.Parameter)
     if not tensor.is_floating_point() if is_parameter else tensor.dtype != current.dtype:
         expected_kind = "floating-point numbers" if is_parameter else _told(current.dtype)
-        raise UserError(f"{folder}: '{name}' holds {_told(tensor.dtype)} where {expected_kind} are expected")
+        raise UserError(f"{origin}: '{name}' holds {_told(tensor.dtype)} where {expected_kind} are expected")
     setattr(owner, leaf, torch.nn.Parameter(tensor) if is_parameter else tensor)
 
 
-def read_config(config_class: type[Config], folder: Path, base: Path | None = None) -> Config:
+def read_config(
+    config_class: type[Config], folder: Path, base: Path | None = None, instead: dict[str, Any] | None = None
+) -> Config:
     """The config, with the statistics of `dataset_statistics.json` where OpenVLA's own fine-tuning left one.
 
     Args:
         base: of an adapter in `folder`, which may lack files of its own.
+        instead: fields that take the place of those in the files.
 
     Raises:
         UserError: the file is missing or damaged, a field is out of range, or it describes another kind of model.
@@ -166,13 +180,11 @@ def read_config(config_class: type[Config], folder: Path, base: Path | None = No
     _require_rlrc_packing(values, path)
     require_finite(values, str(path))
     values.pop("auto_map", None)  # it names code that is neither run nor written
-    validate(values, ConfigFields, str(path))
+    values |= instead or {}
+    validate(values, config_class.fields(), str(path))
     for home in (base, folder):
-        if home is not None and lies_there(home / STATISTICS_FILE):
-            statistics = read_object(home / STATISTICS_FILE)
-            require_finite(statistics, str(home / STATISTICS_FILE))
-            validate({"norm_stats": statistics}, ConfigFields, str(home / STATISTICS_FILE))
-            values["norm_stats"] = {**(values.get("norm_stats") or {}), **statistics}
+        if "norm_stats" not in (instead or {}) and home is not None and lies_there(home / STATISTICS_FILE):
+            values["norm_stats"] = {**(values.get("norm_stats") or {}), **read_statistics(home / STATISTICS_FILE)}
     for name in (*values, *(values.get("text_config") or {})):
         if callable(getattr(config_class, name, None)):
             raise UserError(f"{path}: '{shorten(name)}' is no field of a config")
@@ -180,6 +192,18 @@ def read_config(config_class: type[Config], folder: Path, base: Path | None = No
         return config_class.from_dict(values)
     except Exception as error:  # transformers' own checks of the other fields raise every kind
         raise UserError(f"{path}: transformers refuses this config ({_told(error)})") from error
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """The sets of statistics in a `dataset_statistics.json`, by name.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    statistics = read_object(path)
+    require_finite(statistics, str(path))
+    validate({"norm_stats": statistics}, ConfigFields, str(path))
+    return statistics
 
 
 def _read_processor(folder: Path, base: Path | None, config: PrismaticConfig) -> Processor:

@@ -12,6 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 from rlrc.errors import UserError
 from rlrc.policies.parts.config import DecoderConfig, VisionTowerConfig
 from rlrc.policies.parts.llama_tokenizer import PROMPT
+from rlrc.policies.prismatic.schema import ConfigFields
 
 DINOV2_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -69,6 +70,11 @@ class PrismaticConfig(PreTrainedConfig):
             )
         if self.vision_towers is None and self.timm_model_ids is None:
             self.timm_model_ids = list(TIMM_TOWERS)
+
+    @classmethod
+    def fields(cls) -> type[ConfigFields]:
+        """The schema of its config.json."""
+        return ConfigFields
 
     @property
     def towers(self) -> list[VisionTowerConfig]:

@@ -31,11 +31,12 @@ class Prismatic(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ["LlamaDecoderLayer", "Block"]  # noqa: RUF012
-    # Of published checkpoints, what is never read at inference (see vision.py).
+    # What is never read at inference (see vision.py).
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"vision_backbone\.\w+\.blocks\.\d+\.",
         r"vision_backbone\.\w+\.norm\.",
         r"vision_backbone\.\w+\.attn_pool\.",
+        r"value_head\.",
     ]
 
     def __init__(self, config: PrismaticConfig) -> None:

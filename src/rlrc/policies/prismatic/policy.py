@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators, Observation, Policy, PolicySpec, Stack, Tensors
+from rlrc.policies.contract import Observation, Policy, PolicySpec, Stack
 from rlrc.policies.folder import Reading
-from rlrc.policies.prismatic.checkpoint import empty_model, fill, read_outline, rows_of
+from rlrc.policies.prismatic.checkpoint import Supplement, empty_model, fill, read_outline, rows_of
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
+from rlrc.policies.prismatic.weights import Weights
 from rlrc.policies.saving import extend_lineage, write_policy
 from rlrc.policies.statistics import action_statistics, normalise, unnormalise
 
@@ -49,7 +50,7 @@ class PrismaticPolicy(Policy):
         self.processor = processor
         self.unnorm_key = unnorm_key or model.config.default_unnorm_key
         self.lineage = lineage or {"stages": []}
-        self.weights: Tensors | None = None
+        self.weights: Weights | None = None
         self.spec = self.describe()
         if self.unnorm_key is not None or len(self.norm_stats or ()) == 1:
             _ = self.action_statistics()  # what is wrong with them fails here, not at the first action
@@ -62,13 +63,22 @@ class PrismaticPolicy(Policy):
 
     @classmethod
     def outline(cls, folder: Path, reading: Reading) -> Self:
-        found = read_outline(cls.model_class, folder, reading)
+        found = read_outline(cls.model_class, folder, reading, cls.supplement(folder, reading))
         try:
             policy = cls(found.model, found.processor, reading.unnorm_key, found.lineage)
         except UserError as error:
             raise UserError(f"{found.statistics_origin}: {error}") from error
         policy.weights = found.weights
         return policy
+
+    @classmethod
+    def supplement(cls, folder: Path, reading: Reading) -> Supplement | None:
+        """What a published folder holds beside config.json and safetensors files; None where that is all.
+
+        Raises:
+            UserError: a file is damaged, or the folder and `reading.spec` do not fit each other.
+        """
+        return None
 
     def fill(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
         assert self.weights is not None
@@ -173,12 +183,3 @@ class PrismaticPolicy(Policy):
     @property
     def published_parameters(self) -> int:
         return published_parameters(self.model_class, self.model.config)
-
-
-def require_generators(generator: Generators, rows: int) -> None:
-    """
-    Raises:
-        UserError: there are not as many generators as rows.
-    """
-    if isinstance(generator, Sequence) and len(generator) != rows:
-        raise UserError(f"{rows} rows came with {len(generator)} generators; give one to each")

@@ -174,6 +174,8 @@ class Processor:
             if name not in observation.images:
                 there = ", ".join(observation.images) or "none"
                 raise UserError(f"the policy sees the camera '{name}', which is not there (cameras: {shorten(there)})")
+            if not np.all(observation.present.get(name, True)):
+                raise UserError(f"the camera '{name}' is missing in some rows, and the policy cannot do without it")
             pixels.append(self.images(observation.images[name]))
             if len(pixels[-1]) != len(observation.instruction):
                 raise UserError(

@@ -1,8 +1,10 @@
 """The vision side of the trunk: one or two ViT towers, features concatenated by channel, and the projector.
 
 What inference never reads is never built: the last block of each tower, its final norm and SigLIP's attention pool
-(43 M parameters of OpenVLA-7B).
+(43 M parameters of OpenVLA-7B). Nor is the critic, which older checkpoints may hold.
 """
+
+import re
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +23,20 @@ class VisionBackbone(nn.Module):
         if len(towers) > 1:
             self.fused_featurizer = VisionTower(towers[1])
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        features = [tower(x) for tower, x in zip(self.children(), pixel_values.split(3, dim=1), strict=True)]
+    def forward(self, pixel_values: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        pictures = pixel_values.split(3, dim=1)
+        features = [tower(x, condition) for tower, x in zip(self.children(), pictures, strict=True)]
         return torch.cat(features, dim=-1)
 
 
+VALUE_HEAD = re.compile(r"value_head\.(head_l[12]\.(weight|bias)|head_l3\.weight)")
+"""Tensors of the critic, which was once part of the model and of its checkpoints."""
+
+
 def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
-    """Return whether a published checkpoint's tensor of this name is one that inference never reads."""
+    """Return whether a checkpoint's tensor of this name is one that inference never reads."""
+    if VALUE_HEAD.fullmatch(name):
+        return True
     for prefix, tower in zip(
         ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer."), towers, strict=False
     ):

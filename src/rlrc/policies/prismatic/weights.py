@@ -6,6 +6,7 @@ refused, in each tensor as it is read. Packed layers keep their bytes.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -22,12 +23,56 @@ COMPUTED = "rotary_emb.inv_freq"
 """The end of names that old checkpoints store and everybody computes."""
 
 
+class Beside(Protocol):
+    """Tensors in files beside a checkpoint's safetensors; they stand for all that these hold under the same names."""
+
+    @property
+    def paths(self) -> list[Path]: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def covers(self, name: str) -> bool:
+        """Whether the tensor belongs into one of these files, be it there or not."""
+        ...
+
+    def path(self, name: str) -> Path: ...
+    def outline(self, name: str) -> torch.Tensor: ...
+    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor: ...
+
+
+class Joined:
+    """The tensors of safetensors files, and those that lie beside them."""
+
+    def __init__(self, files: TensorFiles, beside: Beside) -> None:
+        self._files, self._beside = files, beside
+        self._names = [*(name for name in files if not beside.covers(name)), *beside]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [*self._files.paths, *self._beside.paths]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._source(name)
+
+    def outline(self, name: str) -> torch.Tensor:
+        return self._source(name).outline(name)
+
+    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        return self._source(name).read(name, rows)
+
+    def _source(self, name: str) -> "TensorFiles | Beside":
+        return self._beside if self._beside.covers(name) else self._files
+
+
 class Weights:
     """Tensors by name, each read, merged, cast and checked when it is asked for.
 
     Args:
         folder: of the checkpoint, or of a LoRA adapter.
         config: what its config.json says.
+        beside: tensors in other files of the checkpoint.
         dtype: of the floating-point tensors; None gives them the one that all are stored in. Where they are stored in
             several, it is config.json's, or else that of the first floating-point tensor, as in transformers.
 
@@ -35,10 +80,14 @@ class Weights:
         UserError: a file is missing or damaged, or an adapter does not fit its base.
     """
 
-    def __init__(self, folder: Path, config: PrismaticConfig, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: PrismaticConfig, dtype: torch.dtype | None = None, beside: Beside | None = None
+    ) -> None:
         self.folder = folder
         self._adapter = Adapter(folder) if is_adapter(folder) else None
-        self._files = TensorFiles(folder if self._adapter is None else self._adapter.base)
+        self._beside = beside
+        files = TensorFiles(folder if self._adapter is None else self._adapter.base)
+        self._files = files if beside is None else Joined(files, beside)
         packed = (getattr(config, "quantization_config", None) or {}).get("modules", ())
         self._packed = {f"{name}.scales" for name in packed}
         self._tied = HEAD not in self._files and (config.tie_word_embeddings or config.text_config.tie_word_embeddings)
@@ -50,6 +99,10 @@ class Weights:
     def paths(self) -> list[Path]:
         """The files that hold the tensors, those of an adapter's base included."""
         return [*self._files.paths, *([] if self._adapter is None else self._adapter.files.paths)]
+
+    def origin(self, name: str) -> Path:
+        """The file or folder that the tensor comes from, or should come from, for errors."""
+        return self._beside.path(name) if self._beside is not None and self._beside.covers(name) else self.folder
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names, file by file."""
@@ -75,7 +128,7 @@ class Weights:
         if self._adapter is not None:
             tensor = self._adapter.merge(name, tensor, rows)
         tensor = self._cast(name, tensor)
-        require_finite_tensor(name, tensor, self.folder)
+        require_finite_tensor(name, tensor, self.origin(name))
         return tensor
 
     def _source(self, name: str) -> str:

@@ -1,0 +1,201 @@
+"""Three forms of OpenVLA-OFT's chunks: numbers, action tokens, or noise that is taken away step by step."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+
+from rlrc.errors import UserError
+from rlrc.policies.contract import Generators, Likelihood, Sample, Sampler, TeacherForced
+from rlrc.policies.oft.diffusion import add_noise, denoise
+from rlrc.policies.oft.model import OFTForActionPrediction
+from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, spread_labels
+from rlrc.policies.parts.noise import draw
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+
+
+class Form(ABC):
+    """What becomes of the last states (N, H * D, hidden) of a chunk's positions."""
+
+    no_likelihood: str | None = None
+    bin_width: float | None = None
+
+    def __init__(self, model: OFTForActionPrediction) -> None:
+        self.model = model
+        self.chunk = (model.config.horizon, model.config.action_dim)
+
+    @abstractmethod
+    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+        """See `Policy.sample`."""
+
+    @abstractmethod
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
+        """See `Policy.teacher_forced`."""
+
+    @abstractmethod
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """Predictions (N, H, D, ...) from the last states."""
+
+    @abstractmethod
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See `Policy.errors`."""
+
+    def spread_errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float) -> torch.Tensor:
+        """See `Policy.errors`."""
+        raise UserError(
+            f"label_spread {label_spread:g}: this policy's actions are no bins that labels could spread over"
+        )
+
+    def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        """See `Policy.mean_actions`."""
+        return predicted
+
+    def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        """See `Policy.best_actions`."""
+        return predicted
+
+    def likelihood(self, inputs: PrismaticInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
+        """See `Policy.likelihood`."""
+        raise UserError(self.no_likelihood or "")
+
+    def _chunk_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(N, H * D, ...) to (N, H, D, ...)."""
+        return numbers.unflatten(1, self.chunk)
+
+    def _entering(self, sequence: tuple[torch.Tensor, ...], target: torch.Tensor) -> TeacherForced:
+        embeddings, mask, positions = sequence
+        return TeacherForced(embeddings, mask.bool(), positions, causal=False, target=target)
+
+
+def _refuse_steps(sampler: Sampler) -> None:
+    if sampler.steps is not None:
+        raise UserError(f"steps {sampler.steps}: this policy does not denoise")
+
+
+class Numbers(Form):
+    """A network reads the actions off; it is trained on their absolute error."""
+
+    no_likelihood = (
+        "PPO needs the likelihood of an action, and an L1 head has none: it gives one action and no distribution; "
+        "train the policy with action tokens (head tokens)"
+    )
+
+    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+        _refuse_steps(sampler)
+        if sampler.temperature:
+            raise UserError(f"temperature {sampler.temperature:g}: an L1 head gives one action and cannot be sampled")
+        return Sample(self.read(self.model.action_states(self.model.sequence(inputs))), {})
+
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
+        return self._entering(self.model.sequence(inputs), actions)
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        return self.model.action_head(states).float()
+
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (predicted - target).abs()
+
+
+class Tokens(Form):
+    """Action tokens that are predicted at once, each independent of the others.
+
+    The published code takes the likeliest of all tokens; here, as in training by PPO, the choice is among the action
+    tokens alone, all that our checkpoints keep of the head. A trained policy predicts no others.
+    """
+
+    def __init__(self, model: OFTForActionPrediction) -> None:
+        super().__init__(model)
+        self.bin_width = 2 / (model.config.n_action_bins - 1)
+        self.actions = ActionTokenizer(model.config.action_vocab_end, model.config.n_action_bins)
+
+    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+        _refuse_steps(sampler)
+        logits = self.read(self.model.action_states(self.model.sequence(inputs)))
+        bins, logprobs = choose(logits, sampler.temperature, generator)
+        tokens = bins + self.actions.first_id
+        actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
+        return Sample(actions, {"tokens": tokens}, logprobs)
+
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
+        tokens = torch.from_numpy(self.actions.encode(actions.cpu().numpy())).to(actions.device)
+        return self._entering(self.model.sequence(inputs), self.actions.ids_to_bins(tokens))
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        return self._chunk_of(self.model.action_logits_of(states).float())
+
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(predicted.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+
+    def spread_errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float) -> torch.Tensor:
+        labels = spread_labels(target.flatten(), label_spread, predicted.shape[-1])
+        return F.cross_entropy(predicted.flatten(0, -2), labels, reduction="none").view(target.shape)
+
+    def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        return predicted.softmax(dim=-1) @ self.actions.centres(predicted)
+
+    def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        return self.actions.centres(predicted)[predicted.argmax(dim=-1)]
+
+    def likelihood(self, inputs: PrismaticInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
+        """Exact, since tokens are drawn independently.
+
+        The critic reads the state before the first place, from which the first number is predicted. No state depends
+        on an action here: all places hold zeros.
+        """
+        states = self.model.action_states(self.model.sequence(inputs))
+        logprobs = F.log_softmax(self.read(states) / sampler.temperature, dim=-1)
+        entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=(1, 2))
+        chosen = logprobs.gather(-1, self.actions.ids_to_bins(latent["tokens"])[..., None]).squeeze(-1)
+        return Likelihood(chosen, entropy, states[:, 0].float())
+
+
+class Noise(Form):
+    """Chunks that are denoised (DDIM); the network predicts the noise, and is trained on its squared error."""
+
+    no_likelihood = (
+        "PPO needs the likelihood of an action, and steps of denoising that add no noise have none; train the policy "
+        "with action tokens (head tokens)"
+    )
+
+    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+        """The noise at the start is normal, times the temperature; the published code takes 1."""
+        training = self.model.config.diffusion_steps
+        steps = training if sampler.steps is None else sampler.steps
+        if not 1 <= steps <= training:
+            raise UserError(f"steps {steps}: the policy was trained with {training}, so it can take 1 to {training}")
+        noise = draw(torch.randn, (len(inputs), *self.chunk), generator, self.model.device)
+        return Sample(self.denoise(inputs, sampler.temperature * noise, steps), {})
+
+    def denoise(self, inputs: PrismaticInputs, chunks: torch.Tensor, steps: int) -> torch.Tensor:
+        """Chunks (N, H, D) without their noise."""
+        return denoise(lambda now, time: self.noise_in(inputs, now, time), chunks, self._training, steps)
+
+    def noise_in(self, inputs: PrismaticInputs, chunks: torch.Tensor, time: int) -> torch.Tensor:
+        """The noise that is predicted in chunks (N, H, D) at a training step."""
+        times = torch.full((len(chunks),), time, device=chunks.device)
+        return self.read(self.model.action_states(self.model.sequence(inputs, chunks, times)))
+
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
+        noise = draw(torch.randn, actions.shape, generator, actions.device)
+        times = (draw(torch.rand, (len(actions),), generator, actions.device) * self._training).long()
+        return self.with_noise(inputs, actions, noise, times)
+
+    def with_noise(
+        self, inputs: PrismaticInputs, actions: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
+    ) -> TeacherForced:
+        """What the decoder reads to predict noise (N, H, D) that was added to actions up to training steps (N,)."""
+        noisy = add_noise(actions, noise, times, self._training)
+        return self._entering(self.model.sequence(inputs, noisy, times), noise)
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        return self.model.action_head(states).float()
+
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (predicted - target).square()
+
+    @property
+    def _training(self) -> int:
+        return self.model.config.diffusion_steps
+
+
+FORMS: dict[str, type[Form]] = {"l1": Numbers, "tokens": Tokens, "diffusion": Noise}

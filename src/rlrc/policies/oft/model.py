@@ -1,0 +1,111 @@
+"""OpenVLA-OFT: a chunk of actions in one pass, in which every position sees every other."""
+
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import CausalLMOutput
+
+from rlrc.policies.oft.config import OFTConfig
+from rlrc.policies.oft.heads import ActionHead, TokenProjector, timestep_embedding
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.model import Prismatic
+
+Sequence = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Embeddings (B, T, hidden), mask (B, T) and position ids (B, T)."""
+
+
+class OFTForActionPrediction(Prismatic):
+    """[BOS][patches of each camera][state][timestep][prompt][a place for each number of the chunk][stop].
+
+    State and timestep are there where the policy reads them. The places hold zeros, or the noisy numbers of a policy
+    that denoises; what predicts a number leaves the position before its place, as in next-token training.
+    """
+
+    config_class = OFTConfig
+    config: OFTConfig
+    # Its kernels in transformers take no mask of our own, and are causal without one.
+    _supports_flash_attn = False
+
+    def add_heads(self, config: OFTConfig) -> None:
+        hidden = config.text_config.hidden_size
+        if config.head != "tokens":
+            self.action_head = ActionHead(hidden, config.action_dim)
+        if config.state_dim:
+            self.proprio_projector = TokenProjector(config.state_dim, hidden)
+        if config.head == "diffusion":
+            self.noisy_action_projector = TokenProjector(1, hidden)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """Logits (B, T, V) at every position of the whole sequence, of the action ids alone with `action_head_only`.
+
+        Args:
+            input_ids: prompts (B, L), padded behind BOS; the places of the chunk and the stop token are added here.
+            pixel_values: of all cameras, (B, 3 * towers * cameras, H, W).
+            state: normalised, (B, S).
+        """
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        inputs = PrismaticInputs(input_ids, attention_mask, pixel_values, state=state)
+        states = self.language_model.model.read_all(*self.sequence(inputs))
+        return CausalLMOutput(logits=self.language_model.lm_head(states))
+
+    def project_images(self, inputs: PrismaticInputs) -> torch.Tensor:
+        """The pixels of all cameras to the decoder's embeddings of their patches (B, cameras * P, hidden)."""
+        assert inputs.pixel_values is not None, "inputs need pixel_values or image_embeddings"
+        cameras = len(self.config.cameras or ())
+        pixels = inputs.pixel_values.to(self.dtype).unflatten(1, (cameras, -1)).flatten(0, 1)
+        if self.config.film:
+            condition = self.mean_text(inputs.input_ids, inputs.attention_mask)
+            features = self.vision_backbone(pixels, condition.repeat_interleave(cameras, dim=0))
+        else:
+            features = self.vision_backbone(pixels)
+        return self.projector(features).unflatten(0, (-1, cameras)).flatten(1, 2)
+
+    def mean_text(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The mean embedding (B, hidden) of prompt and stop token, which conditions the vision towers (FiLM)."""
+        text = torch.cat([self.embed(input_ids), self._stop(len(input_ids))], dim=1)
+        weights = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[..., None].to(text.dtype)
+        return (text * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def sequence(
+        self, inputs: PrismaticInputs, noisy: torch.Tensor | None = None, timesteps: torch.Tensor | None = None
+    ) -> Sequence:
+        """What the decoder reads.
+
+        Args:
+            noisy: chunks (B, H, D) with noise, and the training steps (B,) that they have reached, where the policy
+                denoises.
+        """
+        text, rows = self.embed(inputs.input_ids), len(inputs)
+        front = [text[:, :1], self.images_of(inputs).to(text.dtype)]
+        if self.config.state_dim:
+            assert inputs.state is not None, "inputs need a state"
+            front.append(self.proprio_projector(inputs.state.to(text.dtype))[:, None].to(text.dtype))
+        places = text.new_zeros(rows, self.config.numbers, text.shape[-1])
+        if noisy is not None and timesteps is not None:
+            front.append(timestep_embedding(timesteps, text.shape[-1])[:, None].to(text.dtype))
+            places = self.noisy_action_projector(noisy.flatten(1)[..., None].to(text.dtype)).to(text.dtype)
+        before = torch.cat(front, dim=1)
+        embeddings = torch.cat([before, text[:, 1:], places, self._stop(rows)], dim=1)
+        mask = inputs.attention_mask
+        mask = torch.cat(
+            [mask.new_ones(before.shape[:2]), mask[:, 1:], mask.new_ones(rows, self.config.numbers + 1)], dim=1
+        )
+        return embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+    def action_states(self, sequence: Sequence) -> torch.Tensor:
+        """The final states (B, H * D, hidden) from which the numbers of the chunk are predicted."""
+        return self.before_places(self.language_model.model.read_all(*sequence))
+
+    def before_places(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of all positions (B, T, hidden) those before each place of the chunk, (B, H * D, hidden)."""
+        return hidden[:, -self.config.numbers - 2 : -2]
+
+    def _stop(self, rows: int) -> torch.Tensor:
+        return self.embed(torch.full((rows, 1), self.config.stop_token_id, device=self.device))
