@@ -10,9 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from rlrc import envs
 from rlrc.act.conventions import connect, conversion
-from rlrc.envs.world import dims
 from rlrc.errors import UserError
-from rlrc.policies.contract import Dim, PolicySpec
+from rlrc.policies.contract import PolicySpec
+from rlrc.policies.dim import Dim, dims
 
 WORLDS = ("tabletop", "putonplate", "libero_spatial")
 
