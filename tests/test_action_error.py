@@ -88,7 +88,7 @@ def test_each_frame_is_compared_once_where_the_policy_would_be_asked(
         for step in range(min(execute, end - start)):
             chunks[row, step] = recorded.actions[start + step] + errors[start + step]
     policy = Known(chunks)
-    monkeypatch.setattr(module, "load", lambda *_: policy)
+    monkeypatch.setattr(module, "load", lambda *_, **__: policy)
     monkeypatch.setattr(Demonstrations, "of", lambda config: recorded)
     config = EvaluateConfig(policy=tmp_path, dataset=tmp_path, execute=execute, num_envs=2)
     result = action_error(config, tmp_path)
