@@ -18,8 +18,9 @@ import rlrc.envs
 from rlrc.envs import WorkerLost, repeat_if_lost
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.envs.workers import MAX_LOSSES
-from rlrc.envs.world import Reading, WorldSpec, dims
+from rlrc.envs.world import Reading, WorldSpec
 from rlrc.errors import UserError
+from rlrc.policies.dim import dims
 
 
 class Counter:

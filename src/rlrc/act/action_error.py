@@ -43,7 +43,7 @@ def action_error(config: EvaluateConfig, out: Path) -> dict[str, Any]:
         UserError: the dataset and the policy do not fit, or a picture is missing.
     """
     keep_freed_memory()
-    policy = load(config.policy, config.unnorm_key, config.device)
+    policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
     if config.center_crop:
         policy.crop_pictures()
     execute = executed_actions(policy.spec, config.execute)
