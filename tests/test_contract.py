@@ -245,6 +245,20 @@ def test_a_samples_logprobs_are_its_likelihood(policy: Policy) -> None:
     assert likelihood.state.shape == (3, width) and likelihood.state.dtype == torch.float32
 
 
+def test_likelihoods_with_and_without_gradients_are_equal(policy: Policy) -> None:
+    """To the bit, so that PPO's first ratios are exactly 1; as it reads them, after vision and with plain attention."""
+    if policy.no_likelihood is not None:
+        pytest.skip("the policy has no likelihood")
+    policy.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        inputs = policy.encode(policy.prepare(look(policy)))
+        latent = policy.sample(inputs, Sampler(0.7), noise()).latent
+        without = policy.likelihood(inputs, latent, Sampler(0.7))
+    found = policy.likelihood(inputs, latent, Sampler(0.7))
+    assert found.logprobs.requires_grad
+    assert torch.equal(found.logprobs, without.logprobs) and torch.equal(found.state, without.state)
+
+
 @torch.no_grad()
 def test_a_sample_follows_the_distribution(policy: Policy) -> None:
     """Over many draws, each token's share is the probability that the likelihood gives it."""

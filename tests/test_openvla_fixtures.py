@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import fixture_cases, fixture_folder
-from safetensors.torch import load_file, save_file
+from published_openvla import tower_shapes, whole_vocabulary
+from safetensors.torch import load_file
 
 from rlrc.policies.checkpoint import load
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
@@ -36,28 +37,6 @@ class Case:
         return logits if logits.shape == expected.shape else logits[..., self.model.config.action_ids]
 
 
-def tower_shape(timm: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """Vision shapes are not in a published config.json, so the fixture gives timm's arguments."""
-    return {
-        "hidden_size": timm["embed_dim"],
-        "num_hidden_layers": timm["depth"],
-        "num_attention_heads": timm["num_heads"],
-        "intermediate_size": int(timm["embed_dim"] * timm.get("mlp_ratio", 4)),
-        "image_size": image_size,
-        "patch_size": timm["patch_size"],
-        "num_register_tokens": timm.get("reg_tokens", 0),
-        "class_token": timm.get("class_token", True),
-        "layer_scale": "init_values" in timm,
-    }
-
-
-def tower_shapes(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """The two vision towers of a fixture, from its meta.json."""
-    shapes = meta["config"]
-    timm = (shapes["dinov2_like_timm_args"], shapes["siglip_like_timm_args"])
-    return [tower_shape(arguments, shapes["image_size"]) for arguments in timm]
-
-
 def whole_checkpoint(folder: Path, scratch: Path) -> Path:
     """The checkpoint of a fixture, written to `scratch` with the vision towers' shapes in its config.json.
 
@@ -69,15 +48,7 @@ def whole_checkpoint(folder: Path, scratch: Path) -> Path:
     config["vision_towers"] = tower_shapes(json.loads((folder / "meta.json").read_text()))
     (scratch / "config.json").unlink()
     (scratch / "config.json").write_text(json.dumps(config))
-    if not (folder / "vocabulary.safetensors").exists():
-        return scratch
-    weight_map = json.loads((scratch / "model.safetensors.index.json").read_text())["weight_map"]
-    rows = load_file(folder / "vocabulary.safetensors")
-    ids = rows.pop("ids")
-    for name, known in rows.items():
-        whole = torch.zeros(32064, known.shape[1])
-        whole[ids] = known
-        save_file({name: whole}, scratch / weight_map[name])
+    whole_vocabulary(folder, scratch)
     return scratch
 
 

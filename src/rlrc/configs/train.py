@@ -87,12 +87,12 @@ class Shape(Config):
 
 
 class OFTOptions(Config):
-    """What a policy of the family openvla-oft reads and gives."""
+    """Inputs and outputs of a policy of the family openvla-oft."""
 
     horizon: int = Field(default=8, ge=1, le=1024)
     """Number of actions of a call (the chunk)."""
     head: Literal["l1", "tokens", "diffusion"] = "l1"
-    """How actions are made: as numbers (l1), as action tokens, which rl can train, or by diffusion."""
+    """Form of the actions: numbers (l1), action tokens, which rl can train, or diffusion."""
     cameras: tuple[CameraName, ...] = Field(default=("front",), min_length=1, max_length=16)
     """Names of the cameras, in the order in which the policy reads them."""
     state: bool = True

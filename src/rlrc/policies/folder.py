@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlrc.policies.locate import LINEAGE_FILE
+from rlrc.policies.locate import LINEAGE_FILE, SIDE_FILE
 from rlrc.policies.lora import Adapter, is_adapter
 from rlrc.policies.schema import LineageFields
 from rlrc.policies.shards import TensorFiles
@@ -61,6 +61,11 @@ def beside(folder: Path, base: Path | None, name: str) -> Path:
 
 
 def stored_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of each tensor of a checkpoint, or of an adapter's base, as the safetensors headers have them."""
-    files = TensorFiles(Adapter(folder).base if is_adapter(folder) else folder)
-    return {name: files.outline(name).nbytes for name in files}
+    """Bytes of each tensor of a checkpoint, or of an adapter's base, as the safetensors headers have them.
+
+    A file of tensors beside those (`locate.SIDE_FILE`) counts as a whole, under its own name.
+    """
+    home = Adapter(folder).base if is_adapter(folder) else folder
+    files = TensorFiles(home)
+    beside = {path.name: path.stat().st_size for path in sorted(home.iterdir()) if SIDE_FILE.fullmatch(path.name)}
+    return {name: files.outline(name).nbytes for name in files} | beside

@@ -16,7 +16,8 @@ def warm_up(policy: Policy) -> None:
 
     The first time, PyTorch and its libraries prepare each product for its shape: about 40 ms on a processor, longer on
     a GPU. A large policy on a processor does not act here: its action takes seconds, of which 40 ms are nothing.
-    Neither does one that cannot act because it has no tokenizer.
+    Neither does one that cannot act yet, because it has no tokenizer, or because it reads a state and nobody has chosen
+    among its statistics.
     """
     on_processor = policy.device.type == "cpu"
     packed = any(isinstance(module, QuantizedLinear) for module in policy.model.modules())
@@ -24,6 +25,8 @@ def warm_up(policy: Policy) -> None:
         kernels.missing()
     large = sum(tensor.nbytes for tensor in policy.model.state_dict().values()) > SMALL_BYTES
     if not policy.can_read_instructions or (on_processor and large):
+        return
+    if policy.spec.state and policy.unnorm_key is None and len(policy.norm_stats or ()) != 1:
         return
     side = policy.image_size + 1  # so that pictures have to be resized
     images = {camera: np.zeros((1, side, side, 3), np.uint8) for camera in policy.spec.cameras}

@@ -51,7 +51,7 @@ class Samples:
 
     @torch.no_grad()
     def best_actions(self, policy: Policy) -> torch.Tensor:
-        """What the policy finds best, normalised (N, H, D), given what training shows it of the demonstrated actions.
+        """Return the best actions, normalised (N, H, D), given what training shows the policy of the demonstrated ones.
 
         Noise in them is the same in every call.
         """

@@ -15,7 +15,7 @@ from rlrc.policies.prismatic.inputs import PrismaticInputs
 
 
 class Form(ABC):
-    """What becomes of the last states (N, H * D, hidden) of a chunk's positions."""
+    """A way to make a chunk of the last states (N, H * D, hidden) of its positions."""
 
     no_likelihood: str | None = None
     bin_width: float | None = None
@@ -142,7 +142,9 @@ class Tokens(Form):
         The critic reads the state before the first place, from which the first number is predicted. No state depends
         on an action here: all places hold zeros.
         """
-        states = self.model.action_states(self.model.sequence(inputs))
+        # All positions, with gradients or without: PPO compares the two, and they should differ in no bit.
+        hidden = self.model.language_model.model.read_all(*self.model.sequence(inputs))
+        states = self.model.before_places(hidden)
         logprobs = F.log_softmax(self.read(states) / sampler.temperature, dim=-1)
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=(1, 2))
         chosen = logprobs.gather(-1, self.actions.ids_to_bins(latent["tokens"])[..., None]).squeeze(-1)
@@ -183,7 +185,7 @@ class Noise(Form):
     def with_noise(
         self, inputs: PrismaticInputs, actions: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
     ) -> TeacherForced:
-        """What the decoder reads to predict noise (N, H, D) that was added to actions up to training steps (N,)."""
+        """Teacher forcing of noise (N, H, D) that was added to actions up to training steps (N,)."""
         noisy = add_noise(actions, noise, times, self._training)
         return self._entering(self.model.sequence(inputs, noisy, times), noise)
 

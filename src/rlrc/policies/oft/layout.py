@@ -18,7 +18,7 @@ from rlrc.reading import lies_there, shorten
 
 
 def supplement(folders: Sequence[Path], spec: str | None) -> Supplement:
-    """What a published folder holds beside config.json and safetensors files.
+    """Read what a published folder holds beside config.json and safetensors files.
 
     Args:
         folders: the checkpoint's; of an adapter also its own.

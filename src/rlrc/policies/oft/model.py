@@ -76,7 +76,7 @@ class OFTForActionPrediction(Prismatic):
     def sequence(
         self, inputs: PrismaticInputs, noisy: torch.Tensor | None = None, timesteps: torch.Tensor | None = None
     ) -> Sequence:
-        """What the decoder reads.
+        """Put together what the decoder reads.
 
         Args:
             noisy: chunks (B, H, D) with noise, and the training steps (B,) that they have reached, where the policy
@@ -101,11 +101,16 @@ class OFTForActionPrediction(Prismatic):
 
     def action_states(self, sequence: Sequence) -> torch.Tensor:
         """The final states (B, H * D, hidden) from which the numbers of the chunk are predicted."""
-        return self.before_places(self.language_model.model.read_all(*sequence))
+        return self.language_model.model.read_all(*sequence, self.read_positions)
 
     def before_places(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of all positions (B, T, hidden) those before each place of the chunk, (B, H * D, hidden)."""
-        return hidden[:, -self.config.numbers - 2 : -2]
+        """Choose of all positions (B, T, hidden) those before each place of the chunk, (B, H * D, hidden)."""
+        return hidden[:, self.read_positions]
+
+    @property
+    def read_positions(self) -> slice:
+        """The positions before each place of the chunk."""
+        return slice(-self.config.numbers - 2, -2)
 
     def _stop(self, rows: int) -> torch.Tensor:
         return self.embed(torch.full((rows, 1), self.config.stop_token_id, device=self.device))

@@ -38,7 +38,7 @@ from rlrc.reading import read_object
 
 OWN_PARTS = {"action_head": "action_head", "proprio": "proprio_projector", "noisy_action": "noisy_action_projector"}
 MARGIN = 1e-8
-"""What the published code adds to the range of an action, both ways."""
+"""Number that the published code adds to the range of an action, both ways."""
 
 
 class OFTPolicy(PrismaticPolicy):

@@ -1,9 +1,10 @@
-"""What config.json of an OpenVLA-OFT policy may say, beside what every policy on the trunk may."""
+"""The schema of an OpenVLA-OFT policy's config.json, beside that of every policy on the trunk."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from rlrc.configs.train import CameraName
 from rlrc.policies.prismatic.schema import ConfigFields, TokenId
 from rlrc.reading import FileModel
 
@@ -12,12 +13,11 @@ MAX_CAMERAS = 16
 MAX_STATE = 1024
 MAX_STEPS = 10_000
 
-CameraName = Annotated[StrictStr, Field(pattern=r"^[\w.-]{1,200}$")]
 Text = Annotated[StrictStr, Field(max_length=200)]
 
 
 class DimFields(FileModel, extra="forbid"):
-    """What one number of a state or an action is."""
+    """The meaning of one number of a state or an action."""
 
     name: Annotated[Text, Field(min_length=1)]
     unit: Text = ""

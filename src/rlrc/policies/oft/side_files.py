@@ -25,7 +25,7 @@ LORA_ALPHA = 16
 """OpenVLA-OFT trains with alpha = min(rank, 16); no file says it."""
 VISION = "vision_backbone."
 HEADS = {"model.": "l1", "noise_predictor.mlp_resnet.": "diffusion"}
-"""What the names in an action head's file begin with, and the kind of head."""
+"""Beginning of the names in an action head's file -> kind of head."""
 
 
 class SideFile:
@@ -100,7 +100,7 @@ class SideFiles:
             yield from file
 
     def covers(self, name: str) -> bool:
-        """Whether the tensor belongs into one of these files, be it there or not."""
+        """Return whether the tensor belongs into one of these files, be it there or not."""
         return self.kind_of(name) in self.files
 
     def kind_of(self, name: str) -> str:
@@ -180,7 +180,7 @@ def _load(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether it is a dense floating-point tensor whose numbers all lie in the file."""
+    """Return whether it is a dense floating-point tensor whose numbers all lie in the file."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
         return False
     return tensor.is_contiguous() and not tensor.is_meta

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from rlrc.configs.train import CameraName
 from rlrc.errors import UserError
 from rlrc.policies.dim import Dim, dims
-from rlrc.policies.oft.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, MAX_STEPS, CameraName
+from rlrc.policies.oft.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, MAX_STEPS
 from rlrc.reading import FileModel, shorten, validate
 
 EXAMPLES = "libero, aloha, 'bridge,cameras=front', or such as chunk=8,cameras=front+wrist,state=8"
@@ -87,7 +88,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Told:
-    """What a spec says, and what the numbers of the preset in it mean."""
+    """The words of a spec, and the meaning of the numbers of the preset in it."""
 
     words: Spec
     action: tuple[Dim, ...]

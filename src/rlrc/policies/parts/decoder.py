@@ -4,7 +4,10 @@ Every layer is built from its own config (`config.per_layer_config[i]`, transfor
 attention kernels, caches and later native support for such models come for free.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import (
@@ -15,6 +18,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from rlrc.policies.parts.config import DecoderConfig
+from rlrc.policies.parts.decoding import heads, rotate
 
 
 class HeterogeneousLlamaModel(LlamaModel):
@@ -32,30 +36,65 @@ class HeterogeneousLlamaModel(LlamaModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def read_all(self, embeddings: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The final states (B, T, hidden) of sequences in which every position sees every other.
+    def read_all(
+        self,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        places: slice = slice(None),
+    ) -> torch.Tensor:
+        """The final states (B, places, hidden) of sequences in which every position sees every other.
 
         Args:
             embeddings: (B, T, hidden).
             mask: (B, T), 0 where there is padding, which nothing sees.
             positions: position ids (B, T).
+            places: positions whose states are wanted. Without gradients the last layer computes no others.
         """
         visible, length = None, mask.shape[1]
         if not mask.all():
-            open_, closed = 0.0, torch.finfo(embeddings.dtype).min
-            seen = torch.where(mask.bool(), open_, closed).to(embeddings.dtype)
+            lowest = torch.finfo(embeddings.dtype).min
+            seen = torch.where(mask.bool(), 0.0, lowest).to(embeddings.dtype)
             visible = seen[:, None, None].expand(-1, 1, length, -1)
         rotary = self.rotary_emb(embeddings, position_ids=positions)
-        for layer in self.layers:
+        everywhere = torch.is_grad_enabled() or places == slice(None)
+        layers = list(self.layers)
+        hidden = embeddings
+        for layer in layers if everywhere else layers[:-1]:
             # Without a mask the kernels of transformers would be causal, unless they are told.
-            embeddings = layer(
-                embeddings,
+            hidden = layer(
+                hidden,
                 attention_mask=visible,
                 position_ids=positions,
                 position_embeddings=rotary,
                 is_causal=False,
             )
-        return self.norm(embeddings)
+        if everywhere:
+            return self.norm(hidden[:, places])
+        return self.norm(_at_places(layers[-1], hidden, visible, rotary, places))
+
+
+def _at_places(
+    layer: Any,
+    hidden: torch.Tensor,
+    visible: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    places: slice,
+) -> torch.Tensor:
+    """Return what leaves a layer (B, places, hidden) at some places, which see all positions of `hidden`."""
+    attention, entering = layer.self_attn, layer.input_layernorm(hidden)
+    keys = rotate(heads(attention.k_proj(entering), attention.head_dim), *rotary)
+    values = heads(attention.v_proj(entering), attention.head_dim)
+    queries = heads(attention.q_proj(entering[:, places]), attention.head_dim)
+    attended = F.scaled_dot_product_attention(
+        rotate(queries, rotary[0][:, places], rotary[1][:, places]),
+        keys,
+        values,
+        attn_mask=None if visible is None else visible[:, :, places],
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )
+    hidden = hidden[:, places] + attention.o_proj(attended.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 class HeterogeneousLlamaForCausalLM(LlamaForCausalLM):

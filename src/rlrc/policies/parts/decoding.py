@@ -86,12 +86,12 @@ class Decoding:
         layer: Any = self._decoder.layers[index]
         attention = layer.self_attn
         entering = layer.input_layernorm(hidden)
-        keys = _rotate(_heads(attention.k_proj(entering), attention.head_dim), *rotary)
-        values = _heads(attention.v_proj(entering), attention.head_dim)
+        keys = rotate(heads(attention.k_proj(entering), attention.head_dim), *rotary)
+        values = heads(attention.v_proj(entering), attention.head_dim)
         keys, values = self._remember(index, keys, values, start)
         if only_last:
             hidden, entering, rotary = hidden[:, -1:], entering[:, -1:], (rotary[0][:, -1:], rotary[1][:, -1:])
-        queries = _rotate(_heads(attention.q_proj(entering), attention.head_dim), *rotary)
+        queries = rotate(heads(attention.q_proj(entering), attention.head_dim), *rotary)
         attended = self._attend(index, queries, keys, values)
         hidden = hidden + attention.o_proj(attended.transpose(1, 2).flatten(2))
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -134,12 +134,12 @@ class Decoding:
         return causal & self._visible[:, None, None, : self._length]
 
 
-def _heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:
+def heads(projected: torch.Tensor, head_dim: int) -> torch.Tensor:
     """(B, T, heads * head_dim) -> (B, heads, T, head_dim)."""
     return projected.unflatten(2, (-1, head_dim)).transpose(1, 2)
 
 
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of queries or keys (B, heads, T, head_dim)."""
     return heads * cos[:, None] + rotate_half(heads) * sin[:, None]
 

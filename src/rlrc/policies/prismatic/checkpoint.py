@@ -36,7 +36,7 @@ Config = TypeVar("Config", bound=PrismaticConfig)
 
 @dataclass(frozen=True)
 class Supplement:
-    """What belongs to a published checkpoint, beside its config.json and safetensors files."""
+    """The parts of a published checkpoint beside its config.json and safetensors files."""
 
     config: dict[str, Any]
     """Fields of our config, in place of those that config.json has."""
@@ -59,7 +59,7 @@ class Outline:
 def read_outline(
     model_class: type[Model], folder: Path, reading: Reading, supplement: Supplement | None = None
 ) -> Outline:
-    """What the folder of a checkpoint holds, or of an adapter.
+    """Read what the folder of a checkpoint holds, or of an adapter.
 
     Raises:
         UserError: a file is missing or damaged, a tensor does not fit, or the full head is asked for and not there.

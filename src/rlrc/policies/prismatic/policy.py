@@ -73,7 +73,7 @@ class PrismaticPolicy(Policy):
 
     @classmethod
     def supplement(cls, folder: Path, reading: Reading) -> Supplement | None:
-        """What a published folder holds beside config.json and safetensors files; None where that is all.
+        """Read what a published folder holds beside config.json and safetensors files; None where that is all.
 
         Raises:
             UserError: a file is damaged, or the folder and `reading.spec` do not fit each other.

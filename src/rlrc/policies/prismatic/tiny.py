@@ -1,4 +1,4 @@
-"""What new policies on the trunk have in common: sizes, pictures in [-1, 1], and a tokenizer of their own.
+"""Common parts of new policies on the trunk: sizes, pictures in [-1, 1], and a tokenizer of their own.
 
 Same classes as at full size, small sizes; most parameters sit in the decoder, as they do there.
 """

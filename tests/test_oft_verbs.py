@@ -1,0 +1,163 @@
+"""Every verb on a small OpenVLA-OFT policy with two cameras, a state and chunks, from demonstrations on disk."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bandit_world
+import numpy as np
+import pytest
+import torch
+from test_contract import SHAPE
+
+import rlrc
+from rlrc import envs
+from rlrc.act.action_error import action_error
+from rlrc.act.evaluate import evaluate
+from rlrc.configs.evaluate import EvaluateConfig
+from rlrc.configs.prune import Depth, Flap, LlmPruner, PruneConfig, StateSaliency, Wanda
+from rlrc.configs.quantize import QuantizeConfig
+from rlrc.configs.rl import RlConfig
+from rlrc.configs.sft import SftConfig
+from rlrc.configs.train import OFTOptions, TrainConfig
+from rlrc.data.lerobot import write_dataset
+from rlrc.errors import UserError
+from rlrc.prune import prune
+from rlrc.quantize import quantize
+from rlrc.recover.ppo import rl
+from rlrc.recover.sft import sft
+from rlrc.recover.train import train
+
+HEADS = ("l1", "tokens", "diffusion")
+FRAMES = 7
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of seven frames of noise, from two cameras, with a state."""
+    random = np.random.default_rng(3)
+    path = tmp_path_factory.mktemp("two-cameras") / "dataset"
+    with write_dataset(path, fps=5, robot_type="none") as writer:
+        for task in ("put carrot on plate", "put red cube on plate"):
+            columns: dict[str, Any] = {
+                f"observation.images.{camera}": random.integers(0, 256, (FRAMES, 32, 32, 3), np.uint8)
+                for camera in ("wrist", "front")
+            }
+            columns["observation.state"] = random.uniform(-1, 1, (FRAMES, 8)).astype(np.float32)
+            columns["action"] = random.uniform(-0.05, 0.05, (FRAMES, 7)).astype(np.float32)
+            writer.append(task, columns)
+    return path
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def trained(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of each kind after a few steps of training from scratch."""
+    out = tmp_path_factory.mktemp(f"train-{request.param}")
+    options = OFTOptions(horizon=3, head=request.param, cameras=("front", "wrist"))
+    learning = {"steps": 10, "batch_size": 4, "warmup_steps": 1, "learning_rate": 2e-3, "state_loss_weight": 0}
+    metrics = train(
+        TrainConfig(family="openvla-oft", oft=options, shape=SHAPE, dataset=dataset, device="cpu", **learning), out
+    )
+    assert np.isfinite(metrics["loss"])
+    assert ("l1_error" in metrics) == (request.param != "diffusion")
+    policy = rlrc.load(out / "checkpoint")
+    assert (policy.spec.family, policy.spec.cameras) == ("openvla-oft", ("front", "wrist"))
+    assert (policy.spec.horizon, len(policy.spec.state), len(policy.spec.action)) == (3, 8, 7)
+    assert policy.spec.execute == 3
+    return out / "checkpoint"
+
+
+METHODS = {
+    "taylor": LlmPruner(),
+    "saliency": StateSaliency(grid=2),
+    "flap": Flap(),
+    "wanda": Wanda(),
+    "depth": Depth(),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prune(trained: Path, dataset: Path, method: str, tmp_path: Path) -> None:
+    """Every method measures, cuts and saves, the same way each time."""
+    config = PruneConfig(policy=trained, dataset=dataset, ratio=0.4, samples=6, method=METHODS[method], device="cpu")
+    result = prune(config, tmp_path / "first")
+    policy = rlrc.load(tmp_path / "first" / "checkpoint")
+    before = result["metrics"]["linear_parameters_before"]
+    if method == "wanda":
+        assert result["metrics"]["zeros"] == pytest.approx(0.4, abs=0.02)
+    else:
+        assert result["metrics"]["linear_parameters"] < 0.8 * before
+    kept = prune(config, tmp_path / "second")
+    assert kept["layers"] == result["layers"]
+    for name, tensor in rlrc.load(tmp_path / "second" / "checkpoint").model.state_dict().items():
+        assert torch.equal(tensor, policy.model.state_dict()[name])
+    assert policy.spec == rlrc.load(trained).spec
+
+
+def test_fine_tuning(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    config = SftConfig(policy=trained, dataset=dataset, steps=10, batch_size=4, warmup_steps=1, device="cpu")
+    assert np.isfinite(sft(config, tmp_path)["loss"])
+    old, new = (rlrc.load(path).model.state_dict() for path in (trained, tmp_path / "checkpoint"))
+    assert old.keys() == new.keys()
+    assert not torch.equal(old["proprio_projector.fc1.weight"], new["proprio_projector.fc1.weight"])
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_quantize(trained: Path, dataset: Path, rounding: str, tmp_path: Path) -> None:
+    parts = [part for part in rlrc.load(trained).parts if part != "embedding"]
+    config = QuantizeConfig(
+        policy=trained, bits=8, dataset=dataset, samples=6, rounding=rounding, parts=parts, device="cpu"
+    )
+    result = quantize(config, tmp_path)
+    actions = result["actions"]
+    if "tokens" in actions:
+        assert 0 <= actions["bins"] < 20
+    else:
+        assert 0 < actions["l1_change"] < 0.1
+    packed = {layer["name"].partition(".")[0] for layer in result["per_layer"]}
+    assert {"language_model", "vision_backbone", "projector"} <= packed
+    rlrc.load(tmp_path / "checkpoint")
+
+
+def test_action_error(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    result = action_error(EvaluateConfig(policy=trained, dataset=dataset, num_envs=3, device="cpu"), tmp_path)
+    assert result["frames"] == 2 * FRAMES
+
+
+@pytest.fixture
+def bandit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world with two cameras and the state that the policies read."""
+    monkeypatch.setitem(envs.WORLDS, "bandit", "bandit_world")
+    monkeypatch.setattr(bandit_world, "SPEC", replace(bandit_world.SPEC, cameras=("front", "wrist")))
+
+
+@pytest.mark.usefixtures("bandit")
+def test_evaluate(trained: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(
+        policy=trained, world="bandit", episodes=4, num_envs=2, num_workers=0, videos=0, device="cpu"
+    )
+    evaluate(config, tmp_path)
+    assert (tmp_path / "eval.json").exists()
+
+
+@pytest.mark.usefixtures("bandit")
+def test_rl(trained: Path, tmp_path: Path) -> None:
+    """PPO trains action tokens, and says of the other heads why it cannot."""
+    options = {"num_envs": 4, "num_workers": 0, "iterations": 2, "batch_size": 4, "eval_every": 0, "device": "cpu"}
+    config = RlConfig(policy=trained, world="bandit", **options)
+    if rlrc.load(trained).no_likelihood is not None:
+        with pytest.raises(UserError, match=r"PPO needs the likelihood of an action.*head tokens"):
+            rl(config, tmp_path)
+        return
+    metrics = rl(config, tmp_path)
+    assert np.isfinite(metrics["policy_loss"]) and metrics["acting_gap"] < 0.2
+    assert rlrc.load(tmp_path / "checkpoint").spec == rlrc.load(trained).spec
+
+
+def test_what_does_not_fit_is_told(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="options oft belong to the family openvla-oft"):
+        TrainConfig(dataset=dataset, oft=OFTOptions(horizon=4))
+    options = OFTOptions(cameras=("front", "left"))
+    config = TrainConfig(family="openvla-oft", oft=options, shape=SHAPE, dataset=dataset, steps=1, device="cpu")
+    with pytest.raises(UserError, match="left"):
+        train(config, tmp_path)
