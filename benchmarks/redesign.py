@@ -113,11 +113,11 @@ def take_turns(codes: dict[str, Path], rounds: int, scratch: Path) -> list[dict[
 def show(result: dict[str, Any]) -> None:
     rows = [[row["policy"], str(row["n"]), str(row["equal"])] for row in result.get("episodes", [])]
     print_table("Episodes by both codes", ["policy", "episodes", "end the same way"], rows)
-    rows = [
-        [row["verb"], f"{row['seconds']['before']:.1f} s", f"{row['seconds']['after']:.1f} s"]
-        + [f"{row['ratio']:.3f} ({row['ratio_95'][0]:.3f} to {row['ratio_95'][1]:.3f})"]
-        for row in result.get("verbs", [])
-    ]
+    rows = []
+    for row in result.get("verbs", []):
+        seconds, (low, high) = row["seconds"], row["ratio_95"]
+        taken = [f"{seconds[when]:.1f} s" for when in ("before", "after")]
+        rows.append([row["verb"], *taken, f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})"])
     print_table("Seconds of a verb", ["verb", "before", "after", "after over before"], rows)
 
 
