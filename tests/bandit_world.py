@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from rlrc.envs.world import Reading, WorldSpec, dims
+from rlrc.envs.world import Reading, WorldSpec
+from rlrc.policies.dim import dims
 
 STEPS = 4
 THRESHOLD = 0.01

@@ -9,6 +9,9 @@ import pytest
 if TYPE_CHECKING:
     from rlrc.policies.contract import Policy
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Tests run side by side, one on each core."""
+
 os.environ["RLRC_FRAME_CACHE_GB"] = "0"
 """Tests leave no frames on the disk, except those that are about that."""
 

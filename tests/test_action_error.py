@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from command import rlrc
 from dataset_files import CASES, copy_case
 from toy_demonstrations import toy_demonstrations
@@ -16,9 +17,11 @@ from rlrc.act.action_error import LABEL, action_error, asked_at
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.data import Demonstrations
 from rlrc.errors import UserError
+from rlrc.pipeline import RunConfig, run
 from rlrc.policies.contract import Observation, PolicySpec, Sample, Sampler
 from rlrc.policies.dim import Dim
 from rlrc.recipe import Recipe
+from rlrc.report.summary import summarise_run
 from rlrc.resolve import resolve
 from rlrc.stats import ClusterMean, cluster_mean
 
@@ -85,7 +88,7 @@ def test_each_frame_is_compared_once_where_the_policy_would_be_asked(
         for step in range(min(execute, end - start)):
             chunks[row, step] = recorded.actions[start + step] + errors[start + step]
     policy = Known(chunks)
-    monkeypatch.setattr(module, "load", lambda *_: policy)
+    monkeypatch.setattr(module, "load", lambda *_, **__: policy)
     monkeypatch.setattr(Demonstrations, "of", lambda config: recorded)
     config = EvaluateConfig(policy=tmp_path, dataset=tmp_path, execute=execute, num_envs=2)
     result = action_error(config, tmp_path)
@@ -179,6 +182,20 @@ def test_what_does_not_fit_is_one_line(tiny_checkpoint: Path, tmp_path: Path) ->
             action_error(EvaluateConfig(policy=tiny_checkpoint, dataset=CASES / case, **options), tmp_path)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_has_no_table_of_action_errors(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"verb": "evaluate", "name": "error", "policy": "base", "dataset": str(CASES / "plain")}
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"base": str(tiny_checkpoint), "stages": [error]}))
+    result = run(RunConfig(recipe=recipe), tmp_path / "run")
+    assert result["summary"] == [] and result["stages"]["error"]["measure"] == LABEL
+    assert "there is no table" in capsys.readouterr().err
+    with pytest.raises(UserError, match="nothing to show"):
+        summarise_run(tmp_path / "run")
+    assert "action errors are no success rates" in capsys.readouterr().err
 
 
 def test_a_recipes_world_is_not_that_of_a_dataset(tiny_checkpoint: Path, tmp_path: Path) -> None:

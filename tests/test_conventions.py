@@ -10,9 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from rlrc import envs
 from rlrc.act.conventions import connect, conversion
-from rlrc.envs.world import dims
 from rlrc.errors import UserError
-from rlrc.policies.contract import Dim, PolicySpec
+from rlrc.policies.contract import PolicySpec
+from rlrc.policies.dim import Dim, dims
 
 WORLDS = ("tabletop", "putonplate", "libero_spatial")
 
@@ -197,7 +197,7 @@ def test_rl_and_evaluate_say_it_before_a_world_starts(tiny_policy, tmp_path, mon
     monkeypatch.setattr("rlrc.envs.spec", lambda world: blind)
     monkeypatch.setattr("rlrc.envs.make", forbidden)
     for module in ("act.evaluate", "recover.ppo"):
-        monkeypatch.setattr(f"rlrc.{module}.load", lambda *_: tiny_policy)
+        monkeypatch.setattr(f"rlrc.{module}.load", lambda *_, **__: tiny_policy)
     for verb, config in ((evaluate, EvaluateConfig), (rl, RlConfig)):
         with pytest.raises(UserError, match="the policy sees the camera 'front', and the world 'bandit' has side"):
             verb(config(policy=tmp_path), tmp_path / "out")

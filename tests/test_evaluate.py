@@ -27,6 +27,7 @@ from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
 from rlrc.policies.contract import Observation, Policy, PolicySpec
+from rlrc.policies.dim import Dim
 from rlrc.policies.prismatic.processor import ImageProcessor
 from rlrc.stats import wilson
 from rlrc.video import read_video, write_video
@@ -76,6 +77,19 @@ def test_an_episode_that_passes_through_the_target_succeeds_once_but_not_at_the_
     assert early.path_length == pytest.approx(0.01 * STEPS, rel=1e-4)
     assert early.jerk == pytest.approx(0.0, abs=1e-4)
     assert early.sum_reward == 4 and early.max_reward == 1 and never.sum_reward == 0
+
+
+def test_actions_reach_the_world_in_its_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that thinks in centimetres, in a world of metres."""
+    spec = toy_world.SPEC
+    monkeypatch.setattr(ToyWorld, "world_spec", replace(spec, action=(Dim("x", "m"), *spec.action[1:])))
+    straight = Straight(1.0)
+    straight.policy = SimpleNamespace(spec=replace(Straight.policy.spec, action=(Dim("x", "cm"), *spec.action[1:])))
+    (episode,) = rollout(straight, ToyWorld(1), [5], "ind")
+    assert episode.path_length == pytest.approx(0.01 * STEPS, rel=1e-4)
+    straight.policy.spec = replace(straight.policy.spec, action=(Dim("x", "rad"), *spec.action[1:]))
+    with pytest.raises(UserError, match="its unit is 'rad' in the policy and 'm' in the world 'toy'"):
+        rollout(straight, ToyWorld(1), [5], "ind")
 
 
 def test_motion_of_known_curves() -> None:

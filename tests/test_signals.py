@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from command import hear_signals
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -24,7 +25,13 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(SLOW_VERBS), *arguments]
     environment = os.environ | {"READY": str(folder / "ready")}
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_signals,
     )
     deadline = time.monotonic() + 120
     while not (folder / "ready").exists():
@@ -90,7 +97,9 @@ main()
 @pytest.mark.parametrize("module", ["rlrc.verbs", "pydantic", "tyro", "torch"])
 def test_an_interrupt_while_modules_are_imported_is_one_line(module: str) -> None:
     code = INTERRUPTED_IMPORT.format(module=module, number=int(signal.SIGINT))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=hear_signals
+    )
     assert (done.returncode, done.stderr) == (130, "rlrc: interrupted\n")
 
 

@@ -18,8 +18,9 @@ import rlrc.envs
 from rlrc.envs import WorkerLost, repeat_if_lost
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.envs.workers import MAX_LOSSES
-from rlrc.envs.world import Reading, WorldSpec, dims
+from rlrc.envs.world import Reading, WorldSpec
 from rlrc.errors import UserError
+from rlrc.policies.dim import dims
 
 
 class Counter:
@@ -192,21 +193,30 @@ def test_a_dead_worker_is_named_and_replaced() -> None:
     assert not any(process.is_alive() for process in processes)
 
 
+def wait_less(env: WorkerVectorEnv, seconds: float) -> None:
+    """Let the workers, which have started, answer within so many seconds; to start takes long on a busy machine."""
+    for worker in env._workers:
+        worker._spec = replace(worker._spec, answer_limit_s=seconds)
+
+
 def test_a_worker_that_hangs_is_replaced() -> None:
-    env = WorkerVectorEnv(replace(SPEC, answer_limit_s=3.0), num_envs=2, num_workers=2, image_size=16)
+    env = WorkerVectorEnv(SPEC, num_envs=2, num_workers=2, image_size=16)
     env.reset()
+    wait_less(env, 5)
     hung = env._workers[1]._process
-    with pytest.raises(WorkerLost, match="environments 1 to 1 gave no answer for 3 s"):
+    with pytest.raises(WorkerLost, match="environments 1 to 1 gave no answer for 5 s"):
         env.step(only_last(2, 6))
     assert not hung.is_alive()
+    wait_less(env, 300)
     env.reset()
     assert env.step(actions(2))[0]["state"][:, 1].tolist() == [1, 1]
     env.close()
 
 
 def test_a_worker_with_many_slow_worlds_does_not_hang() -> None:
-    env = WorkerVectorEnv(replace(SPEC, answer_limit_s=2.5), num_envs=4, num_workers=1)
+    env = WorkerVectorEnv(SPEC, num_envs=4, num_workers=1)
     env.reset(options={"episode_ids": np.arange(4)})
+    wait_less(env, 3.5)  # each takes 1.1 s, all of them 4.4 s
     observation, *_ = env.step(actions(4, first=4))
     np.testing.assert_array_equal(observation["state"], [[0, 1], [1, 1], [2, 1], [3, 1]])
     env.close()

@@ -5,7 +5,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlrc.envs.world import WorldSpec, dims
+from rlrc.envs.world import WorldSpec
+from rlrc.policies.dim import dims
 
 STEPS = 12
 FPS = 5

@@ -46,7 +46,10 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
 
 def measures(stages: dict[str, Stage]) -> bool:
     """Return whether any of the stages finds out what a run's table shows."""
-    return any(stage.verb in ("evaluate", "bench") for stage in stages.values())
+    return any(
+        stage.verb == "bench" or (stage.verb == "evaluate" and getattr(stage.config, "dataset", None) is None)
+        for stage in stages.values()
+    )
 
 
 def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dict[Path, str], where: str) -> Stage:

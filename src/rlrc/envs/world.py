@@ -20,11 +20,6 @@ ALONG_BASE = "change along the axes of the arm's base"
 """Convention of an action that moves the hand."""
 
 
-def dims(names: str, unit: str = "", convention: str = "") -> tuple[Dim, ...]:
-    """Numbers of one kind, by their names with spaces between."""
-    return tuple(Dim(name, unit, convention) for name in names.split())
-
-
 @dataclass(frozen=True)
 class Reading:
     """Everything but the pictures that a world returns after a reset or a step."""

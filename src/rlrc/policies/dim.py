@@ -11,5 +11,10 @@ class Dim:
     unit: str = ""
     """Such as m or rad, or 0.05 m where 1 stands for five centimetres; empty where nobody has said it."""
     convention: str = ""
-    """What its values mean, such as "1 opens, 0 closes"; empty where nobody has said it. `act/conventions.py` tells
+    """Meaning of its values, such as "1 opens, 0 closes"; empty where nobody has said it. `act/conventions.py` tells
     which of them can be converted."""
+
+
+def dims(names: str, unit: str = "", convention: str = "") -> tuple[Dim, ...]:
+    """Numbers of one kind, by their names with spaces between."""
+    return tuple(Dim(name, unit, convention) for name in names.split())

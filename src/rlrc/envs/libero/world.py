@@ -12,9 +12,10 @@ import numpy as np
 from rlrc.envs.libero.render import Painter, as_openvla_sees
 from rlrc.envs.libero.simulation import Simulation
 from rlrc.envs.libero.tasks import TRIALS, Goal, Task, tasks
-from rlrc.envs.world import ALONG_BASE, GraspLatch, Reading, dims
+from rlrc.envs.world import ALONG_BASE, GraspLatch, Reading
 from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.errors import UserError
+from rlrc.policies.dim import dims
 
 CAMERAS = {"front": "agentview", "wrist": "robot0_eye_in_hand"}
 """Names of the cameras here, and in LIBERO."""

@@ -7,8 +7,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.maniskill.simulator import full_precision, import_maniskill, start
-from rlrc.envs.world import GraspLatch, Reading, dims
+from rlrc.envs.world import GraspLatch, Reading
 from rlrc.errors import UserError
+from rlrc.policies.dim import dims
 
 CONTROL_MODE = "pd_ee_delta_pose"
 CAMERAS = ("front",)

@@ -14,7 +14,8 @@ from scipy.spatial.transform import Rotation
 from rlrc.envs.maniskill.simulator import full_precision, start, start_physx_on_gpu
 from rlrc.envs.putonplate import files
 from rlrc.envs.putonplate.episodes import BASE, find_episode
-from rlrc.envs.world import ALONG_BASE, IN_BASE, Reading, dims
+from rlrc.envs.world import ALONG_BASE, IN_BASE, Reading
+from rlrc.policies.dim import dims
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,8 @@ from rlrc.envs.tabletop.render import painter
 from rlrc.envs.tabletop.scene import FINGERS, TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
 from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
-from rlrc.envs.world import ALONG_BASE, IN_BASE, GraspLatch, Reading, dims
+from rlrc.envs.world import ALONG_BASE, IN_BASE, GraspLatch, Reading
+from rlrc.policies.dim import dims
 
 SUBSTEPS = 25
 RAMP = 5

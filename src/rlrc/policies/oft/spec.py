@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from rlrc.configs.train import CameraName
 from rlrc.errors import UserError
-from rlrc.policies.contract import Dim
+from rlrc.policies.dim import Dim, dims
 from rlrc.policies.oft.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, MAX_STEPS
 from rlrc.reading import FileModel, shorten, validate
 
@@ -60,19 +60,15 @@ class Preset:
     """Numbers of the state; empty where their order is not published."""
 
 
-def _dims(names: str, unit: str = "", convention: str = "") -> tuple[Dim, ...]:
-    return tuple(Dim(name, unit, convention) for name in names.split())
-
-
-END_EFFECTOR = (*_dims("x y z roll pitch yaw"), Dim("gripper", "", "1 opens, 0 closes"))
+END_EFFECTOR = (*dims("x y z roll pitch yaw"), Dim("gripper", "", "1 opens, 0 closes"))
 PRESETS = {
     "libero": Preset(
         {"chunk": "8", "cameras": "front+wrist", "state": "8", "action": "7"},
         END_EFFECTOR,
         (
-            *_dims("x y z", "m"),
-            *_dims("rx ry rz", "rad", "axis-angle, not wrapped at pi"),
-            *_dims("finger_left finger_right", "m"),
+            *dims("x y z", "m"),
+            *dims("rx ry rz", "rad", "axis-angle, not wrapped at pi"),
+            *dims("finger_left finger_right", "m"),
         ),
     ),
     "aloha": Preset(

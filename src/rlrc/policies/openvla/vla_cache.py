@@ -8,7 +8,7 @@ before. Decoding is unchanged.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.errors import UserError
 from rlrc.policies.contract import Generators, Observation, Sampler
 from rlrc.policies.parts.decoding import Decoding
-
-if TYPE_CHECKING:
-    from rlrc.policies.openvla.policy import OpenVLAPolicy
 
 
 def patch_similarity(before: np.ndarray, now: np.ndarray, grid: int) -> torch.Tensor:
@@ -89,11 +86,14 @@ class Seen:
 class VlaCache:
     """An actor around a policy: it acts picture by picture, each row of a batch with a memory of its own.
 
+    Args:
+        policy: an `OpenVLAPolicy`, whose file imports this one.
+
     Raises:
         UserError: the decoder has no layer `attention_layer`.
     """
 
-    def __init__(self, policy: "OpenVLAPolicy", config: VlaCacheConfig | None = None) -> None:
+    def __init__(self, policy: Any, config: VlaCacheConfig | None = None) -> None:
         self.policy = policy
         self.config = config or VlaCacheConfig()
         layers = len(policy.model.language_model.model.layers)
