@@ -8,8 +8,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from rlrc.policies.contract import Policy, Sampler
-from rlrc.policies.openvla.model import _choose
-from rlrc.policies.parts.action_tokens import ActionTokenizer
+from rlrc.policies.parts.action_tokens import ActionTokenizer, choose
 from rlrc.policies.prismatic.processor import crop_center
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
@@ -41,7 +40,7 @@ def test_prompt_without_known_words_is_padded_in_the_middle(tiny_policy: Policy)
 
 def test_sampling_follows_the_tempered_distribution() -> None:
     logits = torch.linspace(-2, 2, 256)[None].expand(20_000, -1)
-    bins, logprobs = _choose(logits, 0.5, torch.Generator().manual_seed(0))
+    bins, logprobs = choose(logits, 0.5, torch.Generator().manual_seed(0))
     probabilities = (logits[0] / 0.5).softmax(-1)
     torch.testing.assert_close(logprobs.exp(), probabilities[bins])
     mean, spread = (probabilities * torch.arange(256)).sum(), bins.float().std() / 20_000**0.5
