@@ -32,10 +32,11 @@ from latency_7b_page import BASELINE, TWO_LAYERS, VLA_CACHE, by_name, publish, s
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.files import write_json
 from rlrc.kernels import description
-from rlrc.policies.contract import Observation, Policy
+from rlrc.policies.contract import Policy
 from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.policy import CAMERA
 from rlrc.policies.openvla.vla_cache import VlaCache
+from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
 from rlrc.progress import say
 from rlrc.reading import read_json

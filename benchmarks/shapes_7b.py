@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlrc.policies.contract import Observation
 from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.layout import image_processor, published_config
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
@@ -22,6 +21,7 @@ from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.checkpoint import empty_model
 from rlrc.policies.prismatic.processor import Processor
+from rlrc.policies.values import Observation
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.groups import coupled_groups
 from rlrc.prune.structured import plan_cut

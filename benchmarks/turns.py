@@ -30,7 +30,8 @@ from rlrc.act.actor import Chunked  # noqa: E402
 from rlrc.act.rollouts import rollout_in_turns  # noqa: E402
 from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
-from rlrc.policies.contract import Dim, Observation, PolicySpec  # noqa: E402
+from rlrc.policies.dim import Dim  # noqa: E402
+from rlrc.policies.values import Observation, PolicySpec  # noqa: E402
 
 POLICIES = {
     "tabletop": ("checkpoints/tabletop-base", "checkpoints/tabletop-rlrc", "elsewhere"),

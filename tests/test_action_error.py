@@ -18,8 +18,8 @@ from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.data import Demonstrations
 from rlrc.errors import UserError
 from rlrc.pipeline import RunConfig, run
-from rlrc.policies.contract import Observation, PolicySpec, Sample, Sampler
 from rlrc.policies.dim import Dim
+from rlrc.policies.values import Observation, PolicySpec, Sample, Sampler
 from rlrc.recipe import Recipe
 from rlrc.report.summary import summarise_run
 from rlrc.resolve import resolve

@@ -15,10 +15,11 @@ import rlrc
 from rlrc.bench import stage_clock
 from rlrc.configs.train import OFTOptions, Shape, TowerShape
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation, Policy, Sampler
+from rlrc.policies.contract import Policy
 from rlrc.policies.families import FAMILIES
 from rlrc.policies.parts.linear import QuantizedLinear, count_parameters, quantization_config
 from rlrc.policies.registry import new_policy
+from rlrc.policies.values import Observation, Sampler
 from rlrc.prune.groups import coupled_groups, matrix
 from rlrc.prune.stream import Calibration, Stream
 from rlrc.prune.structured import plan_cut

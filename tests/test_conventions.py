@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 from rlrc import envs
 from rlrc.act.conventions import connect, conversion
 from rlrc.errors import UserError
-from rlrc.policies.contract import PolicySpec
 from rlrc.policies.dim import Dim, dims
+from rlrc.policies.values import PolicySpec
 
 WORLDS = ("tabletop", "putonplate", "libero_spatial")
 

@@ -21,7 +21,8 @@ from rlrc.data import Demonstrations
 from rlrc.data.samples import observe
 from rlrc.data.statistics import adopt_statistics, norm_stats, require_fit
 from rlrc.errors import UserError
-from rlrc.policies.contract import Dim, Policy
+from rlrc.policies.contract import Policy
+from rlrc.policies.dim import Dim
 from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.prune import prune
 from rlrc.quantize import quantize

@@ -26,9 +26,10 @@ from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation, Policy, PolicySpec
+from rlrc.policies.contract import Policy
 from rlrc.policies.dim import Dim
 from rlrc.policies.prismatic.processor import ImageProcessor
+from rlrc.policies.values import Observation, PolicySpec
 from rlrc.stats import wilson
 from rlrc.video import read_video, write_video
 

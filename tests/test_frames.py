@@ -105,7 +105,7 @@ def test_a_policy_sees_the_same_as_if_it_had_resized_the_pictures_itself(
     import torch
 
     from rlrc.configs.learner import LearnerConfig
-    from rlrc.policies.contract import Observation
+    from rlrc.policies.values import Observation
     from rlrc.recover.loop import Learner
     from rlrc.recover.sft import Frames
 
@@ -130,7 +130,8 @@ def test_frames_of_several_cameras_are_varied_each_by_itself(tiny_policy: "Polic
     from rlrc.configs.augmentation import Augmentation
     from rlrc.configs.learner import LearnerConfig
     from rlrc.data.batches import vary
-    from rlrc.policies.contract import Dim, Observation
+    from rlrc.policies.dim import Dim
+    from rlrc.policies.values import Observation
     from rlrc.recover.loop import Learner
     from rlrc.recover.sft import Frames
 

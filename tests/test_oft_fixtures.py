@@ -15,13 +15,13 @@ from published_openvla import tower_shapes, whole_vocabulary
 from safetensors.torch import load_file
 
 import rlrc
-from rlrc.policies.contract import Observation
 from rlrc.policies.oft.diffusion import add_noise, alphas_cumprod, timesteps
 from rlrc.policies.oft.forms import Noise
 from rlrc.policies.oft.heads import timestep_embedding
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.processor import crop_center
 from rlrc.policies.statistics import action_statistics, normalise
+from rlrc.policies.values import Observation
 
 SETS = sorted({path.parent.name for root in FIXTURES for path in root.glob("openvla_oft*/meta.json")})
 KEY = "libero_spatial_no_noops"

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from rlrc.policies.contract import Policy, Sampler
+from rlrc.policies.contract import Policy
 from rlrc.policies.parts.action_tokens import ActionTokenizer, choose
 from rlrc.policies.prismatic.processor import crop_center
+from rlrc.policies.values import Sampler
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put an unheard-of thing on plate"]

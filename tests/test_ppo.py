@@ -24,7 +24,8 @@ from rlrc.configs.augmentation import Augmentation
 from rlrc.configs.learner import Lora
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
-from rlrc.policies.contract import Policy, Sampler
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Sampler
 from rlrc.recover import ppo
 from rlrc.recover.acting import Seen
 from rlrc.recover.critic import Critic, new_critic

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from test_openvla_fixtures import whole_checkpoint
 
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Policy, Sampler
+from rlrc.policies.contract import Policy
 from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.values import Sampler
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import gae, huber, normalise, policy_loss, value_loss
 

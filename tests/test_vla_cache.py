@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation, Policy
+from rlrc.policies.contract import Policy
 from rlrc.policies.openvla import vla_cache as cache
 from rlrc.policies.openvla.vla_cache import VlaCache
 from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.values import Observation
 
 CONFIG = VlaCacheConfig(attention_layer=0, layers=(1, 2), static_patches=9, relevant_patches=2)
 INSTRUCTION = ["put carrot on plate"]

@@ -29,9 +29,10 @@ from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import GREEDY, Observation, Policy
+from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import stored_bytes
+from rlrc.policies.values import GREEDY, Observation
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates
 from rlrc.stage_chart import Bar, draw_stages

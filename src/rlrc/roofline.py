@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlrc.policies.contract import Stage
 from rlrc.policies.parts.linear import count_parameters
+from rlrc.policies.values import Stage
 
 READ_BYTES = 2**30
 """Bytes that are read to measure memory: enough that they come from memory and not from a cache."""

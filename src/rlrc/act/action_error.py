@@ -21,7 +21,8 @@ from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
 from rlrc.files import write_json
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Policy, Sampler
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Sampler
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
 from rlrc.stats import cluster_mean

@@ -6,7 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators, Observation, Policy, PolicySpec, Sampler
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Generators, Observation, PolicySpec, Sampler
 
 
 class Thinker(Protocol):

@@ -23,8 +23,8 @@ from scipy.spatial.transform import Rotation
 
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation, PolicySpec
 from rlrc.policies.dim import Dim
+from rlrc.policies.values import Observation, PolicySpec
 from rlrc.reading import shorten
 
 _UNITS = {

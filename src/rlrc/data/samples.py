@@ -5,7 +5,8 @@ import torch
 
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.frames import read_frames
-from rlrc.policies.contract import Observation, Policy
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Observation
 
 
 def observe(demonstrations: Demonstrations, rows: np.ndarray, policy: Policy) -> Observation:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlrc.policies.contract import PolicySpec
+from rlrc.policies.values import PolicySpec
 
 
 def model_card(spec: PolicySpec, parameters: int, lineage: dict[str, Any], size: int) -> str:

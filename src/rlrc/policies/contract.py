@@ -7,222 +7,33 @@ layers that pruning may make smaller.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 
 from rlrc.errors import UserError
-from rlrc.policies.dim import Dim as Dim
-from rlrc.reading import shorten
+from rlrc.policies.values import (
+    GREEDY,
+    Generators,
+    Likelihood,
+    Observation,
+    PolicySpec,
+    Sample,
+    Sampler,
+    Stack,
+    Stage,
+    StageCall,
+    TeacherForced,
+    Tensors,
+)
 
 if TYPE_CHECKING:
     from rlrc.configs.evaluate import VlaCacheConfig
     from rlrc.policies.folder import Reading
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
-"""Source of sampling noise: one generator for the batch, one for each row, or torch's own."""
-
-
-@dataclass(frozen=True)
-class PolicySpec:
-    """Description of what a policy sees and does; a server announces it."""
-
-    family: str
-    cameras: tuple[str, ...]
-    """Names of the cameras, in the order in which the model reads their pictures."""
-    state: tuple[Dim, ...]
-    """Proprioception that it reads; empty where it reads none."""
-    action: tuple[Dim, ...]
-    horizon: int
-    """Actions that one call gives (the chunk)."""
-    execute: int
-    """Actions of a chunk that are carried out before the next call, unless told otherwise."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """The pictures, instructions and states of N robots at one moment."""
-
-    images: Mapping[str, np.ndarray]
-    """Pictures by camera name, uint8 (N, H, W, 3). Cameras may differ in size."""
-    instruction: Sequence[str]
-    """N texts."""
-    state: np.ndarray | None = None
-    """Proprioception in physical units, float32 (N, S)."""
-    present: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Flags by camera name, bool (N,), false where a robot lacks the camera; all have those that are not named."""
-
-    def __len__(self) -> int:
-        return len(self.instruction)
-
-    def __getitem__(self, rows: Any) -> Observation:
-        """Some of the robots, chosen by an array of numbers or of booleans."""
-        numbers = np.arange(len(self))[rows]
-        return Observation(
-            {name: images[numbers] for name, images in self.images.items()},
-            [self.instruction[number] for number in numbers],
-            None if self.state is None else self.state[numbers],
-            {name: there[numbers] for name, there in self.present.items()},
-        )
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Options for drawing actions."""
-
-    temperature: float = 0.0
-    """Temperature of action tokens, or of the starting noise where actions are denoised; 0 takes the likeliest ones."""
-    steps: int | None = None
-    """Denoising steps; None takes as many as the policy was published with. Policies with tokens have none."""
-
-    def __post_init__(self) -> None:
-        value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise UserError(f"the temperature must be a number, not {shorten(repr(value))}")
-        if not 0 <= value < math.inf:
-            raise UserError(f"the temperature must be a finite number of at least 0, not {value}")
-
-
-GREEDY = Sampler()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """N chunks of actions."""
-
-    actions: torch.Tensor
-    """Normalised, float (N, H, D)."""
-    latent: dict[str, torch.Tensor]
-    """Record of how the actions came about, as `likelihood` needs it, each (N, ...): tokens, or denoising steps."""
-    logprobs: torch.Tensor | None = None
-    """(N, H, D), of the distribution that was sampled from; at temperature 0 of the untempered one. None where the
-    policy has no likelihood."""
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Log-probabilities of chunks of actions, as PPO needs them."""
-
-    logprobs: torch.Tensor
-    """(N, H, D)."""
-    entropy: torch.Tensor
-    """(N,), the mean over a chunk's numbers."""
-    state: torch.Tensor
-    """(N, hidden) float32: what the critic reads, which depends on no action."""
-
-
-@dataclass(frozen=True)
-class TeacherForced:
-    """The decoder's inputs when it predicts known actions, and the predictions that it should make."""
-
-    embeddings: torch.Tensor
-    """(N, T, hidden)."""
-    mask: torch.Tensor
-    """Bool (N, T), false where there is padding."""
-    positions: torch.Tensor
-    """(N, T), position ids."""
-    causal: bool
-    """True where a position sees itself and those before it alone; false where it sees all."""
-    target: torch.Tensor
-    """(N, H, D): numbers of action bins, normalised actions, or noise."""
-
-
-class Inputs(Protocol):
-    """A family's model inputs, N rows of tensors; nothing in it is changed."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any) -> Self:
-        """Some rows, which compute what they would have computed if they had been prepared alone."""
-        ...
-
-    def to(self, device: torch.device | str) -> Self: ...
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, in order."""
-        ...
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of an action, for those who measure it."""
-
-    module: nn.Module
-    """Holds the weights that are read."""
-    positions: int
-    """Rows that are multiplied at once."""
-    passes: int = 1
-    """Number of times that the weights are read in one action."""
-
-
-@dataclass(frozen=True)
-class StageCall:
-    """A method whose time belongs to a stage."""
-
-    owner: Any
-    """Object or class that has the method."""
-    method: str
-    stage: Any
-    """Name of the stage, from the method's arguments."""
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A run of transformer layers that can lose heads, channels or whole layers.
-
-    All have leaf names as in transformers' Llama: `self_attn.{q,k,v,o}_proj`, `mlp.{gate,up,down}_proj`.
-    """
-
-    prefix: str
-    """Dotted name of the list of layers in the model."""
-    layers: Sequence[Any]
-    config: Any
-    """Its part of the model's config, with `num_hidden_layers` and `per_layer_config`."""
-    rotary: nn.Module
-    """Gives (cos, sin) for (hidden, position_ids)."""
-    embedding: str
-    """Dotted name of the embedding whose vectors enter the first layer."""
-    norm: str
-    """Dotted name of what follows the last layer."""
-    config_in: Callable[[Any], Any]
-    """Finds `config` in a config of the whole model."""
-    head: str
-    """Dotted name of the matrix that reads tokens off; its rows may be those of the action ids alone."""
-
-
-class Tensors(Protocol):
-    """The tensors of a checkpoint by name, each read, merged, cast and checked when it is asked for."""
-
-    folder: Path
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files that hold them."""
-        ...
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def outline(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        """A tensor of the shape and dtype that `read` gives, without memory."""
-        ...
-
-    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        """Some rows of the tensor, in memory of their own.
-
-        Raises:
-            UserError: they hold NaN or infinity.
-        """
-        ...
 
 
 class Policy(ABC):

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from rlrc import kernels
-from rlrc.policies.contract import Observation, Policy
+from rlrc.policies.contract import Policy
 from rlrc.policies.parts.linear import QuantizedLinear
+from rlrc.policies.values import Observation
 
 SMALL_BYTES = 2**28
 """Weights of a policy whose action takes less than half a second on a processor."""

@@ -22,10 +22,11 @@ from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
 from rlrc.policies.checkpoint import outline
-from rlrc.policies.contract import Policy, Stack, Tensors
+from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.locate import LINEAGE_FILE
 from rlrc.policies.parts.linear import count_parameters
+from rlrc.policies.values import Stack, Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration

@@ -17,7 +17,8 @@ from rlrc.data import Demonstrations
 from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation, Policy, TeacherForced
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Observation, TeacherForced
 from rlrc.progress import track
 from rlrc.prune.stream import Calibration
 from rlrc.reading import require_file, shorten

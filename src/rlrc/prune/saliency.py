@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from rlrc.configs.prune import StateSaliency
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation
+from rlrc.policies.values import Observation
 from rlrc.progress import say, track
 from rlrc.prune.calibrate import Frames
 from rlrc.prune.criteria import LlmPrunerMethod

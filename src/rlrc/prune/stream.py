@@ -15,9 +15,9 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Tensors
 from rlrc.policies.parts.config import DecoderConfig
 from rlrc.policies.parts.decoder import decoder_layer
+from rlrc.policies.values import Tensors
 from rlrc.prune.groups import matrix
 
 TOKENS_AT_ONCE = 8192

@@ -12,7 +12,8 @@ from rlrc import envs
 from rlrc.act.conventions import Interface, connect
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
-from rlrc.policies.contract import Observation, Policy, Sampler
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Observation, Sampler
 from rlrc.recover.loop import Learner, rng
 from rlrc.recover.sft import hide_words
 

@@ -35,7 +35,8 @@ from rlrc.episode_ids import FIRST_CURVE_EPISODE
 from rlrc.episodes import success_rate
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Policy, Sampler
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Sampler
 from rlrc.process import keep_freed_memory
 from rlrc.recover.acting import Buffer, act, summed
 from rlrc.recover.critic import Critic, new_critic

@@ -26,7 +26,8 @@ from rlrc.data.samples import chunks, states
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Observation, Policy
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
 

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators, Likelihood, Sample, Sampler, TeacherForced
 from rlrc.policies.oft.diffusion import add_noise, denoise
 from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, spread_labels
 from rlrc.policies.parts.noise import draw
 from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.values import Generators, Likelihood, Sample, Sampler, TeacherForced
 
 
 class Form(ABC):

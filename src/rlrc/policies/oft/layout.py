@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Dim
+from rlrc.policies.dim import Dim
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.side_files import HEADS, SideFile, SideFiles
 from rlrc.policies.oft.spec import EXAMPLES, Told, read_spec

@@ -9,19 +9,7 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import (
-    GREEDY,
-    Dim,
-    Generators,
-    Likelihood,
-    Observation,
-    PolicySpec,
-    Sample,
-    Sampler,
-    Stage,
-    StageCall,
-    TeacherForced,
-)
+from rlrc.policies.dim import Dim
 from rlrc.policies.folder import Reading, beside
 from rlrc.policies.locate import CONFIG_FILE, SIDE_FILE
 from rlrc.policies.lora import base_of
@@ -34,6 +22,18 @@ from rlrc.policies.prismatic.checkpoint import Supplement
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.policy import PARTS, PrismaticPolicy
 from rlrc.policies.statistics import action_statistics, normalise, unnormalise
+from rlrc.policies.values import (
+    GREEDY,
+    Generators,
+    Likelihood,
+    Observation,
+    PolicySpec,
+    Sample,
+    Sampler,
+    Stage,
+    StageCall,
+    TeacherForced,
+)
 from rlrc.reading import read_object
 
 OWN_PARTS = {"action_head": "action_head", "proprio": "proprio_projector", "noisy_action": "noisy_action_projector"}

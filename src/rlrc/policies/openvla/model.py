@@ -7,12 +7,12 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators
 from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.parts.action_tokens import choose
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
+from rlrc.policies.values import Generators
 
 
 class OpenVLAForActionPrediction(Prismatic):

@@ -7,9 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from rlrc.configs.evaluate import VlaCacheConfig
-from rlrc.policies.contract import (
+from rlrc.policies.dim import Dim
+from rlrc.policies.locate import SIDE_FILE
+from rlrc.policies.openvla.model import OpenVLAForActionPrediction
+from rlrc.policies.parts.action_tokens import ActionTokenizer, spread_labels
+from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.parts.noise import require_generators
+from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.policy import PrismaticPolicy
+from rlrc.policies.values import (
     GREEDY,
-    Dim,
     Generators,
     Likelihood,
     PolicySpec,
@@ -19,13 +26,6 @@ from rlrc.policies.contract import (
     StageCall,
     TeacherForced,
 )
-from rlrc.policies.locate import SIDE_FILE
-from rlrc.policies.openvla.model import OpenVLAForActionPrediction
-from rlrc.policies.parts.action_tokens import ActionTokenizer, spread_labels
-from rlrc.policies.parts.decoding import Decoding
-from rlrc.policies.parts.noise import require_generators
-from rlrc.policies.prismatic.inputs import PrismaticInputs
-from rlrc.policies.prismatic.policy import PrismaticPolicy
 
 CAMERA = "front"
 """Name of the only camera; a published folder gives it none."""

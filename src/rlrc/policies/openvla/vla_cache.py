@@ -16,8 +16,8 @@ from PIL import Image
 
 from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators, Observation, Sampler
 from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.values import Generators, Observation, Sampler
 
 
 def patch_similarity(before: np.ndarray, now: np.ndarray, grid: int) -> torch.Tensor:

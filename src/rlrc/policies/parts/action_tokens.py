@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlrc.policies.contract import Generators
 from rlrc.policies.parts.noise import draw
+from rlrc.policies.values import Generators
 
 
 class ActionTokenizer:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Generators
+from rlrc.policies.values import Generators
 
 
 def draw(

@@ -13,7 +13,6 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Tensors
 from rlrc.policies.folder import Reading, beside, read_lineage
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
@@ -25,6 +24,7 @@ from rlrc.policies.prismatic.processor import PREPROCESSOR_FILE, ImageProcessor,
 from rlrc.policies.prismatic.schema import ConfigFields
 from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.prismatic.weights import HEAD, Beside, Weights
+from rlrc.policies.values import Tensors
 from rlrc.reading import lies_there, read_object, require_finite, shorten, validate
 
 STATISTICS_FILE = "dataset_statistics.json"

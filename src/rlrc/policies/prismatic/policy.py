@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import Observation, Policy, PolicySpec, Stack
+from rlrc.policies.contract import Policy
 from rlrc.policies.folder import Reading
 from rlrc.policies.prismatic.checkpoint import Supplement, empty_model, fill, read_outline, rows_of
 from rlrc.policies.prismatic.inputs import PrismaticInputs
@@ -19,6 +19,7 @@ from rlrc.policies.prismatic.published import published_parameters
 from rlrc.policies.prismatic.weights import Weights
 from rlrc.policies.saving import extend_lineage, write_policy
 from rlrc.policies.statistics import action_statistics, normalise, unnormalise
+from rlrc.policies.values import Observation, PolicySpec, Stack
 
 PARTS = {
     "decoder": "language_model.model.layers",

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from rlrc.errors import UserError
 from rlrc.files import write_json
 from rlrc.pixels import resize
-from rlrc.policies.contract import Observation
 from rlrc.policies.parts.tokenizer import token_ids
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.schema import PreprocessorFields
+from rlrc.policies.values import Observation
 from rlrc.reading import read_object, require_finite, shorten, validate
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
