@@ -38,7 +38,7 @@ class Plain:
 
 
 def executed_actions(spec: PolicySpec, asked: int | None) -> int:
-    """How many actions of each chunk are carried out: as many as `asked` for, or as the policy's spec says.
+    """Return how many actions of each chunk are carried out: as many as `asked` for, or as the policy's spec says.
 
     Raises:
         UserError: a chunk has fewer.

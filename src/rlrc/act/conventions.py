@@ -1,4 +1,4 @@
-"""Where a policy meets a world: which cameras it sees, and its numbers and the world's in each other's conventions.
+"""Connects a policy with a world: its cameras, and the numbers of both in each other's conventions.
 
 A number's unit and convention (`Dim`) are compared before anything runs. What is not said is taken as the other side's
 own: published OpenVLA folders say nothing. What differs is converted where there is a rule, and refused in one line
@@ -84,17 +84,17 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Interface:
-    """What passes between a policy and a world."""
+    """The cameras and conversions between a policy and a world."""
 
     cameras: tuple[str, ...]
     """Cameras that the policy sees, in its order."""
     state: Conversion | None
-    """From the world's numbers to the policy's; None where it reads no state."""
+    """Conversion of the world's numbers to the policy's; None where it reads no state."""
     action: Conversion
-    """From the policy's numbers to the world's."""
+    """Conversion of the policy's numbers to the world's."""
 
     def seen(self, observation: Mapping[str, Any]) -> Observation:
-        """What the policy sees of an environment's observation."""
+        """The policy's part of an environment's observation."""
         images = {camera: observation["images"][camera] for camera in self.cameras}
         state = None if self.state is None else self.state(observation["state"])
         return Observation(images, observation["instruction"], state)
@@ -117,7 +117,7 @@ def connect(policy: PolicySpec, world: WorldSpec) -> Interface:
 
 
 def conversion(given: Sequence[Dim], wanted: Sequence[Dim], what: str, world: str) -> Conversion:
-    """How numbers of one side become the other's.
+    """Find the conversion of one side's numbers to the other's.
 
     Args:
         what: "state", which the world gives and the policy wants, or "action", the other way round.
@@ -153,7 +153,7 @@ class _NoRule(Exception):
 
 @dataclass(frozen=True)
 class _Rule:
-    """How one number becomes the other side's."""
+    """The conversion of one number to the other side's."""
 
     before: float = 1.0
     factor: float = 1.0
@@ -227,7 +227,7 @@ def _ratio(given: str, wanted: str) -> float | None:
 
 
 def _in_radians(unit: str) -> float | None:
-    """How many radians an angle of 1 is; None where that is not said."""
+    """The radians of an angle of 1; None where they are not said."""
     parsed = _parse(unit)
     return parsed[1] if parsed is not None and parsed[0] == "angle" else None
 

@@ -48,7 +48,7 @@ class Demonstrations:
     fps: float
     """Control steps a second."""
     cameras_named: bool = False
-    """Whether the user has named the cameras, in the order in which a policy sees them."""
+    """True where the user has named the cameras, in the order in which a policy sees them."""
 
     @classmethod
     def load(
@@ -155,7 +155,7 @@ class Demonstrations:
 
     @cached_property
     def episode_ends(self) -> np.ndarray:
-        """For each frame the number of the frame behind its episode's last one, int64 (T,)."""
+        """The number, for each frame, of the frame behind its episode's last one, int64 (T,)."""
         changes = np.flatnonzero(np.diff(self.episode_index)) + 1
         lengths = np.diff(np.concatenate([[0], changes, [len(self)]]))
         return np.repeat(np.append(changes, len(self)), lengths)

@@ -10,7 +10,7 @@ from rlrc.policies.values import Observation
 
 
 def observe(demonstrations: Demonstrations, rows: np.ndarray, policy: Policy) -> Observation:
-    """What the policy sees in the frames `rows`, integers (N,); pictures are decoded anew, without a cache.
+    """The policy's observation of the frames `rows`, integers (N,); pictures are decoded anew, without a cache.
 
     Raises:
         UserError: a picture is missing, or a camera that the policy sees.

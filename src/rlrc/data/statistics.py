@@ -1,4 +1,4 @@
-"""Where a dataset's numbers meet a policy: OpenVLA's normalisation statistics, and whether the two fit each other."""
+"""OpenVLA's normalisation statistics of a dataset, and checks that a policy and a dataset fit each other."""
 
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from rlrc.policies.contract import Policy
 from rlrc.progress import say
 
 TOLERANCE = 1 / 256
-"""How far a normalised label may lie outside [-1, 1] and not count as clipped: half an action bin."""
+"""Distance that a normalised label may lie outside [-1, 1] and not count as clipped: half an action bin."""
 CLIPPED_SHARE = 0.03
 """Share of all labels above which a warning tells that they are clipped; quantiles of the same data leave out 2 %."""
 CLIPPED_SHARE_OF_DIMENSION = 0.10
@@ -19,7 +19,7 @@ CLIPPED_SHARE_OF_DIMENSION = 0.10
 
 
 class StatisticsChoice(Protocol):
-    """What a verb's config says about statistics (see `configs/parts.py`)."""
+    """The options of a verb that are about statistics (see `configs/parts.py`)."""
 
     @property
     def statistics(self) -> str: ...
@@ -98,7 +98,7 @@ def require_fit(policy: Policy, demonstrations: Demonstrations) -> None:
 
 
 def clipped(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
-    """Which labels of actions (T, D) lie outside what `stats` can say, by more than `TOLERANCE`, bool (T, D)."""
+    """Return which labels of actions (T, D) lie outside what `stats` can say, by more than `TOLERANCE`, bool (T, D)."""
     low, high = stats["low"], stats["high"]
     scaled = np.where(stats["mask"], 2 * (actions - low) / (high - low + 1e-8) - 1, actions)
     return np.abs(scaled) > 1 + TOLERANCE

@@ -94,7 +94,7 @@ class Images:
 
     @property
     def place(self) -> "Place":
-        """Where another process finds them."""
+        """Name under which another process finds them."""
         return self.cameras, self.num_envs, self.size, self.name
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class WorldSpec:
     cameras: tuple[str, ...]
     """Names of its cameras, the main one first."""
     state: tuple[Dim, ...]
-    """What a robot's own sensors tell."""
+    """Readings of the robot's own sensors."""
     environment_state_names: tuple[str, ...]
     action: tuple[Dim, ...]
     action_low: tuple[float, ...]

@@ -21,7 +21,7 @@ STATE = (
 )
 """The gripper."""
 ACTION = (*dims("x y z roll pitch yaw"), *dims("gripper", "", "1 opens, -1 closes"))
-"""What 1 stands for depends on the task's robot."""
+"""Names of the numbers. The size of a step of 1 depends on the task's robot."""
 
 
 def max_steps(task: str) -> int:

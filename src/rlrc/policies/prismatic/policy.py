@@ -1,5 +1,6 @@
 """The base of OpenVLA and OpenVLA-OFT as policies: inputs, normalisation, the decoder's layers, saving."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +57,9 @@ class PrismaticPolicy(Policy):
         if self.unnorm_key is not None or len(self.norm_stats or ()) == 1:
             _ = self.action_statistics()  # what is wrong with them fails here, not at the first action
 
+    @abstractmethod
     def describe(self) -> PolicySpec:
         """Describe what the policy sees and does, from its config."""
-        raise NotImplementedError
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
