@@ -273,6 +273,8 @@ def test_what_is_not_to_be_converted_stays_and_is_named(checkpoint: Path, tmp_pa
     before, after = rlrc.load(checkpoint).model, rlrc.load(tmp_path / "checkpoint").model
     with pytest.raises(UserError, match="'stem9' is in the name of no layer"):
         quantize(QuantizeConfig(policy=checkpoint, modules_to_not_convert=("stem9",)), tmp_path / "typo")
+    with pytest.raises(UserError, match="this policy has no action_head; it has decoder, vision"):
+        quantize(QuantizeConfig(policy=checkpoint, parts=("decoder", "action_head")), tmp_path / "typo")
     for name in result["left_dense"]:
         assert torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
 

@@ -60,8 +60,8 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         `actions`: how much the best actions of held-out frames move (see `disagreement`).
 
     Raises:
-        UserError: the policy is quantized already, a layer to leave alone does not exist, a weight holds NaN or
-            infinity, or no layer can be packed.
+        UserError: the policy is quantized already or has no such part, a layer to leave alone does not exist, a weight
+            holds NaN or infinity, or no layer can be packed.
     """
     policy = load(config.policy, policy_key(config), config.device, spec=config.spec)
     if getattr(policy.model.config, "quantization_config", None) is not None:
@@ -70,6 +70,8 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         "disk": sum(stored_bytes(policy.source or config.policy).values()),
         "memory": _bytes_in_memory(policy.model),
     }
+    if lacking := [part for part in config.parts if part not in policy.parts]:
+        raise UserError(f"parts: this policy has no {lacking[0]}; it has {', '.join(policy.parts)}")
     names = linear_names(policy, config.parts)
     for part in config.modules_to_not_convert:
         if not any(part in name for name in names):

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-NOT_MUON = ("lm_head", "auxiliary", "critic")
+NOT_MUON = ("lm_head", "action_head.fc2", "auxiliary", "critic")
 """Layers that read a result off the last hidden state: their outputs have meanings of their own, as embeddings have."""
 
 
