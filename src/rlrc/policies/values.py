@@ -62,6 +62,17 @@ class Observation:
             {name: there[numbers] for name, there in self.present.items()},
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The robots of all parts, in order; all have the same cameras, and a state or none."""
+        first = parts[0]
+        return cls(
+            {name: np.concatenate([part.images[name] for part in parts]) for name in first.images},
+            [text for part in parts for text in part.instruction],
+            None if first.state is None else np.concatenate([part.state for part in parts if part.state is not None]),
+            {name: np.concatenate([part.present[name] for part in parts]) for name in first.present},
+        )
+
 
 @dataclass(frozen=True)
 class Sampler:

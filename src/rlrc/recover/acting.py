@@ -1,7 +1,6 @@
 """Acting for reinforcement learning: the episodes of one iteration in parallel worlds, kept for PPO to learn from."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,23 +79,10 @@ class Seen:
 
     def inputs(self, index: torch.Tensor) -> Any:
         """Model inputs of the moments of flat numbers (B,)."""
-        if self._encoded:
-            return self._all_inputs[index.cpu()].to(self._policy.device)
-        return self._policy.prepare(self._all_observations[index.cpu().numpy()])
-
-    @cached_property
-    def _all_inputs(self) -> Any:
-        return type(self._moments[0]).concatenate(self._moments)
-
-    @cached_property
-    def _all_observations(self) -> Observation:
-        first: Observation = self._moments[0]
-        states = [moment.state for moment in self._moments]
-        return Observation(
-            {name: np.concatenate([moment.images[name] for moment in self._moments]) for name in first.images},
-            [text for moment in self._moments for text in moment.instruction],
-            None if first.state is None else np.concatenate(states),
-        )
+        if len(self._moments) > 1:  # joined when they are first read, and held once
+            self._moments = [type(self._moments[0]).concatenate(self._moments)]
+        chosen = self._moments[0][index.cpu().numpy()]
+        return chosen.to(self._policy.device) if self._encoded else self._policy.prepare(chosen)
 
 
 def act(
