@@ -137,6 +137,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(folder: Path, step
         ([{"verb": ["sft"]}], {}, "stage 1: unknown verb"),
         ([BASE_SFT | {"name": None}], {}, r"stage 1 \(None\): a name is made of"),
         ([BASE_SFT | {"policy": "a\0b"}], {}, "it has a zero byte"),
+        ([BASE_SFT | {"policy": "x" * 5000}], {}, "policy: 'x.* cannot be looked at"),
         ([BASE_SFT | {"policy": 3}], {}, r"stage 1 \(sft\): 'policy'"),
         ([BASE_SFT | {"policy": "/dev/zero"}], {}, "this is no regular file"),
         ([BASE_SFT, {"verb": "report"}], {}, "there is nothing to report"),

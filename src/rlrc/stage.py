@@ -210,11 +210,15 @@ def contents_of(field: str, path: Path) -> Path:
     """Return where the contents of a config's `field` are: `path`, or the download of the policy with this hub id.
 
     Raises:
-        UserError: the hub does not give it.
+        UserError: the text is no path, or the hub does not give it.
     """
     if "\0" in str(path):
         raise UserError(f"{field}: '{shorten(str(path))}' is no path: it has a zero byte")
-    if path.exists() or field not in ("policy", "policies") or len(path.parts) != 2:
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{field}: '{shorten(str(path))}' cannot be looked at ({error.strerror})") from error
+    if exists or field not in ("policy", "policies") or len(path.parts) != 2:
         return path
     from rlrc.policies.checkpoint import on_disk  # a heavy import, rarely needed
 
