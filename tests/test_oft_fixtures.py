@@ -159,8 +159,23 @@ class Set:
 @pytest.fixture(scope="module", params=SETS)
 def fixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Set:
     folder = next(root / request.param for root in reversed(FIXTURES) if (root / request.param).exists())
-    meta = json.loads((folder / "meta.json").read_text())
-    return Set(folder, tmp_path_factory.mktemp("oft"), meta, load_file(folder / "cases.safetensors"))
+    meta, cases = json.loads((folder / "meta.json").read_text()), load_file(folder / "cases.safetensors")
+    for index in range(3):
+        if f"obs{index}.expected.pixel_values" not in cases:
+            cases[f"obs{index}.expected.pixel_values"] = normalised_pictures(folder, cases, index)
+    return Set(folder, tmp_path_factory.mktemp("oft"), meta, cases)
+
+
+def normalised_pictures(folder: Path, cases: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+    """The pixel values of an observation by their formula, which a small copy of the fixture leaves out."""
+    towers = json.loads((folder / "checkpoint" / "preprocessor_config.json").read_text())["tvf_normalize_params"]
+    pictures = [cases[f"obs{index}.expected.cropped_{name}"].permute(2, 0, 1) / 255 for name in ("full", "wrist")]
+    channels = [
+        (picture - torch.tensor(tower["mean"])[:, None, None]) / torch.tensor(tower["std"])[:, None, None]
+        for picture in pictures
+        for tower in towers
+    ]
+    return torch.cat(channels)[None]
 
 
 def test_there_are_fixtures() -> None:
@@ -297,6 +312,8 @@ def test_loss_and_gradients(fixture: Set, attention: str) -> None:
 
 def test_loss_and_gradients_of_tokens(fixture: Set) -> None:
     """The original loss also counts the stop token and the logits of all other tokens, so it is put together here."""
+    if (fixture.folder / "vocabulary.safetensors").exists():
+        pytest.skip("a small copy of the fixture has no whole head, and the original loss reads all of it")
     policy, expected = fixture.policy("whole_head"), fixture.cases
     inputs, numbers = fixture.train_inputs(state=False), fixture.numbers
     logits = policy.model(inputs.input_ids, inputs.attention_mask, inputs.pixel_values).logits[:, -numbers - 2 : -1]
