@@ -39,6 +39,8 @@ def whole_vocabulary(folder: Path, scratch: Path) -> None:
     rows = load_file(folder / "vocabulary.safetensors")
     ids = rows.pop("ids")
     for name, known in rows.items():
-        whole = torch.zeros(32064, known.shape[1])
+        whole = known.new_zeros(32064, known.shape[1])
         whole[ids] = known
-        save_file({name: whole}, scratch / weight_map[name])
+        shard = scratch / weight_map[name]
+        others = load_file(shard) if shard.exists() else {}
+        save_file(others | {name: whole}, shard)
