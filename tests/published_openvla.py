@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 
@@ -42,5 +41,5 @@ def whole_vocabulary(folder: Path, scratch: Path) -> None:
         whole = known.new_zeros(32064, known.shape[1])
         whole[ids] = known
         shard = scratch / weight_map[name]
-        others = load_file(shard) if shard.exists() else {}
+        others = {key: tensor.clone() for key, tensor in load_file(shard).items()} if shard.exists() else {}
         save_file(others | {name: whole}, shard)
