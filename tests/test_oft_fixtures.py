@@ -178,11 +178,6 @@ def normalised_pictures(folder: Path, cases: dict[str, torch.Tensor], index: int
     return torch.cat(channels)[None]
 
 
-def test_there_are_fixtures() -> None:
-    if not SETS:
-        pytest.skip(f"reference tensors not found: {FIXTURES[-1] / 'openvla_oft'} does not exist")
-
-
 @pytest.mark.parametrize("index", range(3))
 def test_pictures_and_state(fixture: Set, index: int) -> None:
     policy, cases = fixture.policy("l1"), fixture.cases
