@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rlrc.files import atomic_path, write_text
 from rlrc.lock import locked
 from rlrc.ownership import CHECKPOINT, DATASET, remove_files, remove_stage
 from rlrc.pipeline import run
+from rlrc.process import Stopped
 from rlrc.recipe import STAGE_VERBS
 from rlrc.stage import Stage, standalone
 
@@ -231,11 +233,24 @@ def test_a_run_whose_first_stage_is_refused_leaves_nothing(folder: Path) -> None
     refused(folder, "stage 'sft': the input is wrong", run_toy)
 
 
+def test_a_signal_while_a_stage_begins_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the record is written and the log is not yet open."""
+
+    def interrupted(path: Path) -> None:
+        assert (Path("runs/sft") / "config.yaml").exists()
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("rlrc.stage._logged", interrupted)
+    with pytest.raises(Stopped):
+        standalone("sft", toy_verbs.SftConfig(policy=Path("base")), Path("runs/sft")).run(restart=False)
+    assert not Path("runs").exists()
+
+
 def test_what_was_killed_before_it_did_anything_is_not_in_the_way(folder: Path) -> None:
     out = Path("runs/sft")
     killed = standalone("sft", toy_verbs.SftConfig(policy=Path("base"), steps=9), out)
     out.mkdir(parents=True)
-    killed._prepare(restart=False)
+    killed._prepare()
     (out / "log.txt").write_text("a line")
     (out / ".lock").write_text("process 1")
     assert standalone("sft", toy_verbs.SftConfig(policy=Path("base")), out).run(restart=False)

@@ -87,10 +87,13 @@ class Stage:
         with ownership.made(self.folder), locked(self.folder):
             if (result := self.result()) is not None:  # another process ended it meanwhile
                 return result
-            self._prepare(restart)
+            self.check(restart)
+            require_space(self.folder, SMALLEST_SPACE)
             started = time.monotonic()
-            with self._nothing_left_if_refused(), _logged(self.folder / LOG):
-                result = work(self.config, self.folder)
+            with self._nothing_left_if_refused():
+                self._prepare()
+                with _logged(self.folder / LOG):
+                    result = work(self.config, self.folder)
             seconds = round(time.monotonic() - started, 1)
             done = {"fingerprint": self.fingerprint, "seconds": seconds, "result": result}
             write_json(self.folder / DONE, done)
@@ -116,10 +119,8 @@ class Stage:
             raise UserError(f"{self.folder} holds something else; choose another --out, or delete it first")
         ownership.require_own(self.folder, ownership.stage_files(record.verb))
 
-    def _prepare(self, restart: bool) -> None:
-        """Leave the folder as the same stage left it when it was cut off, or begin it anew."""
-        self.check(restart)
-        require_space(self.folder, SMALLEST_SPACE)
+    def _prepare(self) -> None:
+        """Leave the checked folder as the same stage left it when it was cut off, or begin it anew."""
         record = read_record(self.folder)
         if record is not None and record.fingerprint == self.fingerprint:
             return
