@@ -3,12 +3,11 @@
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 
 from rlrc.errors import UserError
 from rlrc.policies.oft.diffusion import add_noise, denoise
 from rlrc.policies.oft.model import OFTForActionPrediction
-from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, spread_labels
+from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, likelihood_of, token_errors
 from rlrc.policies.parts.noise import draw
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.values import Generators, Likelihood, Sample, Sampler, TeacherForced
@@ -124,17 +123,16 @@ class Tokens(Form):
         return self._chunk_of(self.model.action_logits_of(states).float())
 
     def errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(predicted.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+        return token_errors(predicted, target, label_spread=0.0)
 
     def spread_errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float) -> torch.Tensor:
-        labels = spread_labels(target.flatten(), label_spread, predicted.shape[-1])
-        return F.cross_entropy(predicted.flatten(0, -2), labels, reduction="none").view(target.shape)
+        return token_errors(predicted, target, label_spread)
 
     def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        return predicted.softmax(dim=-1) @ self.actions.centres(predicted)
+        return self.actions.mean(predicted)
 
     def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        return self.actions.centres(predicted)[predicted.argmax(dim=-1)]
+        return self.actions.best(predicted)
 
     def likelihood(self, inputs: PrismaticInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
         """Exact, since tokens are drawn independently.
@@ -145,10 +143,9 @@ class Tokens(Form):
         # All positions, with gradients or without: PPO compares the two, and they should differ in no bit.
         hidden = self.model.language_model.model.read_all(*self.model.sequence(inputs))
         states = self.model.before_places(hidden)
-        logprobs = F.log_softmax(self.read(states) / sampler.temperature, dim=-1)
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=(1, 2))
-        chosen = logprobs.gather(-1, self.actions.ids_to_bins(latent["tokens"])[..., None]).squeeze(-1)
-        return Likelihood(chosen, entropy, states[:, 0].float())
+        bins = self.actions.ids_to_bins(latent["tokens"])
+        chosen, entropies = likelihood_of(self.read(states), bins, sampler.temperature)
+        return Likelihood(chosen, entropies.mean(dim=(1, 2)), states[:, 0].float())
 
 
 class Noise(Form):

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.policies.dim import Dim
 from rlrc.policies.locate import SIDE_FILE
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
-from rlrc.policies.parts.action_tokens import ActionTokenizer, spread_labels
+from rlrc.policies.parts.action_tokens import ActionTokenizer, likelihood_of, token_errors
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.parts.noise import require_generators
 from rlrc.policies.prismatic.inputs import PrismaticInputs
@@ -101,15 +100,13 @@ class OpenVLAPolicy(PrismaticPolicy):
 
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
         """Cross-entropy over the action bins."""
-        bins = predicted.shape[-1]
-        labels = spread_labels(target.flatten(), label_spread, bins) if label_spread else target.flatten()
-        return F.cross_entropy(predicted.flatten(0, -2), labels, reduction="none").view(target.shape)
+        return token_errors(predicted, target, label_spread)
 
     def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        return predicted.softmax(dim=-1) @ self.actions.centres(predicted)
+        return self.actions.mean(predicted)
 
     def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
-        return self.actions.centres(predicted)[predicted.argmax(dim=-1)]
+        return self.actions.best(predicted)
 
     def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         right = (predicted.argmax(dim=-1) == target).float()
@@ -119,10 +116,8 @@ class OpenVLAPolicy(PrismaticPolicy):
         """Log-probabilities in the distribution over the 256 action ids at the temperature that is sampled from."""
         tokens = latent["tokens"][:, 0]
         logits, hidden = self.model.action_logits(inputs, tokens)
-        logprobs = F.log_softmax(logits.float() / sampler.temperature, dim=-1)
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1).mean(dim=-1)
-        chosen = logprobs.gather(-1, self.actions.ids_to_bins(tokens)[..., None]).squeeze(-1)
-        return Likelihood(chosen[:, None], entropy, hidden.float())
+        chosen, entropies = likelihood_of(logits.float(), self.actions.ids_to_bins(tokens), sampler.temperature)
+        return Likelihood(chosen[:, None], entropies.mean(dim=-1), hidden.float())
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,27 @@ class ActionTokenizer:
         """The action in the middle of each bin, normalised (n_bins,), of the dtype and device of `like`."""
         return torch.from_numpy(self.decode(np.arange(self.first_id, self.vocab_end))).to(like)
 
+    def mean(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (..., n_bins) to the mean of each distribution, normalised (...)."""
+        return logits.softmax(dim=-1) @ self.centres(logits)
+
+    def best(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (..., n_bins) to the likeliest actions, normalised (...)."""
+        return self.centres(logits)[logits.argmax(dim=-1)]
+
+
+def token_errors(logits: torch.Tensor, bins: torch.Tensor, label_spread: float) -> torch.Tensor:
+    """Cross-entropy (...) of logits (..., n_bins) against bin numbers (...), spread over their neighbours if asked."""
+    labels = spread_labels(bins.flatten(), label_spread, logits.shape[-1]) if label_spread else bins.flatten()
+    return F.cross_entropy(logits.flatten(0, -2), labels, reduction="none").view(bins.shape)
+
+
+def likelihood_of(logits: torch.Tensor, bins: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (...) of bin numbers (...) given logits (..., n_bins), and the entropies (...)."""
+    logprobs = F.log_softmax(logits / temperature, dim=-1)
+    entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
+    return logprobs.gather(-1, bins[..., None]).squeeze(-1), entropies
+
 
 def spread_labels(labels: torch.Tensor, spread: float, bins: int) -> torch.Tensor:
     """Bin numbers (B,) to distributions (B, bins): a Gaussian of deviation `spread` (in bins) around each label."""
