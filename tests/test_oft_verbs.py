@@ -22,6 +22,7 @@ from rlrc.configs.sft import SftConfig
 from rlrc.configs.train import OFTOptions, TrainConfig
 from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
+from rlrc.policies.contract import Policy
 from rlrc.prune import prune
 from rlrc.quantize import quantize
 from rlrc.recover.ppo import rl
@@ -102,6 +103,31 @@ def test_fine_tuning(trained: Path, dataset: Path, tmp_path: Path) -> None:
     assert not torch.equal(old["proprio_projector.fc1.weight"], new["proprio_projector.fc1.weight"])
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_fine_tuning_to_another_form_of_actions(trained: Path, dataset: Path, head: Any, tmp_path: Path) -> None:
+    """The trunk stays what it was, and what the new form needs is there and is trained."""
+    config = SftConfig(
+        policy=trained, dataset=dataset, head=head, steps=1, batch_size=4, learning_rate=1e-9, device="cpu"
+    )
+    sft(config, tmp_path)
+    old, new = rlrc.load(trained), rlrc.load(tmp_path / "checkpoint")
+    assert new.model.config.head == head and new.spec == old.spec
+    kept = {"l1": {"action_head"}, "tokens": set(), "diffusion": {"action_head", "noisy_action"}}[head]
+    assert new.parts.keys() & {"action_head", "noisy_action"} == kept
+    tensors = new.model.state_dict()
+    for name, tensor in old.model.state_dict().items():
+        if old.part_of(name) not in ("action_head", "noisy_action"):
+            assert torch.equal(tensors[name], tensor)
+    again = tmp_path / "again"
+    sft(config.model_copy(update={"steps": 10, "learning_rate": 1e-2, "warmup_steps": 1}), again)
+    assert rlrc.load(again / "checkpoint").model.state_dict().keys() == tensors.keys()
+
+
+def test_openvla_has_one_form_of_actions(tiny_policy: Policy) -> None:
+    with pytest.raises(UserError, match="head tokens: policies of the family openvla have one form of actions"):
+        tiny_policy.with_head("tokens", seed=0)
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_quantize(trained: Path, dataset: Path, rounding: str, tmp_path: Path) -> None:
     parts = [part for part in rlrc.load(trained).parts if part != "embedding"]
@@ -143,10 +169,10 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bandit")
 def test_rl(trained: Path, tmp_path: Path) -> None:
     """PPO trains action tokens, and says of the other heads why it cannot."""
-    options = {"num_envs": 4, "num_workers": 0, "iterations": 2, "batch_size": 4, "eval_every": 0, "device": "cpu"}
+    options = {"num_envs": 4, "num_workers": 0, "iterations": 2, "batch_size": 4, "ratio_of": "token", "device": "cpu"}
     config = RlConfig(policy=trained, world="bandit", **options)
     if rlrc.load(trained).no_likelihood is not None:
-        with pytest.raises(UserError, match=r"PPO needs the likelihood of an action.*head tokens"):
+        with pytest.raises(UserError, match=r"PPO needs the likelihood of an action.*sft --head tokens"):
             rl(config, tmp_path)
         return
     metrics = rl(config, tmp_path)

@@ -8,7 +8,7 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bandit_world
 import pytest
@@ -29,7 +29,7 @@ from rlrc.policies.values import Sampler
 from rlrc.recover import ppo
 from rlrc.recover.acting import Seen
 from rlrc.recover.critic import Critic, new_critic
-from rlrc.recover.gae import approx_kl, explained_variance
+from rlrc.recover.gae import approx_kl, explained_variance, summed
 from rlrc.recover.loop import STATE_FILE, Learner
 from rlrc.recover.ppo import RlConfig, act, check, rl, targets
 
@@ -164,8 +164,26 @@ def test_the_first_ratio_is_one(tiny_policy: Policy, setting: Any, precision: st
     index = torch.randperm(len(buffer))[:16]
     _, vitals = ppo.ppo_loss(tiny_policy, critic, buffer, target, index, chosen, learner)
     assert vitals["ratio_max"].item() == pytest.approx(1, abs=1e-5 if precision == "fp32" else 1e-2)
-    gap = (target.logprobs - buffer.logprobs.flatten()).abs().max()
+    gap = (target.logprobs - buffer.logprobs.flatten(0, 1)).sum(dim=(1, 2)).abs().max()
     assert gap < (1e-4 if precision == "fp32" else 0.2), "acting and learning disagree about the same actions"
+
+
+@pytest.mark.parametrize("each", ["chunk", "action", "token"])
+def test_a_ratio_counts_only_what_was_executed(each: Literal["chunk", "action", "token"]) -> None:
+    logprobs, counts = torch.randn(3, 4, 2), [4, 1, 2]
+    executed = torch.tensor([[number < count for number in range(4)] for count in counts])
+    found, rows = summed(logprobs, executed, each)
+    expected = []
+    for row, count in enumerate(counts):
+        actions = [[logprobs[row, step, dim].item() for dim in range(2)] for step in range(count)]
+        parts = {
+            "chunk": [sum(map(sum, actions))],
+            "action": [sum(action) for action in actions],
+            "token": [value for action in actions for value in action],
+        }
+        expected += [(value, row) for value in parts[each]]
+    assert rows.tolist() == [row for _, row in expected]
+    assert found.tolist() == pytest.approx([value for value, _ in expected], abs=1e-5)
 
 
 def test_temperature_shapes_logprobs_and_entropy(tiny_policy: Policy, setting: Any) -> None:

@@ -281,14 +281,14 @@ def _environment() -> Iterator[Case]:
 
 def _frame_caches() -> Iterator[Case]:
     """The folder of frames that stages share, and its limit."""
-    for value in ("abc", "-1", "nan", "inf", "1e999", "20GB"):
+    for value in ("abc", "-1", "nan", "inf", "1e300", "1e999", "20GB"):
         name = f"command/environment/RLRC_FRAME_CACHE_GB={value}"
         limit = {"RLRC_FRAME_CACHE_GB": value}
         yield _case(
             f"environment/RLRC_FRAME_CACHE_GB={value}-sft", "sft", words=("RLRC_FRAME_CACHE_GB",), environment=limit
         )
         yield Case(f"{name}-cache", ("cache",), user_place, "refused", ("RLRC_FRAME_CACHE_GB",), limit)
-    for value in ("0", "0.000001", "", "1e300"):
+    for value in ("0", "0.000001", ""):
         yield _case(
             f"environment/RLRC_FRAME_CACHE_GB={value}-sft",
             "sft",

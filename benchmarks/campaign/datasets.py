@@ -297,7 +297,7 @@ def _given() -> Iterator[Case]:
         "hwts": ("either", ("episode",), ()),
         "v_fps": ("works", (), ()),
         "two": ("refused", ("observation.images",), ()),
-        "pi0libero": ("refused", ("wrist",), ()),
+        "pi0libero": ("works", (), ()),
         "rgbd": ("either", ("depth",), ()),
         "depth": ("refused", ("depth",), ()),
         "nostate": ("works", (), ()),

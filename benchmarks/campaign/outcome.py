@@ -25,6 +25,8 @@ GOOD = ("one_line", "worked")
 MAX_LINE = 600
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "DefaultCPUAllocator", "Unable to allocate", "Cannot allocate memory")
 PYTHON = ("Traceback (most recent call last)", "Exception ignored", "leaked shared_memory", "Segmentation fault")
+RLRC_RUNS = "in main"
+"""Part of a traceback from which on rlrc answers signals itself; Python's start and imports come before."""
 RAW = re.compile(
     r"Error\(|Error:|<class '|object at 0x|\('[^']*'\)$|\(\d+\)$|\[Errno|NoneType|object has no attribute"
     r"|not subscriptable|unsupported operand|not supported between instances|unexpected keyword argument"
@@ -74,6 +76,8 @@ def classify(
         return "hung", last
     if any(word in output for word in OUT_OF_MEMORY) or status == -9:
         return "over_memory", last
+    if case.expected == "stopped" and last == "KeyboardInterrupt" and RLRC_RUNS not in output:
+        return "worked", "Python was interrupted before the first line of rlrc's command ran"
     if any(word in output for word in PYTHON):
         return "traceback", last
     new = sorted(set(after) - set(before))

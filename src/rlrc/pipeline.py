@@ -95,6 +95,8 @@ def _is_kept(recipe: Recipe, path: Path) -> bool:
 
 def _is_written_by_run(path: Path) -> bool:
     """Return whether a run wrote the file: it has our header, or (before there was one) all fields in order."""
+    if not path.is_file():
+        return False
     if path.read_bytes().startswith(HEADER.encode()):
         return True
     values = read_yaml(path)

@@ -116,7 +116,7 @@ def world_size() -> int:
 
 def _number(name: str, least: int = 0) -> int | None:
     text = os.environ.get(name)
-    if not text:
+    if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
         raise UserError(f"the environment variable {name} is '{text}': it must be a number from {least} on; unset it")

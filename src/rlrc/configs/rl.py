@@ -73,6 +73,10 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Gradients of a larger norm are scaled down to this norm."""
     clip: float = Field(default=0.2, gt=0, le=1e6)
     """Distance from 1 at which the ratio of new to old probabilities is clipped in the policy loss."""
+    ratio_of: Literal["chunk", "action", "token"] = "chunk"
+    """What has a ratio of its own, which is clipped by itself: all executed actions of a chunk together, each action,
+    or each number of an action. The ratio of a chunk of many numbers leaves the clip range much sooner than that of
+    one number. Policies that give one action a call have chunks of one action."""
     value_clip: float = Field(default=0.2, gt=0, le=1e6)
     """Distance of a value from its old value beyond which the clipped loss takes over."""
     huber_delta: float = Field(default=10.0, gt=0, le=1e6)

@@ -27,6 +27,7 @@ from rlrc.reading import read_model, shorten
 from rlrc.tables import print_table
 
 LIMIT_VARIABLE, DEFAULT_LIMIT_GB = "RLRC_FRAME_CACHE_GB", 20.0
+MOST_GB = 10**9
 _KEY = re.compile("[0-9a-f]{32}")
 
 
@@ -65,8 +66,10 @@ def limit_bytes() -> int:
         limit = float(text)
     except ValueError:
         limit = math.nan
-    if not (0 <= limit * 1e9 < math.inf):
-        raise UserError(f"{LIMIT_VARIABLE} must be a number of gigabytes of at least 0, and is '{shorten(text)}'")
+    if not 0 <= limit <= MOST_GB:
+        raise UserError(
+            f"{LIMIT_VARIABLE} must be a number of gigabytes from 0 to {MOST_GB:,}, and is '{shorten(text)}'"
+        )
     return round(limit * 1e9)
 
 

@@ -17,7 +17,7 @@ from rlrc.data import format as fmt
 from rlrc.data.choice import choose_actions, choose_cameras, choose_episodes, choose_state, match_cameras
 from rlrc.data.images import ImagePictures
 from rlrc.data.info import Info, read_info
-from rlrc.data.layout import read_episodes, read_tasks, table_files, video_places
+from rlrc.data.layout import read_episodes, read_tasks, table_files, tasks_path, video_places
 from rlrc.data.pictures import Pictures
 from rlrc.data.tables import Rows, read_rows
 from rlrc.data.videos import VideoPictures
@@ -84,7 +84,7 @@ class Demonstrations:
         listed = read_episodes(root, info)
         wanted = listed.take(choose_episodes(episodes, listed.number, root))
         rows, task_index, vectors = read_rows(table_files(root, info, wanted), sizes, listed, wanted)
-        tasks, task_index = _tasks_of(read_tasks(root, info), rows, task_index)
+        tasks, task_index = _tasks_of(read_tasks(root, info), tasks_path(root, info), rows, task_index)
         return cls(
             path=root,
             pictures={key: _open_pictures(root, info, key, rows) for key in keys},
@@ -196,13 +196,26 @@ def _open_pictures(root: Path, info: Info, key: str, rows: Rows) -> Pictures:
     if feature.dtype == "image":
         pictures = ImagePictures(root, key, size, rows)
     else:
+        _require_rate(rows, info.fps, root / fmt.INFO_PATH)
         pictures = VideoPictures(key, size, rows, video_places(root, info, key, np.unique(rows.episode)), info.fps)
     for _ in pictures.decode([0]):
         pass
     return pictures
 
 
-def _tasks_of(tasks: dict[int, str], rows: Rows, task_index: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _require_rate(rows: Rows, fps: float, where: Path) -> None:
+    """Check that rows follow each other at about the rate that is told; frames of a video are found by their times.
+
+    Raises:
+        UserError: they do not.
+    """
+    steps = np.diff(rows.timestamp)[np.diff(rows.episode) == 0]
+    step = float(np.median(steps)) if len(steps) else 1 / fps
+    if not 0.5 < step * fps < 2:
+        raise UserError(f"{where}: fps is {fps:g}, and the timestamps of rows lie {step:.3g} s apart")
+
+
+def _tasks_of(tasks: dict[int, str], path: Path, rows: Rows, task_index: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The instructions in the order of their numbers, and each row's place in this list."""
     known = np.array(sorted(tasks), np.int64)
     place = np.searchsorted(known, task_index)
@@ -210,7 +223,7 @@ def _tasks_of(tasks: dict[int, str], rows: Rows, task_index: np.ndarray) -> tupl
     if unknown.any():
         row = int(np.argmax(unknown))
         raise UserError(
-            f"{rows.files[rows.file[row]]}: column 'task_index', {rows.name(row)} holds {task_index[row]}, and the "
-            f"dataset's tasks have no such number"
+            f"{rows.files[rows.file[row]]}: column 'task_index', {rows.name(row)} holds {task_index[row]}, and "
+            f"{path} has no task of that number"
         )
     return [tasks[int(number)] for number in known], place

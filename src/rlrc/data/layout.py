@@ -143,17 +143,21 @@ def table_files(root: Path, info: Info, episodes: Episodes) -> list[Path]:
     return [pattern.fill(root, episode_chunk=n // info.chunks_size, episode_index=n) for n in numbered]
 
 
+def tasks_path(root: Path, info: Info) -> Path:
+    """The file of the instructions."""
+    return root / (fmt.TASKS_PATH if info.codebase_version == fmt.VERSION else fmt.V2_TASKS_PATH)
+
+
 def read_tasks(root: Path, info: Info) -> dict[int, str]:
     """The instructions by their numbers.
 
     Raises:
         UserError: their file is missing or malformed.
     """
+    path = tasks_path(root, info)
     if info.codebase_version != fmt.VERSION:
-        path = root / fmt.V2_TASKS_PATH
         pairs = [(task.task_index, task.task) for task in read_json_lines(path, _Task)]
     else:
-        path = root / fmt.TASKS_PATH
         table = read_parquet(path)
         text = _text_column(table, path)
         pairs = list(zip(integers(table, "task_index", path).tolist(), texts(table, text, path), strict=True))
@@ -186,6 +190,8 @@ def video_places(root: Path, info: Info, key: str, episodes: np.ndarray) -> Vide
         pattern = PathPattern(info.video_path, {"chunk_index", "video_key", "file_index"}, where)
         places = _shared_videos(root, pattern, key, episodes, 0.5 / info.fps)
     for file in places.files:
+        if info.codebase_version == fmt.VERSION and not file.exists():
+            raise UserError(f"{file}: no such file, and meta/episodes names it (its chunk_index and file_index)")
         require_file(file)
     return places
 

@@ -329,6 +329,17 @@ class Policy(ABC):
             UserError: something else than an earlier checkpoint lies at `path`, or the disk is full.
         """
 
+    def with_head(self, head: str, seed: int) -> Policy:
+        """The policy with its actions in another form, to be trained; this one is used up.
+
+        Args:
+            seed: of the weights that only the new form has.
+
+        Raises:
+            UserError: the family has one form of actions.
+        """
+        raise UserError(f"head {head}: policies of the family {self.spec.family} have one form of actions")
+
     def with_vla_cache(self, config: VlaCacheConfig) -> Any:
         """An actor that reads again only what moved since the last picture.
 

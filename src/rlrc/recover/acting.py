@@ -29,7 +29,7 @@ class Buffer:
     latent: dict[str, torch.Tensor]
     """Record of the chunks that the policy's likelihood needs, each (T, N, ...)."""
     logprobs: torch.Tensor
-    """(T, N), as sampled."""
+    """(T, N, H, D), as sampled."""
     executed: torch.Tensor
     """Bool (T, N, H), false of actions that were not carried out."""
     rewards: torch.Tensor
@@ -117,7 +117,7 @@ def act(
         outcomes = [torch.from_numpy(outcome).to(policy.device) for outcome in episodes.carry_out(policy, actions)]
         executed = F.pad(outcomes[0], (0, policy.spec.horizon - execute))
         latents.append(sample.latent)
-        chunks.append((summed(sample.logprobs, executed), executed, *outcomes[1:]))
+        chunks.append((sample.logprobs, executed, *outcomes[1:]))
     look()
     logprobs, executed, rewards, masks, success, succeeded, grasped = (
         torch.stack(column) for column in zip(*chunks, strict=True)
@@ -125,11 +125,6 @@ def act(
     latent = {name: torch.stack([latent[name] for latent in latents]) for name in latents[0]}
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
     return Buffer(seen, latent, logprobs, executed, rewards, masks, success, succeeded, grasped)
-
-
-def summed(logprobs: torch.Tensor, executed: torch.Tensor) -> torch.Tensor:
-    """Log-probability (N,) of a chunk, from those of its numbers (N, H, D), over the executed (N, H) actions."""
-    return (logprobs * executed[..., None]).flatten(1).sum(dim=1)
 
 
 class Episodes:

@@ -4,6 +4,8 @@ Schulman et al., "High-dimensional continuous control using generalized advantag
 policy optimization algorithms" (2017), with the value loss of RL4VLA (Liu et al., arXiv 2505.19789).
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
@@ -31,6 +33,24 @@ def gae(
 def normalise(advantages: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
     """`advantages` with the mean and the population standard deviation (+ 1e-5) of the whole `buffer` taken out."""
     return (advantages - buffer.mean()) / (buffer.std(correction=0) + 1e-5)
+
+
+def summed(
+    logprobs: torch.Tensor, executed: torch.Tensor, each: Literal["chunk", "action", "token"] = "chunk"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (M,) of whole chunks, of actions or of numbers, and the rows (M,) that they belong to.
+
+    Args:
+        logprobs: of the numbers of chunks, (N, H, D).
+        executed: bool (N, H); what was not executed is left out.
+    """
+    if each == "chunk":
+        return (logprobs * executed[..., None]).flatten(1).sum(dim=1), torch.arange(len(logprobs)).to(executed.device)
+    chosen = logprobs[executed]
+    rows = executed.nonzero()[:, 0]
+    if each == "action":
+        return chosen.sum(dim=-1), rows
+    return chosen.flatten(), rows.repeat_interleave(logprobs.shape[-1])
 
 
 def policy_loss(

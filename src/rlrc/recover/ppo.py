@@ -4,8 +4,9 @@
     accelerate launch --multi_gpu --num_processes 2 -m rlrc rl ...        (the same where there is no GPU)
 
 As RL4VLA does it (Liu et al., arXiv 2505.19789), which RLRC follows: episodes in parallel worlds; the
-log-probability of an action is the sum over its seven tokens; actor and critic share the whole transformer, and the
-critic reads the state that predicts the first action token. RLRC's critic warm-up and behaviour cloning are options.
+log-probability of a chunk is the sum over the tokens of its executed actions; actor and critic share the whole
+transformer, and the critic reads the state that predicts the first action token. RLRC's critic warm-up and behaviour
+cloning are options.
 
 One iteration: act; read the whole buffer once more, teacher-forced, for the old log-probabilities and values; estimate
 advantages; update. The reading takes about a tenth of the time. Acting has log-probabilities too, but from another
@@ -38,9 +39,9 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Sampler
 from rlrc.process import keep_freed_memory
-from rlrc.recover.acting import Buffer, act, summed
+from rlrc.recover.acting import Buffer, act
 from rlrc.recover.critic import Critic, new_critic
-from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, value_loss
+from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, summed, value_loss
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
 from rlrc.recover.sft import Frames
 
@@ -106,7 +107,7 @@ class Targets:
     """Targets of the update of one buffer: all (T * N, ...), in the buffer's flat order."""
 
     logprobs: torch.Tensor
-    """Log-probabilities of the policy that acted."""
+    """Log-probabilities of the policy that acted, of each number of a chunk: (T * N, H, D)."""
     hidden: torch.Tensor
     """States that the critic of this policy read."""
     values: torch.Tensor
@@ -121,14 +122,12 @@ def targets(policy: Policy, critic: Critic, buffer: Buffer, config: RlConfig, le
     # The last row holds the states that the last actions led to; their own actions were never chosen, and the critic,
     # which reads what comes before the first token, does not depend on them.
     last = {name: torch.cat([tensor, tensor[-1:]]).flatten(0, 1) for name, tensor in buffer.latent.items()}
-    executed = torch.cat([buffer.executed, buffer.executed[-1:]]).flatten(0, 1)
     readings = []
-    for index in torch.arange(len(executed)).split(config.batch_size):
+    for index in torch.arange(len(buffer) + buffer.rewards.shape[1]).split(config.batch_size):
         latent = {name: tensor[index] for name, tensor in last.items()}
         with learner.autocast():
             likelihood = policy.likelihood(buffer.seen.inputs(index), latent, Sampler(config.temperature))
-        logprobs = summed(likelihood.logprobs, executed[index])
-        readings.append((logprobs, likelihood.state, critic(likelihood.state)))
+        readings.append((likelihood.logprobs, likelihood.state, critic(likelihood.state)))
     logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
     chunk = int(buffer.executed.sum(dim=-1).max())
     by_time = values.view(-1, buffer.rewards.shape[1])
@@ -159,7 +158,8 @@ def update(
         )
     target = targets(policy, critic, buffer, config, learner)
     means = Means()
-    first = buffer.first_episodes
+    first, executed = buffer.first_episodes, buffer.executed.flatten(0, 1)
+    read, sampled = (summed(logprobs, executed)[0] for logprobs in (target.logprobs, buffer.logprobs.flatten(0, 1)))
     means.add(
         success_once=(buffer.succeeded & first).any(dim=0).float().mean(),
         success_at_end=buffer.success.gather(0, first.sum(dim=0, keepdim=True) - 1).float().mean(),
@@ -168,7 +168,7 @@ def update(
         episodes=(buffer.masks[1:] == 0).sum().float(),
         value=target.values.mean(),
         explained_variance=explained_variance(target.values, target.returns),
-        acting_gap=(target.logprobs - buffer.logprobs.flatten()).abs().mean(),
+        acting_gap=(read - sampled).abs().mean(),
     )
     warming_up = iteration < config.critic_warmup_iterations
     epochs = config.critic_warmup_epochs if warming_up else config.epochs
@@ -254,10 +254,11 @@ def ppo_loss(
     """The loss of one minibatch, and its vitals."""
     with learner.autocast():
         likelihood = policy.likelihood(buffer.seen.inputs(index), buffer.latent_of(index), Sampler(config.temperature))
-    logprobs, entropy = summed(likelihood.logprobs, buffer.executed.flatten(0, 1)[index]), likelihood.entropy
-    values = critic(likelihood.state)
-    old_logprobs, advantages = target.logprobs[index], target.advantages[index]
-    actor = policy_loss(logprobs, old_logprobs, advantages, config.clip)
+    executed = buffer.executed.flatten(0, 1)[index]
+    logprobs, rows = summed(likelihood.logprobs, executed, config.ratio_of)
+    old_logprobs, _ = summed(target.logprobs[index], executed, config.ratio_of)
+    actor = policy_loss(logprobs, old_logprobs, target.advantages[index][rows], config.clip)
+    values, entropy = critic(likelihood.state), likelihood.entropy
     critical = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
     loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy.mean()
     with torch.no_grad():

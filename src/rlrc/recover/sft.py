@@ -49,6 +49,8 @@ def sft(config: SftConfig, out: Path) -> dict[str, Any]:
     demonstrations = Demonstrations.of(config)
     policy = load(config.policy, policy_key(config), spec=config.spec)
     adopt_statistics(policy, demonstrations, config)
+    if config.head is not None:
+        policy = policy.with_head(config.head, config.seed)
     return fit("sft", policy, config, demonstrations, out)
 
 

@@ -76,7 +76,7 @@ class Numbers(Form):
 
     no_likelihood = (
         "PPO needs the likelihood of an action, and an L1 head has none: it gives one action and no distribution; "
-        "train the policy with action tokens (head tokens)"
+        "fine-tune the policy with sft --head tokens first"
     )
 
     def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
@@ -152,8 +152,8 @@ class Noise(Form):
     """Chunks that are denoised (DDIM); the network predicts the noise, and is trained on its squared error."""
 
     no_likelihood = (
-        "PPO needs the likelihood of an action, and steps of denoising that add no noise have none; train the policy "
-        "with action tokens (head tokens)"
+        "PPO needs the likelihood of an action, and steps of denoising that add no noise have none; fine-tune "
+        "the policy with sft --head tokens first"
     )
 
     def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:

@@ -10,6 +10,9 @@ from rlrc.policies.oft.heads import ActionHead, TokenProjector, timestep_embeddi
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 
+FORM_PARTS = ("action_head", "noisy_action_projector")
+"""Networks that one form of actions has and another has not."""
+
 Sequence = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Embeddings (B, T, hidden), mask (B, T) and position ids (B, T)."""
 
@@ -27,13 +30,27 @@ class OFTForActionPrediction(Prismatic):
     _supports_flash_attn = False
 
     def add_heads(self, config: OFTConfig) -> None:
+        if config.state_dim:
+            self.proprio_projector = TokenProjector(config.state_dim, config.text_config.hidden_size)
+        self._add_form(config)
+
+    def _add_form(self, config: OFTConfig) -> None:
         hidden = config.text_config.hidden_size
         if config.head != "tokens":
             self.action_head = ActionHead(hidden, config.action_dim)
-        if config.state_dim:
-            self.proprio_projector = TokenProjector(config.state_dim, hidden)
         if config.head == "diffusion":
             self.noisy_action_projector = TokenProjector(1, hidden)
+
+    def change_form(self, head: str) -> None:
+        """Make actions in another form, whose networks have random weights; the old form's are dropped."""
+        for name in FORM_PARTS:
+            if hasattr(self, name):
+                delattr(self, name)
+        self.config.head = head
+        self._add_form(self.config)
+        for name in FORM_PARTS:
+            if hasattr(self, name):
+                self.get_submodule(name).to(self.device, self.dtype).apply(self._init_weights)
 
     def forward(
         self,

@@ -21,7 +21,7 @@ from rlrc.policies.parts.noise import require_generators
 from rlrc.policies.prismatic.checkpoint import Supplement
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.policy import PARTS, PrismaticPolicy
-from rlrc.policies.statistics import action_statistics, normalise, unnormalise
+from rlrc.policies.statistics import normalise, unnormalise
 from rlrc.policies.values import (
     GREEDY,
     Generators,
@@ -126,7 +126,7 @@ class OFTPolicy(PrismaticPolicy):
 
     def action_statistics(self) -> dict[str, np.ndarray]:
         config = self.model.config
-        return action_statistics(self.norm_stats, self.unnorm_key, config.action_dim, config.normalisation)
+        return self.statistics_of("action", config.action_dim, config.normalisation)
 
     def state_statistics(self) -> dict[str, np.ndarray]:
         """The statistics in use of the state, as `action_statistics`; none of a policy that reads no state.
@@ -137,9 +137,7 @@ class OFTPolicy(PrismaticPolicy):
         config = self.model.config
         if not config.state_dim:
             return {}
-        return action_statistics(
-            self.norm_stats, self.unnorm_key, config.state_dim, config.normalisation, entry="proprio"
-        )
+        return self.statistics_of("proprio", config.state_dim, config.normalisation)
 
     def to_physical(self, actions: np.ndarray) -> np.ndarray:
         return unnormalise(actions, self.action_statistics(), MARGIN).astype(np.float32)
@@ -187,6 +185,16 @@ class OFTPolicy(PrismaticPolicy):
 
     def likelihood(self, inputs: PrismaticInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
         return self.form.likelihood(inputs, latent, sampler)
+
+    def with_head(self, head: str, seed: int) -> "OFTPolicy":
+        if head == self.model.config.head:
+            return self
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model.change_form(head)
+        policy = OFTPolicy(self.model, self.processor, self.unnorm_key, self.lineage)
+        policy.weights = self.weights
+        return policy
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 

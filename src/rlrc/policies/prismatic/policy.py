@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
 from rlrc.policies.prismatic.weights import Weights
 from rlrc.policies.saving import extend_lineage, write_policy
-from rlrc.policies.statistics import action_statistics, normalise, unnormalise
+from rlrc.policies.statistics import Kind, action_statistics, normalise, unnormalise
 from rlrc.policies.values import Observation, PolicySpec, Stack
 
 PARTS = {
@@ -144,7 +144,16 @@ class PrismaticPolicy(Policy):
         self.model.config.default_unnorm_key = self.unnorm_key = key
 
     def action_statistics(self) -> dict[str, np.ndarray]:
-        return action_statistics(self.norm_stats, self.unnorm_key, self.model.config.action_dim)
+        return self.statistics_of("action", self.model.config.action_dim)
+
+    def statistics_of(
+        self, entry: Literal["action", "proprio"], count: int, kind: Kind = "quantiles"
+    ) -> dict[str, np.ndarray]:
+        """The statistics in use of actions or states of `count` numbers; errors name the policy's folder."""
+        try:
+            return action_statistics(self.norm_stats, self.unnorm_key, count, kind, entry)
+        except UserError as error:
+            raise error if self.source is None else UserError(f"{self.source}: {error}") from None
 
     def to_physical(self, actions: np.ndarray) -> np.ndarray:
         return unnormalise(actions, self.action_statistics()).astype(np.float32)
