@@ -1,16 +1,16 @@
 """Measure how long OpenVLA-7B takes for one action on this processor: dense, pruned, quantized, and by transformers.
 
-    python benchmarks/latency_7b.py        about 40 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.*
+    python benchmarks/latency_7b.py        about 50 minutes on 2 cores and 24 GB; writes results/latency_7b/cpu.*
 
 What results/latency_7b/cpu.json holds already is not measured again: with all of it there, tables and figures are
 written anew and nothing else happens.
 
 Shapes are the real ones and weights random (`shapes_7b.py`), which changes no time. One picture of 224 pixels, one
-instruction, seven tokens, batch 1. In each group the policies act in turn, round by round, and every speed-up is the
-median over rounds of the ratio to what it is compared with in the same round. The baseline is dense bf16 through
-transformers' own modules and `generate`. bitsandbytes (`pip install bitsandbytes`) is measured on two of
-the 32 layers, against transformers with two layers: packed from bf16, the whole does not fit beside the baseline. The
-kernel that it can fetch from a hub is not used.
+instruction, seven tokens, batch 1; OpenVLA-OFT has two pictures, a state, and eight actions a call. In each group the
+policies act in turn, round by round, and every speed-up is the median over rounds of the ratio to what it is compared
+with in the same round. The baseline is dense bf16 through transformers' own modules and `generate`. bitsandbytes (`pip
+install bitsandbytes`) is measured on two of the 32 layers, against transformers with two layers: packed from bf16, the
+whole does not fit beside the baseline. The kernel that it can fetch from a hub is not used.
 """
 
 import argparse
@@ -33,9 +33,8 @@ from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.files import write_json
 from rlrc.kernels import description
 from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.config import OpenVLAConfig
-from rlrc.policies.openvla.policy import CAMERA
 from rlrc.policies.openvla.vla_cache import VlaCache
+from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
 from rlrc.progress import say
@@ -44,7 +43,7 @@ from rlrc.roofline import floors_ms, rates
 
 LARGE = "dense-8bit"
 """Name of the policy that is too large to lie beside the baseline: its codes lie in the baseline's weights."""
-CONFIGS: dict[str, Callable[[], OpenVLAConfig]] = {
+CONFIGS: dict[str, Callable[[], PrismaticConfig]] = {
     "dense": shapes.published,
     VLA_CACHE: shapes.published,
     "rlrc": lambda: shapes.pruned(ratio=0.9),
@@ -56,6 +55,8 @@ CONFIGS: dict[str, Callable[[], OpenVLAConfig]] = {
     "ratio-0.25": lambda: shapes.pruned(ratio=0.25),
     "ratio-0.5": lambda: shapes.pruned(ratio=0.5),
     "ratio-0.75": lambda: shapes.pruned(ratio=0.75),
+    "oft": shapes.oft,
+    "oft-rlrc": lambda: shapes.pruned(ratio=0.9, of=shapes.oft),
 }
 GROUPS = [
     [BASELINE, "rlrc", "rlrc-8bit", "rlrc-4bit"],
@@ -65,6 +66,7 @@ GROUPS = [
     [BASELINE, "llm-pruner-25", "flap-20", "depth-0-31"],
     *([f"ratio-{ratio}", f"ratio-{ratio}-8bit", f"ratio-{ratio}-4bit"] for ratio in ("0.25", "0.5", "0.75")),
     [TWO_LAYERS, f"{TWO_LAYERS}-8bit", f"{TWO_LAYERS}-4bit"],
+    [BASELINE, "oft", "oft-rlrc", "oft-rlrc-4bit"],
 ]
 """Groups of policies that act in turn; a group holds as many as fit into memory together."""
 SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75", 0.9: "rlrc"}
@@ -75,7 +77,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/latency_7b/cpu.json"))
     options = parser.parse_args()
-    rows = by_name(read_json(options.out)["rows"]) if options.out.exists() else {}
+    rows = by_name(read_json(options.out)) if options.out.exists() else {}
+    here = machine()
     for group in GROUPS:
         if rows.keys() >= set(group):
             continue  # started again, it goes on after what is done
@@ -85,12 +88,14 @@ def main() -> None:
         measured = take_turns(group, options.rounds, machine_rates)
         for name, row in measured.items():
             if name not in rows:
-                rows[name] = row | {"group": group, "rounds": options.rounds, "commit": machine()["commit"]}
+                rows[name] = row | {"group": group, "rounds": options.rounds, "cpu": here["cpu"]}
+                rows[name]["commit"] = here["commit"]
                 say(f"  {name}: {row['p50_ms']:.0f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
         rows = {name: rows[name] for name in dict.fromkeys(chain(*GROUPS)) if name in rows}
-        lower_floors([row for row in rows.values() if "roofline" in row])
+        for cpu in {row["cpu"] for row in rows.values()}:
+            lower_floors([row for row in rows.values() if "roofline" in row and row["cpu"] == cpu])
         result = {
-            "machine": machine(),
+            "machine": here,
             "kernels": description(),
             "rows": [{**row, "name": name.replace(BASELINE, "dense")} for name, row in rows.items()],
             "sweep": sweep(rows),
@@ -100,7 +105,8 @@ def main() -> None:
 
 
 def lower_floors(rows: list[dict[str, Any]]) -> None:
-    """Bring all floors to the best rates of all groups: what the machine can do, whatever else its host was doing."""
+    """Bring the floors of all groups that one processor measured to their best rates: what it can do, whatever else
+    its host was doing."""
     best = {key: max(row["roofline"]["rates"][key] for row in rows) for key in rows[0]["roofline"]["rates"]}
     for row in rows:
         roofline = row["roofline"]
@@ -200,7 +206,6 @@ def serve(names: list[str], pipe: Connection) -> None:
     keep_freed_memory()
     libraries = psutil.Process().memory_info().rss
     images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
-    observation = Observation({CAMERA: images}, ["put the carrot on the plate"])
     actors: dict[str, Any] = {}
     memory = None
     for name in names:
@@ -216,6 +221,10 @@ def serve(names: list[str], pipe: Connection) -> None:
     while True:
         name, what = pipe.recv()
         actor = actors[name]
+        policy = actor.policy if name == VLA_CACHE else actor
+        cameras = policy.spec.cameras if backend(name) == "rlrc" else ("front",)
+        state = np.zeros((1, len(policy.spec.state)), np.float32) if backend(name) == "rlrc" else None
+        observation = Observation(dict.fromkeys(cameras, images), ["put the carrot on the plate"], state)
         started = time.perf_counter()
         if what == "act":
             actor.act(observation)
@@ -225,9 +234,9 @@ def serve(names: list[str], pipe: Connection) -> None:
             # VLA-Cache has its own way through the decoder, which the clock of stages does not follow.
             timed = through_rlrc and name != VLA_CACHE and what
             facts = stages(actor, observation, what) if timed else {}
-            policy = actor.policy if name == VLA_CACHE else actor
             weights = weight_bytes(policy) if through_rlrc else actor.weight_bytes
-            pipe.send({"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident(), **facts})
+            facts |= {"weight_bytes": weights, "libraries_bytes": libraries, "peak_bytes": peak_resident()}
+            pipe.send(facts | {"actions_per_call": policy.spec.horizon if through_rlrc else 1})
 
 
 def weight_bytes(policy: Policy) -> int:

@@ -31,6 +31,8 @@ SHAPES = {
         for ratio in (0.25, 0.5, 0.75)
     },
     TWO_LAYERS: "dense, two layers in place of 32",
+    "oft": "OpenVLA-OFT (two cameras, a state, chunks), dense",
+    "oft-rlrc": "OpenVLA-OFT, RLRC, 90 % of the heads and channels of layers 1 to 30",
 }
 """Names of the policies' shapes on the page."""
 PRECISIONS = {
@@ -54,9 +56,12 @@ def publish(stored: Path) -> None:
     draw_stages(stored.with_suffix(".png"), [bar(row) for row in result["rows"] if "stages_ms" in row])
 
 
-def by_name(stored: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows as they are stored, by their names in GROUPS."""
-    return {name_of(row): {key: value for key, value in row.items() if key != "name"} for row in stored}
+def by_name(stored: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of a stored result, by their names in GROUPS. Earlier rows do not say their processor, which was the
+    file's, nor their actions a call, of which there was one."""
+    left_out = {"cpu": stored["machine"]["cpu"], "actions_per_call": 1}
+    rows = [left_out | row for row in stored["rows"]]
+    return {name_of(row): {key: value for key, value in row.items() if key != "name"} for row in rows}
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -71,7 +76,7 @@ def bar(row: dict[str, Any]) -> Bar:
 
 def page(result: dict[str, Any]) -> str:
     """Return the results as a page of tables for people."""
-    rows = by_name(result["rows"])
+    rows = by_name(result)
     machine_line = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     blocks = [
         "# One action at OpenVLA-7B's shapes on a CPU",
@@ -82,6 +87,8 @@ def page(result: dict[str, Any]) -> str:
         "groups do not compare, because the machine was not equally fast. "
         f'"{NOT_KEPT.capitalize()}" means that the ratio was measured and the baseline\'s seconds in that group were '
         "not written down.",
+        "A call of OpenVLA-OFT reads two pictures and gives eight actions; one action is a call's time divided by the "
+        "actions that it gives. "
         "W4A8 stores weights in 4 bits and multiplies them with activations that are rounded to 8 bits; W8A8 does the "
         "same with weights in 8 bits. Embeddings, vision towers and projector are packed too; the output head stays "
         "in bf16. All weights are random, which changes no time.",
@@ -91,7 +98,7 @@ def page(result: dict[str, Any]) -> str:
         "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
         "integers can go below).",
         markdown_table(*stages_table(rows)),
-        f"Machine: {machine_line}. The rows were measured at the commits "
+        f"Machine of the latest rows: {machine_line}. The rows were measured at the commits "
         f"{', '.join(sorted({row['commit'] for row in rows.values()}))}.",
     ]
     return "\n\n".join(blocks) + "\n"
@@ -99,14 +106,15 @@ def page(result: dict[str, Any]) -> str:
 
 def seconds_table(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Every policy beside its baselines in its own group."""
-    head = ["policy", "precision", "run by", "rounds", "one action"]
-    head += ["transformers in the same group", "faster by", "its bf16 in the same group", "faster by"]
+    head = ["policy", "precision", "run by", "processor", "rounds", "actions a call", "one call", "one action"]
+    head += ["transformers in the same group", "faster by (a call)", "its bf16 in the same group", "faster by"]
     head += ["weights", "peak memory"]
     body = []
     for name, row in rows.items():
         shape, bits = split_bits(name)
-        cells = [SHAPES[shape], PRECISIONS[row["backend"], bits], row["backend"], str(row["rounds"])]
-        cells.append(_seconds(row["p50_ms"]))
+        cells = [SHAPES[shape], PRECISIONS[row["backend"], bits], row["backend"], row["cpu"], str(row["rounds"])]
+        actions = row["actions_per_call"]
+        cells += [str(actions), _seconds(row["p50_ms"]), _seconds(row["p50_ms"] / actions)]
         for ratio, key, baseline in (("speedup", "baseline_ms", BASELINE), ("speedup_over_bf16", "bf16_ms", shape)):
             if row[ratio] is None or name == baseline:
                 cells += ["", ""]

@@ -1,4 +1,6 @@
-"""Policies of OpenVLA-7B's real shapes, pruned and quantized, with weights that only look like some: for timing.
+"""Policies of OpenVLA-7B's and OpenVLA-OFT's real shapes, pruned and quantized, for timing.
+
+The weights only look like some.
 
 Nothing is read from disk. All matrices are cut from one block of random numbers, scaled by their width, so that fifteen
 gigabytes are there in seconds.
@@ -13,13 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlrc.policies.contract import Policy
+from rlrc.policies.oft.config import OFTConfig
+from rlrc.policies.oft.layout import random_config
+from rlrc.policies.oft.policy import OFTPolicy
 from rlrc.policies.openvla.config import OpenVLAConfig
-from rlrc.policies.openvla.layout import image_processor, published_config
+from rlrc.policies.openvla.layout import published_config
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.checkpoint import empty_model
+from rlrc.policies.prismatic.config import PrismaticConfig
+from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.values import Observation
 from rlrc.prune.allocate import Rounding, choose
@@ -38,9 +46,14 @@ def pruned(
     protected: frozenset[int] = ENDS,
     round_to: int = 128,
     output_bias: bool = False,
-) -> OpenVLAConfig:
-    """The config after block-wise pruning; kept channels are a multiple of `round_to`, as kernels like them."""
-    config = published()
+    of: Callable[[], PrismaticConfig] | None = None,
+) -> PrismaticConfig:
+    """The config after block-wise pruning; kept channels are a multiple of `round_to`, as kernels like them.
+
+    Args:
+        of: gives the config of the dense policy; None is OpenVLA's.
+    """
+    config = (of or published)()
     groups = coupled_groups(outline(config).stacks()[0].layers)
     scores = [torch.zeros(group.units) for group in groups]
     kept = choose(groups, scores, protected, "local", ratio, overall, Rounding(round_to, "up"))
@@ -54,10 +67,15 @@ def pruned(
 
 def published(layers: int = LAYERS) -> OpenVLAConfig:
     """The published config, or one with fewer decoder layers; the head holds the action rows."""
-    config = OpenVLAConfig.from_dict(published_config("openvla-7b"))
+    config = OpenVLAConfig.from_dict(published_config())
     config.action_head_only = True
     config.text_config.num_hidden_layers = layers
     return config
+
+
+def oft() -> OFTConfig:
+    """OpenVLA-OFT as published for LIBERO: two cameras, a state of 8 numbers, 8 actions a call, an L1 head."""
+    return OFTConfig.from_dict(random_config() | {"action_head_only": True})
 
 
 class Memory:
@@ -77,7 +95,7 @@ class Memory:
         return None
 
 
-def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) -> OpenVLAPolicy:
+def policy(config: PrismaticConfig, bits: int = 16, memory: Memory | None = None) -> Policy:
     """Make a policy in bf16, perhaps in the `memory` of another one, or with all but the head in 4 or 8 bits."""
     if bits < 16:
         config.quantization_config = quantization_config(bits, 32, linear_names(outline(config), PARTS))
@@ -86,12 +104,13 @@ def policy(config: OpenVLAConfig, bits: int = 16, memory: Memory | None = None) 
     return made
 
 
-def outline(config: OpenVLAConfig) -> OpenVLAPolicy:
+def outline(config: PrismaticConfig) -> Policy:
     """A policy whose parameters have shapes and no memory."""
-    return OpenVLAPolicy(empty_model(OpenVLAForActionPrediction, config, Path()).eval(), processor(config))
+    family = OFTPolicy if isinstance(config, OFTConfig) else OpenVLAPolicy
+    return family(empty_model(family.model_class, config, Path()).eval(), processor(config))
 
 
-def processor(config: OpenVLAConfig) -> Processor:
+def processor(config: PrismaticConfig) -> Processor:
     return Processor(image_processor(*config.image_sizes), llama_like_tokenizer(), config)
 
 

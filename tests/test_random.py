@@ -15,15 +15,20 @@ import rlrc
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.policies.make_random import MakeRandomConfig, make_random, write_weights
+from rlrc.policies.oft.config import OFTConfig
+from rlrc.policies.oft.layout import random_config
+from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.openvla.config import OpenVLAConfig
-from rlrc.policies.openvla.layout import image_processor, published_config
+from rlrc.policies.openvla.layout import published_config
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.parts.llama_tokenizer import CHARACTERS, INSTRUCTIONS, llama_like_tokenizer
 from rlrc.policies.prismatic.checkpoint import read_config
+from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import ImageProcessor
 from rlrc.policies.prismatic.published import published_parameters, published_tensors
 from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.shards import TensorFiles, weight_files
+from rlrc.policies.values import Observation
 
 PROMPT = OpenVLAConfig.prompt_template
 
@@ -64,11 +69,11 @@ def test_the_files_beside_the_weights_are_those_of_a_published_checkpoint(case: 
     folder = fixture_folder(f"openvla/{case}") / "checkpoint"
     published = ImageProcessor.load(folder)
     assert image_processor(published.image_size, published.image_size).config == published.config
-    assert set(published_config("openvla-7b")) == set(json.loads((folder / "config.json").read_text()))
+    assert set(published_config()) == set(json.loads((folder / "config.json").read_text()))
 
 
 def test_openvla_7b_has_as_many_parameters_as_the_published_one() -> None:
-    config = OpenVLAConfig.from_dict(published_config("openvla-7b"))
+    config = OpenVLAConfig.from_dict(published_config())
     shapes = published_tensors(OpenVLAForActionPrediction, config)
     assert published_parameters(OpenVLAForActionPrediction, config) == 7_541_237_184
     counts = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
@@ -79,9 +84,17 @@ def test_openvla_7b_has_as_many_parameters_as_the_published_one() -> None:
     assert config.text_config.rms_norm_eps == 1e-6 and config.first_action_id == 31744
 
 
+def test_openvla_oft_adds_its_networks_to_the_same_trunk() -> None:
+    hidden, rows = 4096, 7 * 4096
+    head = 2 * rows + rows * hidden + hidden + 2 * (2 * hidden + hidden**2 + hidden) + 2 * hidden + hidden * 7 + 7
+    state = 8 * hidden + hidden + hidden**2 + hidden
+    config = OFTConfig.from_dict(random_config())
+    assert published_parameters(OFTForActionPrediction, config) == 7_541_237_184 + head + state
+
+
 def test_a_pruned_policy_is_counted_as_papers_count() -> None:
     """LLM-Pruner's default, a quarter of layers 4 to 29, leaves 6.23 B of OpenVLA-7B; so it does without dead parts."""
-    values = published_config("openvla-7b")
+    values = published_config()
     shape = {"num_attention_heads": 24, "num_key_value_heads": 24, "intermediate_size": 8256}
     layers = {"per_layer_config": dict.fromkeys(range(4, 30), shape), "head_dim": 128}
     config = OpenVLAConfig.from_dict(values | {"text_config": values["text_config"] | layers})
@@ -135,6 +148,21 @@ def test_different_pictures_and_instructions_give_different_actions(policy: Poli
     statistics = policy.norm_stats["bridge_orig"]["action"]
     assert (by_picture[:, :6] >= np.array(statistics["q01"][:6], np.float32)).all()
     assert (by_picture[:, :6] <= np.array(statistics["q99"][:6], np.float32)).all()
+
+
+def test_a_random_openvla_oft_looks_with_both_cameras(tmp_path: Path) -> None:
+    make_random(MakeRandomConfig(preset="openvla-oft-tiny", out_folder=tmp_path / "oft"), Path("unused"))
+    policy = rlrc.load(tmp_path / "oft")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 1, 56, 56, 3), np.uint8)
+    state = np.zeros((1, 8), np.float32)
+
+    def chunk(front: int, wrist: int) -> np.ndarray:
+        images = {"front": pictures[front], "wrist": pictures[wrist]}
+        inputs = policy.prepare(Observation(images, ["put carrot on plate"], state))
+        return policy.to_physical(policy.sample(inputs).actions.numpy())
+
+    assert chunk(0, 0).shape == (1, 8, 7)
+    assert len(np.unique([chunk(0, 0), chunk(0, 1), chunk(1, 0), chunk(1, 1)], axis=0)) == 4
 
 
 @torch.no_grad()

@@ -242,6 +242,22 @@ def test_learning_rate_schedule() -> None:
     assert learning_rate_factor(7, 8, 0, "constant") == 1.0
 
 
+@pytest.mark.parametrize("capable", [False, True])
+def test_slow_bf16_is_told(
+    tiny_policy: Policy,
+    tmp_path: Path,
+    capable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    processor = {"architecture": "x86_64", "avx512_bf16": capable, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    Learner(tiny_policy, LearnerConfig(device="cpu", precision="fp32"), tmp_path)
+    assert not capsys.readouterr().err
+    Learner(tiny_policy, LearnerConfig(device="cpu", precision="bf16"), tmp_path)
+    assert ("precision fp32 trains faster" in capsys.readouterr().err) == (not capable)
+
+
 def test_divergence_is_told(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = OpenVLAPolicy.loss
 

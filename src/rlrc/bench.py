@@ -79,8 +79,12 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "latency_ms": _percentiles(1000 * latency[i]),
                 "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},
                 "floors_ms": floors_ms(policy.stages(policy.prepare(_observation(policy, 1))), machine_rates),
-                "actions_per_second": {str(size): size / float(np.median(t[i, warm])) for size, t in batches.items()},
-                "speedup": float(np.median(latency[0] / latency[i])),
+                "actions_per_call": policy.spec.execute,
+                "actions_per_second": {
+                    str(size): size * policy.spec.execute / float(np.median(t[i, warm])) for size, t in batches.items()
+                },
+                # Of one action, in rounds that the policies share.
+                "speedup": float(np.median(latency[0] / latency[i])) * policy.spec.execute / policies[0].spec.execute,
             }
         )
     result = {
@@ -233,7 +237,7 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
 
 def _print(entries: Sequence[dict[str, Any]]) -> None:
     sizes = list(entries[0]["actions_per_second"])
-    columns = ["policy", "params", "in memory", "on disk", "peak", "p50 ms", "p90 ms", "p99 ms"]
+    columns = ["policy", "params", "in memory", "on disk", "peak", "actions a call", "p50 ms", "p90 ms", "p99 ms"]
     columns += [f"act/s at {size}" for size in sizes] + ["speed"]
     rows = [
         [
@@ -242,6 +246,7 @@ def _print(entries: Sequence[dict[str, Any]]) -> None:
             human_bytes(entry["bytes"]["memory"]),
             human_bytes(entry["bytes"]["disk"]),
             human_bytes(entry["peak_memory"]["peak"]),
+            str(entry["actions_per_call"]),
             *(f"{milliseconds:.1f}" for milliseconds in entry["latency_ms"].values()),
             *(f"{entry['actions_per_second'][size]:.1f}" for size in sizes),
             f"{entry['speedup']:.2f}x",

@@ -42,7 +42,8 @@ class StudyPlan(Config):
     called `summary.json` and so on."""
     policies: dict[str, str]
     """Names of policies in tables, each with its stage; the first one is what the others are compared with. Claims are
-    checked of the policies called dense, pruned, sft, rl, rl-4bit and rl-scratch."""
+    checked of the policies called dense, pruned, sft, 8-bit, 4-bit, sft-tokens, more-sft, rl, rl-4bit and
+    rl-scratch."""
     seeds: tuple[str, ...] = ()
     """Reinforcement-learning stages that differ by nothing but their seed."""
     sft_steps: dict[int, str] = Field(default={})

@@ -7,14 +7,15 @@ import tyro
 
 from rlrc.config import Config, Seed
 
-Preset = Literal["openvla-7b", "openvla-tiny"]
+Preset = Literal["openvla-7b", "openvla-tiny", "openvla-oft-7b", "openvla-oft-tiny"]
 
 
 class MakeRandomConfig(Config):
-    """Write a checkpoint of OpenVLA's published names, shapes and files whose weights are random."""
+    """Write a checkpoint of published names and shapes whose weights are random."""
 
     preset: Preset
-    """Size of the checkpoint: OpenVLA-7B (15 GB), or all of its parts in small (10 MB, pictures of 56 pixels)."""
+    """Kind and size of the checkpoint: OpenVLA or OpenVLA-OFT for LIBERO at 7 B (15 GB), or all of their parts in small
+    (10 MB, pictures of 56 pixels)."""
     out_folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="OUT")] = None
     """Folder to write the checkpoint to. It is the same as --out."""
     seed: Seed = 0

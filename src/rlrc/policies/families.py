@@ -20,5 +20,10 @@ FAMILIES = {
     "openvla": Family("rlrc.policies.openvla", "openvla", "OpenVLAConfig", "OpenVLAForActionPrediction"),
     "openvla-oft": Family("rlrc.policies.oft", "openvla_oft", "OFTConfig", "OFTForActionPrediction"),
 }
-PRESETS = {"openvla-7b": "openvla", "openvla-tiny": "openvla"}
+PRESETS = {
+    "openvla-7b": "openvla",
+    "openvla-tiny": "openvla",
+    "openvla-oft-7b": "openvla-oft",
+    "openvla-oft-tiny": "openvla-oft",
+}
 """Sizes of random checkpoints (`make-random`) -> the family that they belong to."""

@@ -103,7 +103,7 @@ def _cards(first: PolicyRow, last: PolicyRow) -> list[tuple[str, str, str, str]]
         size, left = first.cost["bytes"]["memory"], last.cost["bytes"]["memory"]
         cards.append(("Weights in memory", human_bytes(size), human_bytes(left), f"{size / left:.1f} times smaller"))
         slow, fast = (f"{cost['latency_ms']['p50']:.1f} ms" for cost in (first.cost, last.cost))
-        cards.append(("Time of one action", slow, fast, f"{last.cost['speedup']:.2f} times as fast"))
+        cards.append(("Time of one call", slow, fast, f"{last.cost['speedup']:.2f} times as fast"))
     return cards
 
 
@@ -130,8 +130,8 @@ def _costs(summary: Summary) -> dict[str, Any] | None:
         "on disk",
         "peak memory",
         "of it libraries",
-        "one action, median",
-        "one action, 90 % below",
+        "one call, median",
+        "one call, 90 % below",
     ]
     body = [
         [

@@ -67,7 +67,7 @@ def success_bars(rows: Sequence[PolicyRow], conditions: Sequence[str]) -> Chart:
 
 
 def stage_bars(names: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
-    """Draw where each policy spends the time of one action."""
+    """Draw where each policy spends the time of one call."""
     stages = list(entries[0]["stages_ms"])
     with mpl.rc_context(STYLE):
         figure, axes = _figure(1.0 + 0.24 * len(names))
@@ -78,13 +78,11 @@ def stage_bars(names: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlabel("median time of one action, ms")
+        axes.set_xlabel("median time of one call, ms")
         axes.grid(axis="y", visible=False)
         _legend_above(axes, 3)
         told = "; ".join(f"{name} {total:.1f} ms" for name, total in zip(names, left, strict=True))
-        return Chart(
-            _svg(figure, f"Stacked bars of the time of one action by stage. In all: {told}"), "Time of one action"
-        )
+        return Chart(_svg(figure, f"Stacked bars of the time of one call by stage. In all: {told}"), "Time of one call")
 
 
 def curve(

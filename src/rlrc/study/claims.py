@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import norm
@@ -27,51 +28,78 @@ class Claim:
 
 def check(evidence: Evidence) -> list[Claim]:
     """Every claim about the policies that the study has, in the order of the paper's three steps."""
-    tests: list[tuple[str, str, Callable[[Evidence], tuple[str, bool] | None]]] = [
+    tests: list[tuple[tuple[str, ...], str, Callable[[Evidence], tuple[str, bool] | None]]] = [
         (
-            "dense",
+            ("dense",),
             "The dense policy succeeds in at least 85 % of the IND episodes.",
             lambda e: _at_least(e, "dense", "ind", 0.85),
         ),
         (
-            "pruned",
+            ("pruned",),
             "Right after 90 % pruning, at most 25 % of the IND episodes succeed.",
             lambda e: _at_most(e, "pruned", "ind", 0.25),
         ),
-        ("sft", "SFT restores at least 90 % of the dense policy's IND success.", _sft_restores),
+        (("sft",), "SFT restores at least 90 % of the dense policy's IND success.", _sft_restores),
         (
-            "rl",
-            "After RL, IND success is not below the dense policy's (one-sided 95 % bound within 2 points).",
-            _not_below,
+            ("8-bit", "sft"),
+            "The 8-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+            lambda e: _keeps_skill(e, "8-bit", "sft"),
         ),
         (
-            "rl",
+            ("4-bit", "sft"),
+            "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+            lambda e: _keeps_skill(e, "4-bit", "sft"),
+        ),
+        (
+            ("rl",),
+            "After RL, IND success is not below the dense policy's (one-sided 95 % bound within 2 points).",
+            lambda e: _not_below(e, "rl", "dense"),
+        ),
+        (
+            ("rl",),
             "The mean of the RL seeds is not below the dense policy's IND success (the same bound).",
             _mean_not_below,
         ),
-        ("rl", "After RL, OOD success is above the dense policy's (McNemar, p < 0.05).", _above),
         (
-            "rl",
+            ("rl",),
+            "After RL, OOD success is above the dense policy's (McNemar, p < 0.05).",
+            partial(_above, policy="rl", other="dense", condition="ood"),
+        ),
+        (
+            ("rl",),
             "The mean of the RL seeds is above the dense policy's OOD success (one-sided normal, p < 0.05).",
             _mean_above,
         ),
         (
-            "rl",
+            ("rl",),
             "OOD success rises along the RL learning curves, from the start over the first half to the last half.",
             _curve_rises,
         ),
         (
-            "rl-4bit",
-            "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
-            _four_bit,
+            ("rl", "sft-tokens"),
+            "After RL, IND success is not below that of the fine-tuned policy (one-sided 95 % bound within 2 points).",
+            lambda e: _not_below(e, "rl", "sft-tokens"),
         ),
-        ("rl", "At least 85 % of the decoder's parameters are removed.", _decoder_cut),
-        ("rl-4bit", "The weights of the 4-bit policy take at most 1/6 of the dense policy's bytes in bf16.", _bytes),
-        ("rl-scratch", "RL without SFT, with the same budget, is at least 20 points worse (IND).", _scratch),
+        *(
+            (
+                ("rl", "more-sft"),
+                f"After RL, {split.upper()} success is above that after the same minutes of SFT (McNemar, p < 0.05).",
+                partial(_above, policy="rl", other="more-sft", condition=split),
+            )
+            for split in ("ind", "ood")
+        ),
+        (
+            ("rl-4bit",),
+            "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+            lambda e: _keeps_skill(e, "rl-4bit", "rl"),
+        ),
+        (("rl",), "At least 85 % of the decoder's parameters are removed.", _decoder_cut),
+        (("rl-4bit",), "The weights of the 4-bit policy take at most 1/6 of the dense policy's bytes in bf16.", _bytes),
+        (("rl-scratch",), "RL without SFT, with the same budget, is at least 20 points worse (IND).", _scratch),
     ]
     claims = []
     for about, claim, test in tests:
-        if about in evidence.plan.policies:
+        if evidence.plan.policies.keys() >= set(about):
             outcome = test(evidence)
             claims.append(Claim(claim, *(outcome or ("not measured", None))))
     return claims
@@ -95,16 +123,16 @@ def _sft_restores(evidence: Evidence) -> tuple[str, bool] | None:
     return f"{100 * share:.1f} % of it: {sft} of {dense}, n = {sft.n}", share >= 0.9
 
 
-def _not_below(evidence: Evidence) -> tuple[str, bool] | None:
-    paired = evidence.compare("rl", "dense", "ind")
+def _not_below(evidence: Evidence, policy: str, other: str) -> tuple[str, bool] | None:
+    paired = evidence.compare(policy, other, "ind")
     if paired is None:
         return None
     bound = f"{100 * paired.difference:+.1f} points, bound {100 * paired.lower_bound:+.1f}, n = {paired.n}"
     return bound, paired.lower_bound >= -NON_INFERIORITY
 
 
-def _above(evidence: Evidence) -> tuple[str, bool] | None:
-    paired = evidence.compare("rl", "dense", "ood")
+def _above(evidence: Evidence, policy: str, other: str, condition: str) -> tuple[str, bool] | None:
+    paired = evidence.compare(policy, other, condition)
     if paired is None:
         return None
     interval = f"[{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
@@ -183,8 +211,8 @@ def _episodes_of_a_point(evidence: Evidence, stage: str) -> int:
     return episodes
 
 
-def _four_bit(evidence: Evidence) -> tuple[str, bool] | None:
-    paired = {split: evidence.compare("rl-4bit", "rl", split) for split in evidence.splits}
+def _keeps_skill(evidence: Evidence, packed: str, parent: str) -> tuple[str, bool] | None:
+    paired = {split: evidence.compare(packed, parent, split) for split in evidence.splits}
     told = [
         f"{split.upper()} {100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
         for split, c in paired.items()

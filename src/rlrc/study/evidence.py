@@ -112,6 +112,7 @@ class Evidence:
             "bytes": {label: described["bytes"]["total"] for label, described in self.described.items()},
             "parameters": {label: counts["total"] for label, counts in parts.items()},
             "decoder_parameters": {label: counts["decoder"] for label, counts in parts.items()},
+            "latency": {label: latency(row.cost) for label, row in self.policies.items() if row.cost},
         }
 
     def _pairs(self) -> Iterator[dict[str, Any]]:
@@ -126,6 +127,12 @@ class Evidence:
     def all_episodes(self) -> list[Episode]:
         """Every episode of every evaluated policy, named by its stage."""
         return [replace(e, policy=stage) for stage, row in self.measured.items() for e in row.episodes]
+
+
+def latency(cost: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of a call and of one of its actions, from what bench measured."""
+    call, actions = cost["latency_ms"]["p50"], cost.get("actions_per_call", 1)
+    return {"call_ms": call, "actions_per_call": actions, "action_ms": call / actions, "speedup": cost["speedup"]}
 
 
 def motion(episodes: Sequence[Episode], reference: Sequence[Episode]) -> dict[str, float] | None:

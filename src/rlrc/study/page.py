@@ -8,7 +8,7 @@ import numpy as np
 from rlrc import envs
 from rlrc.episodes import Comparison, Episode, by_condition, by_task, success_rate
 from rlrc.study.claims import Claim
-from rlrc.study.evidence import Evidence, motion
+from rlrc.study.evidence import Evidence, latency, motion
 from rlrc.tables import human_bytes, human_count, markdown_table
 
 MARKS = {True: "yes", False: "**no**", None: "not measured"}
@@ -64,16 +64,24 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     for split in evidence.splits:
         head += [f"{split.upper()} success", f"difference to {reference}"]
     head += ["parameters", "weights", "speed of one action"]
+    latencies = {label: latency(row.cost) for label, row in evidence.policies.items() if row.cost}
+    in_chunks = any(taken["actions_per_call"] > 1 for taken in latencies.values())
+    head += ["one call", "actions of it", "one action"] if in_chunks else []
     body = []
-    for label, row in evidence.policies.items():
+    for label in evidence.policies:
         cells = [label]
         for split in evidence.splits:
             rate = evidence.rate(label, split)
             paired = evidence.compare(label, reference, split) if label != reference else None
             cells += ["" if rate is None else f"{rate}, n = {rate.n}", _difference(paired)]
         sizes = evidence.described[label]
-        speed = f"{row.cost['speedup']:.2f}x" if row.cost else ""
-        body.append([*cells, human_count(sizes["parameters"]["total"]), human_bytes(sizes["bytes"]["total"]), speed])
+        cells += [human_count(sizes["parameters"]["total"]), human_bytes(sizes["bytes"]["total"])]
+        taken = latencies.get(label)
+        cells.append(f"{taken['speedup']:.2f}x" if taken else "")
+        if in_chunks:
+            times = [f"{taken['call_ms']:.1f} ms", f"{taken['actions_per_call']:g}"] if taken else ["", ""]
+            cells += [*times, f"{taken['action_ms']:.1f} ms" if taken else ""]
+        body.append(cells)
     return head, body
 
 

@@ -1,6 +1,7 @@
 """A published OpenVLA-OFT folder: OpenVLA's files, side files, new statistics, and what a spec has to add.
 
-Its config.json is that of the base model: it says `openvla`, and lists the datasets of the base model alone.
+Its config.json is that of the base model: it says `openvla`, and lists the datasets of the base model alone. Random
+checkpoints (`publish`) say themselves what they read, as those that rlrc saves.
 """
 
 from collections.abc import Sequence
@@ -10,11 +11,40 @@ from typing import Any
 
 from rlrc.errors import UserError
 from rlrc.policies.dim import Dim
+from rlrc.policies.folder import Published
 from rlrc.policies.oft.config import OFTConfig
+from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.oft.side_files import HEADS, SideFile, SideFiles
 from rlrc.policies.oft.spec import EXAMPLES, Told, read_spec
 from rlrc.policies.prismatic.checkpoint import STATISTICS_FILE, Supplement, read_statistics
+from rlrc.policies.prismatic.layout import published_layout, trunk_config
 from rlrc.reading import lies_there, shorten
+
+
+def publish(preset: str) -> Published:
+    """The files and the shapes of "openvla-oft-7b" or "openvla-oft-tiny", as rlrc saves them."""
+    return published_layout(OFTForActionPrediction, random_config(tiny=preset == "openvla-oft-tiny"), README)
+
+
+def random_config(tiny: bool = False) -> dict[str, Any]:
+    """The config.json of a policy as published for LIBERO, with two cameras, a state, 8 actions a call, an L1 head."""
+    told = read_spec("libero")
+    state = {"q01": [-1.0] * told.words.state, "q99": [1.0] * told.words.state}
+    values = trunk_config(tiny)
+    (statistics,) = values["norm_stats"].values()
+    return values | {
+        "model_type": OFTConfig.model_type,
+        "architectures": [OFTForActionPrediction.__name__],
+        "horizon": told.words.chunk,
+        "cameras": list(told.words.cameras),
+        "state_dim": told.words.state,
+        "action_dim": told.words.action,
+        "head": "l1",
+        "normalisation": told.words.normalisation,
+        "action_dims": _names(told.action),
+        "state_dims": _names(told.state),
+        "norm_stats": {"libero": {**statistics, "proprio": state}},
+    }
 
 
 def supplement(folders: Sequence[Path], spec: str | None) -> Supplement:
@@ -146,3 +176,9 @@ def _action_dim(folder: Path, told: Told, file: SideFile | None, statistics: dic
 
 def _names(dims: tuple[Dim, ...]) -> list[dict[str, str]] | None:
     return [asdict(dim) for dim in dims] or None
+
+
+README = """\
+Shapes are those of OpenVLA-OFT as published for LIBERO, so that size, speed and memory are the real ones; all tensors
+lie in safetensors files, as rlrc saves them.
+"""
