@@ -83,13 +83,13 @@ def opening(gripper: np.ndarray) -> np.ndarray:
 
 
 def _hdf5(config: ConvertLiberoConfig) -> Iterator[Episode]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError("reading LIBERO's HDF5 files needs h5py: pip install -c constraints.txt h5py") from error
     files = sorted(config.source.glob("*.hdf5")) if config.source.is_dir() else [config.source]
     if not files or not files[0].exists():
         raise UserError(f"{config.source}: there are neither HDF5 files (*.hdf5) nor a LeRobotDataset")
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{files[0]}: reading HDF5 needs h5py: pip install -c constraints.txt h5py") from error
     for path in files:
         task = instruction(path.stem.removesuffix("_demo"))
         try:
