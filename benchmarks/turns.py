@@ -27,7 +27,7 @@ import torch  # noqa: E402
 import rlrc  # noqa: E402
 from rlrc import envs  # noqa: E402
 from rlrc.act.actor import Chunked  # noqa: E402
-from rlrc.act.rollouts import rollout_in_turns  # noqa: E402
+from rlrc.act.rollouts import Conditions, rollout_in_turns  # noqa: E402
 from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
 from rlrc.policies.dim import Dim  # noqa: E402
@@ -80,11 +80,11 @@ def measure(world: str, name: str, num_workers: int, rounds: int) -> dict[str, A
                 stack.callback(env.close)
             thinker = policy if name == "elsewhere" else None
             actors[count] = [(Chunked(policy, thinker), env) for env in made]
-            rollout_in_turns(actors[count], range(NUM_ENVS), "ind")  # starts the workers
+            rollout_in_turns(actors[count], range(NUM_ENVS), Conditions("ind"))  # starts the workers
         for _ in range(rounds):
             for count, mine in actors.items():
                 started = time.perf_counter()
-                episodes = rollout_in_turns(mine, range(EPISODES), "ind")
+                episodes = rollout_in_turns(mine, range(EPISODES), Conditions("ind"))
                 seconds[count].append(time.perf_counter() - started)
                 outcomes[count] = [episode.success_at_end for episode in episodes]
     row = {

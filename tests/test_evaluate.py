@@ -21,7 +21,7 @@ from toy_world import FPS, STEPS, ToyWorld
 from rlrc import envs
 from rlrc.act.actor import Chunked
 from rlrc.act.evaluate import _actors, check, conditions, episode_ids, evaluate
-from rlrc.act.rollouts import Camera, motion, rollout, rollout_in_turns
+from rlrc.act.rollouts import Camera, Conditions, motion, rollout, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.envs.vector import WorkerVectorEnv
 from rlrc.episodes import Episode, by_task, compare, read_episodes, success_rate, video_path, write_episodes
@@ -70,7 +70,7 @@ def test_an_episode_that_passes_through_the_target_succeeds_once_but_not_at_the_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("toy_world.target", lambda split, id_: np.array([0.01 * id_ + 0.005, 0, 0]))
-    early, late, never = rollout(Straight(0.01), ToyWorld(2), [5, STEPS, 50], "ind")
+    early, late, never = rollout(Straight(0.01), ToyWorld(2), [5, STEPS, 50], Conditions("ind"))
     assert (early.success_once, early.success_at_end, early.grasped) == (True, False, True)
     assert early.steps == 4  # 0.04 m is the first stop within 0.02 m of 0.055 m, and 0.07 m the last
     assert (late.success_once, late.success_at_end) == (True, True)
@@ -86,11 +86,11 @@ def test_actions_reach_the_world_in_its_own_units(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ToyWorld, "world_spec", replace(spec, action=(Dim("x", "m"), *spec.action[1:])))
     straight = Straight(1.0)
     straight.policy = SimpleNamespace(spec=replace(Straight.policy.spec, action=(Dim("x", "cm"), *spec.action[1:])))
-    (episode,) = rollout(straight, ToyWorld(1), [5], "ind")
+    (episode,) = rollout(straight, ToyWorld(1), [5], Conditions("ind"))
     assert episode.path_length == pytest.approx(0.01 * STEPS, rel=1e-4)
     straight.policy.spec = replace(straight.policy.spec, action=(Dim("x", "rad"), *spec.action[1:]))
     with pytest.raises(UserError, match="its unit is 'rad' in the policy and 'm' in the world 'toy'"):
-        rollout(straight, ToyWorld(1), [5], "ind")
+        rollout(straight, ToyWorld(1), [5], Conditions("ind"))
 
 
 def test_motion_of_known_curves() -> None:
@@ -105,14 +105,14 @@ def test_motion_of_known_curves() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_episode_goes_the_same_way_whatever_runs_beside_it(tiny_policy: Policy, temperature: float) -> None:
-    together = rollout(Chunked(tiny_policy), ToyWorld(4), [0, 1, 2, 3, 4], "ood", temperature=temperature)
-    apart = rollout(Chunked(tiny_policy), ToyWorld(2), [4, 2, 0], "ood", temperature=temperature)
+    together = rollout(Chunked(tiny_policy), ToyWorld(4), [0, 1, 2, 3, 4], Conditions("ood", temperature=temperature))
+    apart = rollout(Chunked(tiny_policy), ToyWorld(2), [4, 2, 0], Conditions("ood", temperature=temperature))
     for episode in apart:
         twin = together[episode.episode_id]
         assert episode.path_length == pytest.approx(twin.path_length, rel=1e-5)
         assert episode.success_at_end == twin.success_at_end
     if temperature > 0:
-        other = rollout(Chunked(tiny_policy), ToyWorld(2), [0], "ood", temperature=temperature, seed=1)
+        other = rollout(Chunked(tiny_policy), ToyWorld(2), [0], Conditions("ood", temperature=temperature, seed=1))
         assert len({episode.jerk for episode in (*together, *other)}) == 6  # all noise differs
 
 
@@ -125,12 +125,12 @@ def test_environments_that_take_turns_give_the_same_episodes(
     (tmp_path / "lost").touch()
     with closing(WorkerVectorEnv(spec, 5, num_workers=0)) as env:
         camera_alone = Camera([2, 6])
-        alone = rollout(Chunked(tiny_policy), env, ids, "ind", temperature=temperature, camera=camera_alone)
+        alone = rollout(Chunked(tiny_policy), env, ids, Conditions("ind", temperature=temperature, camera=camera_alone))
     (tmp_path / "lost").unlink()
     with closing(WorkerVectorEnv(spec, 3, num_workers=1)) as a, closing(WorkerVectorEnv(spec, 2, num_workers=1)) as b:
         camera = Camera([2, 6])
         actors = [(Chunked(tiny_policy), a), (Chunked(tiny_policy), b)]
-        in_turns = rollout_in_turns(actors, ids, "ind", temperature=temperature, camera=camera)
+        in_turns = rollout_in_turns(actors, ids, Conditions("ind", temperature=temperature, camera=camera))
     assert (tmp_path / "lost").exists()
     assert in_turns == alone and [episode.episode_id for episode in alone] == list(ids)
     assert len({episode.sum_reward for episode in alone}) > 1
@@ -392,7 +392,7 @@ def test_the_table_survives_the_disk(tmp_path: Path) -> None:
 
 def test_a_camera_films_only_its_episodes(tmp_path: Path) -> None:
     camera = Camera([3])
-    rollout(Straight(0.0), ToyWorld(2), [2, 3, 4], "ind", camera=camera)
+    rollout(Straight(0.0), ToyWorld(2), [2, 3, 4], Conditions("ind", camera=camera))
     camera.write(tmp_path, "ind/texture", FPS)
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["ind-texture-00003.mp4"]
     assert len(read_video(video_path(tmp_path, "ind/texture", 3))[0]) == STEPS + 1

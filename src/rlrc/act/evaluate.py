@@ -19,7 +19,7 @@ from rlrc import envs
 from rlrc.act.action_error import action_error
 from rlrc.act.actor import Chunked
 from rlrc.act.conventions import connect
-from rlrc.act.rollouts import Camera, rollout_in_turns
+from rlrc.act.rollouts import Camera, Conditions, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.episodes import (
@@ -104,7 +104,8 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
             for first in range(finished, config.episodes, config.num_envs):
                 ids = ids_to_play[first : first + config.num_envs]
                 camera = Camera([id_ for id_ in ids if id_ in filmed])
-                batch = rollout_in_turns(actors, ids, split, variant, config.temperature, config.seed, camera)
+                shared = Conditions(split, variant, config.temperature, config.seed, camera)
+                batch = rollout_in_turns(actors, ids, shared)
                 camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
                 episodes += [replace(episode, policy=str(config.policy), world=config.world) for episode in batch]
                 write_episodes(table, episodes)

@@ -46,32 +46,31 @@ class Camera:
             write_video(video_path(out, condition, id_), frames, fps)
 
 
-def rollout(
-    actor: Chunked,
-    env: envs.WorkerVectorEnv,
-    episode_ids: Sequence[int],
-    split: str,
-    variant: str = "main",
-    temperature: float = 0.0,
-    seed: int = 0,
-    camera: Camera | None = None,
-) -> list[Episode]:
-    """Act through the given episodes, `env.num_envs` at a time, and report on each.
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions that all episodes of a rollout share.
 
     Sampled actions (`temperature` > 0) draw from one generator per episode, so that an episode goes the same way
     whatever is run beside it.
     """
-    return rollout_in_turns([(actor, env)], episode_ids, split, variant, temperature, seed, camera)
+
+    split: str
+    variant: str = "main"
+    temperature: float = 0.0
+    seed: int = 0
+    """Seed for sampled actions."""
+    camera: Camera | None = None
+
+
+def rollout(
+    actor: Chunked, env: envs.WorkerVectorEnv, episode_ids: Sequence[int], conditions: Conditions
+) -> list[Episode]:
+    """Act through the given episodes, `env.num_envs` at a time, and report on each."""
+    return rollout_in_turns([(actor, env)], episode_ids, conditions)
 
 
 def rollout_in_turns(
-    actors: Sequence[tuple[Chunked, envs.WorkerVectorEnv]],
-    episode_ids: Sequence[int],
-    split: str,
-    variant: str = "main",
-    temperature: float = 0.0,
-    seed: int = 0,
-    camera: Camera | None = None,
+    actors: Sequence[tuple[Chunked, envs.WorkerVectorEnv]], episode_ids: Sequence[int], conditions: Conditions
 ) -> list[Episode]:
     """`rollout` in several environments: while one policy thinks, the worlds of the others move."""
     episodes: list[Episode] = []
@@ -80,7 +79,7 @@ def rollout_in_turns(
         for actor, env in actors:
             mine, ids = ids[: env.num_envs], ids[env.num_envs :]
             if mine:
-                plays.append(partial(_play, actor, env, mine, split, variant, temperature, seed, camera))
+                plays.append(partial(_play, actor, env, mine, conditions))
         episodes += envs.repeat_if_lost(partial(_take_turns, plays))
     return episodes
 
@@ -99,33 +98,28 @@ def _take_turns(plays: Sequence[Callable[[], Play]]) -> list[Episode]:
     return [episode for number in sorted(episodes) for episode in episodes[number]]
 
 
-def _play(
-    actor: Chunked,
-    env: envs.WorkerVectorEnv,
-    ids: list[int],
-    split: str,
-    variant: str,
-    temperature: float,
-    seed: int,
-    camera: Camera | None,
-) -> Play:
+def _play(actor: Chunked, env: envs.WorkerVectorEnv, ids: list[int], conditions: Conditions) -> Play:
     """Play at most as many episodes as there are environments. It pauses whenever these have begun to move."""
     spec = actor.policy.spec
     interface = connect(spec, env.world_spec)
     padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
-    observation, info = env.reset(options={"split": split, "variant": variant, "episode_ids": np.asarray(padded)})
+    which = {"split": conditions.split, "variant": conditions.variant}
+    camera = conditions.camera
+    observation, info = env.reset(options={**which, "episode_ids": np.asarray(padded)})
     actor.reset()
     if camera is not None:
         camera.start(observation["images"][spec.cameras[0]], ids)
     tasks = observation["instruction"]
-    noise = [_generator(actor.policy.device, seed, split, variant, id_) for id_ in padded] if temperature > 0 else None
+    noise = None
+    if conditions.temperature > 0:
+        noise = [_generator(actor.policy.device, conditions, id_) for id_ in padded]
     steps: list[tuple[np.ndarray, ...]] = []
     where = list(env.world_spec.gripper)
     gripper = [info["environment_state"][:, where]]
     over = np.zeros(env.num_envs, bool)
     length = np.zeros(env.num_envs, int)
     while not over.all():
-        actions = actor.act(interface.seen(observation), temperature, noise)
+        actions = actor.act(interface.seen(observation), conditions.temperature, noise)
         env.step_async(interface.action(actions))
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
@@ -142,10 +136,9 @@ def _play(
         Episode(
             policy="",
             world="",
-            split=split,
-            variant=variant,
+            **which,
             episode_id=int(id_),
-            seed=seed,
+            seed=conditions.seed,
             success_at_end=bool(success[-1, i]),
             success_once=bool(success[:, i].any()),
             grasped=bool(grasped[:, i].any()),
@@ -172,7 +165,7 @@ def motion(positions: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:
     return length, np.sqrt((jerk**2).sum(axis=-1).mean(axis=0))
 
 
-def _generator(device: torch.device, seed: int, split: str, variant: str, episode_id: int) -> torch.Generator:
-    entropy = [seed, zlib.crc32(f"{split}/{variant}".encode()), episode_id]
+def _generator(device: torch.device, conditions: Conditions, episode_id: int) -> torch.Generator:
+    entropy = [conditions.seed, zlib.crc32(f"{conditions.split}/{conditions.variant}".encode()), episode_id]
     state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator(device).manual_seed(state)

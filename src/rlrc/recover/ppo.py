@@ -28,7 +28,7 @@ import torch
 from rlrc import envs
 from rlrc.act.actor import Chunked
 from rlrc.act.conventions import connect
-from rlrc.act.rollouts import rollout
+from rlrc.act.rollouts import Conditions, rollout
 from rlrc.configs.rl import RlConfig
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
@@ -286,7 +286,12 @@ def learning_curve_point(
     with learner.autocast(), torch.no_grad():
         return {
             f"eval_{split}_success": success_rate(
-                rollout(actor, env, episode_ids, split, temperature=config.eval_temperature, seed=config.seed)
+                rollout(
+                    actor,
+                    env,
+                    episode_ids,
+                    Conditions(split, temperature=config.eval_temperature, seed=config.seed),
+                )
             ).rate
             for split in env.world_spec.splits
         }
