@@ -18,6 +18,7 @@ from dataset_files import (
     VIDEO,
     column,
     copy_case,
+    edit_json,
     only_camera,
     set_column,
     write_v21,
@@ -218,6 +219,14 @@ def test_few_rows_of_a_long_video_are_cheap_and_right(tmp_path: Path) -> None:
         assert sorted(found) == sorted(rows)
         for row, mean in found.items():
             assert mean == pytest.approx(expected[row], abs=1.5)
+
+
+def test_a_rate_far_below_that_of_the_rows_is_told(tmp_path: Path) -> None:
+    """Frames of a video may be half a step from their row; too low a rate would take other rows' frames for its own."""
+    path = copy_case("hwts", tmp_path)
+    edit_json(path / "meta/info.json", lambda info: info.update(fps=2))
+    with pytest.raises(UserError, match=r"info.json: fps is 2, and the timestamps of rows lie 0.1 s apart"):
+        Demonstrations.load(path)
 
 
 def test_hd_needs_no_memory_for_all_its_frames() -> None:

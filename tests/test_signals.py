@@ -120,3 +120,14 @@ def test_help_that_nobody_reads_is_quiet(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "rlrc", *arguments], stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_closed_streams_take_no_file_in(tmp_path: Path) -> None:
+    """Without its standard streams a process gives their numbers to the next files; messages would go there."""
+    code = (
+        "import os, sys\nfrom rlrc.process import fill_standard_streams\nfill_standard_streams()\n"
+        "file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\nos.write(2, b'a message')\nos.write(file, b'data')\n"
+    )
+    command = ["sh", "-c", '"$0" -c "$1" "$2" <&- >&- 2>&-', sys.executable, code, str(tmp_path / "file")]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"data"

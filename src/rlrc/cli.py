@@ -9,7 +9,14 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from rlrc.errors import UserError, is_out_of_memory, missing_package, plain
-from rlrc.process import check_environment, cleaning_up, handle_signals, silence_stdout, stopped
+from rlrc.process import (
+    check_environment,
+    cleaning_up,
+    fill_standard_streams,
+    handle_signals,
+    silence_stdout,
+    stopped,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +35,7 @@ LONGEST_LINE = 600
 
 def main() -> None:
     """Entry point of the `rlrc` command; whatever goes wrong is told in one line, see the exit statuses above."""
+    fill_standard_streams()
     handle_signals()
     try:
         _run(sys.argv[1:])

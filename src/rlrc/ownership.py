@@ -270,4 +270,5 @@ def _real(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a zero byte in the name
-        raise UserError(f"{shorten(str(path))}: this is no path that can be followed ({error})") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{shorten(str(path))}: this is no path that can be followed ({reason})") from error

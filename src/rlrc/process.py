@@ -170,6 +170,16 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def fill_standard_streams() -> None:
+    """Open /dev/null in place of each standard stream that is closed. The next file that is opened would take its
+    number otherwise, and get what is meant for the console."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def silence_stdout() -> None:
     """Write to nobody from now on, as nobody reads: what is still buffered would fail when the process ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

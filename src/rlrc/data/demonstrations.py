@@ -204,14 +204,15 @@ def _open_pictures(root: Path, info: Info, key: str, rows: Rows) -> Pictures:
 
 
 def _require_rate(rows: Rows, fps: float, where: Path) -> None:
-    """Check that rows follow each other at about the rate that is told; frames of a video are found by their times.
+    """Check that rows do not follow each other faster than the rate that is told: a frame of a video may be half a
+    step from its row's time, and would then be another row's.
 
     Raises:
-        UserError: they do not.
+        UserError: they do.
     """
     steps = np.diff(rows.timestamp)[np.diff(rows.episode) == 0]
     step = float(np.median(steps)) if len(steps) else 1 / fps
-    if not 0.5 < step * fps < 2:
+    if step * fps <= 0.5:
         raise UserError(f"{where}: fps is {fps:g}, and the timestamps of rows lie {step:.3g} s apart")
 
 

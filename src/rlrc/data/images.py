@@ -106,7 +106,10 @@ class ImagePictures:
         if not isinstance(stored, str):
             raise UserError(f"{where}: there is no picture, neither its bytes nor the path of its file")
         file = self._file(where, row, stored)
-        require_file(file, MAX_FILE_BYTES)
+        try:
+            require_file(file, MAX_FILE_BYTES)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         return file.read_bytes()
 
     def _file(self, where: str, row: int, stored: str) -> Path:
