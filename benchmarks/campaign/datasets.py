@@ -349,7 +349,7 @@ def _readers() -> Iterator[Case]:
     nan = inside(DATA_FILE, edit_column("action", vector_edits()["nan"][0], None))
     faults: dict[str, tuple[Change, str]] = {
         "nan-action": (nan, "action"),
-        "no-info": (inside("meta/info.json", remove), "info.json"),
+        "no-info": (inside("meta/info.json", remove), "info.json|LeRobotDataset"),
         "cut-table": (inside(DATA_FILE, truncate(0.6)), "file-000.parquet"),
         "ragged": (inside(DATA_FILE, edit_column("action", *vector_edits()["ragged-longer"])), "action"),
         "task-index": (inside(DATA_FILE, edit_column("task_index", *number_edits()["negative"])), "task_index"),

@@ -101,7 +101,10 @@ class Task:
         files = parent.weights
         assert files is not None
         layers = parent.stacks()[0].layers
-        groups = coupled_groups(layers)
+        try:
+            groups = coupled_groups(layers)
+        except UserError as error:
+            raise UserError(f"{config.policy}: {error}") from error
         protected = _protected(config.protect, len(layers))
         rounding = Rounding(config.round_to, config.round_direction)
         target = Target(config.ratio, config.overall, protected, rounding)
