@@ -39,6 +39,8 @@ class Case:
     """Arguments of another run that is under way meanwhile."""
     beside_file: str = ""
     """File that the run of `beside` has written once it is under way."""
+    patience: float = 1.0
+    """Number of usual time limits that the case may take, where it works on much."""
     leaves: tuple[str, ...] = ()
     """Folders that are the run's own: what it leaves or replaces there is no matter of this case."""
 

@@ -78,7 +78,7 @@ def run_all(cases: Sequence[Case], work: Path, jobs: int, timeout_s: float) -> I
         ended = False
         for pid, entry in list(running.items()):
             # Processes of their own import torch themselves, on machines that do other things as well.
-            limit = timeout_s * (4 if entry.case.alone else 1)
+            limit = timeout_s * (4 if entry.case.alone else entry.case.patience)
             seconds = time.monotonic() - entry.started
             _signal_if_due(pid, entry)
             found, status, usage = os.wait4(pid, os.WNOHANG)
