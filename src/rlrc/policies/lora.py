@@ -85,18 +85,18 @@ class Adapter:
         """Names of the base's tensors that the adapter changes."""
         return self._factors.keys() | self._instead.keys()
 
-    def merge(self, name: str, tensor: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
-        """The base's tensor of this name, or some rows of it, with the adapter's change, in the base's dtype.
+    def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The base's tensor of this name with the adapter's change, in the base's dtype.
 
         Raises:
             UserError: the shapes disagree.
         """
         if name in self._instead:
-            tensor = self.files.read(self._instead[name], rows)
+            tensor = self.files.read(self._instead[name])
         if name not in self._factors:
             return tensor
         a, b = (self.files.read(key).float().flatten(1) for key in self._factors[name])
-        delta = (b @ a).T[rows] if self._is_embedding(name) else b[rows] @ a
+        delta = (b @ a).T if self._is_embedding(name) else b @ a
         return (tensor.float() + self._scale(name) * delta.view_as(tensor)).to(tensor.dtype)
 
     def require_fit(self, base: Outlines) -> None:

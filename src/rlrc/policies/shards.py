@@ -115,13 +115,13 @@ class TensorFiles:
         """The file that holds the tensor."""
         return self._file[name]
 
-    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        """Some rows of the tensor, in memory of their own.
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, in memory of its own.
 
         Not a view of the file's pages: those lie at odd addresses, where kernels are slower and round differently.
         """
         with _open(self._file[name]) as file:
-            tensor: torch.Tensor = file.get_slice(name)[rows] if rows != slice(None) else file.get_tensor(name)
+            tensor: torch.Tensor = file.get_tensor(name)
             return tensor.clone()
 
 

@@ -51,18 +51,17 @@ class SideFile:
         """A tensor of the stored one's shape and dtype, without memory."""
         return self._stored[self._source[name]].to("meta")
 
-    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        """Some rows of the tensor, LoRA merged, in memory of their own.
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, LoRA merged, in memory of its own.
 
         Raises:
-            UserError: they hold NaN or infinity, or LoRA's factors do not fit the weight.
+            UserError: it holds NaN or infinity, or LoRA's factors do not fit the weight.
         """
         source = self._source[name]
         tensor = self._stored[source].clone()
         factors = [self._stored.get(key) for key in _factors(source)]
         if ".base_layer." in source and source.endswith(".weight"):
             tensor = self._with_lora(source, tensor, *factors)
-        tensor = tensor[rows]
         require_finite_tensor(name, tensor, self.path)
         return tensor
 
@@ -117,9 +116,9 @@ class SideFiles:
         """See `SideFile.outline`."""
         return self.files[self.kind_of(name)].outline(name)
 
-    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
         """See `SideFile.read`."""
-        return self.files[self.kind_of(name)].read(name, rows)
+        return self.files[self.kind_of(name)].read(name)
 
 
 def find(folders: Sequence[Path]) -> dict[str, Path]:

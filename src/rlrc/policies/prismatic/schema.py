@@ -41,6 +41,17 @@ class RopeFields(FileModel):
 
     rope_theta: Annotated[Number, Field(gt=0, le=1e12)] | None = None
     rope_type: Name | None = None
+    type: Name | None = None
+    """`rope_type` in older files."""
+
+    @field_validator("rope_type", "type")
+    @classmethod
+    def _known_kind(cls, name: str | None) -> str | None:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        if name not in (None, "default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(f"unknown kind '{shorten(str(name))}' (known: default, {', '.join(ROPE_INIT_FUNCTIONS)})")
+        return name
 
 
 class DecoderFields(FileModel):

@@ -36,7 +36,7 @@ class Beside(Protocol):
 
     def path(self, name: str) -> Path: ...
     def outline(self, name: str) -> torch.Tensor: ...
-    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor: ...
+    def read(self, name: str) -> torch.Tensor: ...
 
 
 class Joined:
@@ -59,8 +59,8 @@ class Joined:
     def outline(self, name: str) -> torch.Tensor:
         return self._source(name).outline(name)
 
-    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        return self._source(name).read(name, rows)
+    def read(self, name: str) -> torch.Tensor:
+        return self._source(name).read(name)
 
     def _source(self, name: str) -> "TensorFiles | Beside":
         return self._beside if self._beside.covers(name) else self._files
@@ -122,11 +122,13 @@ class Weights:
         """Some rows of the tensor, in memory of their own.
 
         Raises:
-            UserError: they hold NaN or infinity.
+            UserError: the tensor holds NaN or infinity, in these rows or in others.
         """
-        tensor = self._files.read(self._source(name), rows)
+        if rows != slice(None):
+            return self.read(name)[rows].clone()
+        tensor = self._files.read(self._source(name))
         if self._adapter is not None:
-            tensor = self._adapter.merge(name, tensor, rows)
+            tensor = self._adapter.merge(name, tensor)
         tensor = self._cast(name, tensor)
         require_finite_tensor(name, tensor, self.origin(name))
         return tensor
