@@ -3,6 +3,7 @@
     python benchmarks/campaign                             # all of them, with a table; writes results/campaign.json
     python benchmarks/campaign --only dataset --limit 50   # an evenly spaced sample of one area
     python benchmarks/campaign --only recipe/folder --names
+    python benchmarks/campaign --again results/campaign.json   # what failed there, and adds how it went to the record
 
 What is right for each is said beside it: one line that names what is wrong, exit status 2, nothing left behind and the
 user's files as they were; or success. Everything else is a failure, and then the exit status is 1.
@@ -68,10 +69,13 @@ def main() -> int:
                     print(told, file=sys.stderr, flush=True)
         record = summarise(results)
         print_table(record)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(record, indent=1, ensure_ascii=True) + "\n")
-        return int(bool(record["failures"]))
+        failed = bool(record["failures"])
+        if options.again:
+            record = json.loads(options.again.read_text()) | {"again": record}
+        if target := options.again or options.json:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(record, indent=1, ensure_ascii=True) + "\n")
+        return int(failed)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -124,6 +128,9 @@ def _chosen(options: argparse.Namespace) -> list[Any]:
     cases = all_cases()
     if options.only:
         cases = [case for case in cases if any(case.name.startswith(start) for start in options.only)]
+    if options.again:
+        failed = {failure["name"] for failure in json.loads(options.again.read_text())["failures"]}
+        cases = [case for case in cases if case.name in failed]
     if options.small:
         names = (Path(__file__).parent / "small.txt").read_text().split("\n")
         wanted = {name for name in names if name}
@@ -154,6 +161,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="Run so many cases at once (default 1).")
     parser.add_argument("--timeout", type=float, default=30.0, help="Seconds for a case (default 30).")
     parser.add_argument("--json", type=Path, help="Write the record to this file, such as results/campaign.json.")
+    parser.add_argument("--again", type=Path, help="Run what failed in this record, after it was mended.")
     parser.add_argument("--work", type=Path, help="Make the inputs below this folder (default: the system's).")
     return parser.parse_args()
 
