@@ -156,10 +156,10 @@ def test_the_page_shows_every_part_and_pictures_exist(folder: Path, tmp_path: Pa
     assert "| rl | 92.0 % [87, 95], n = 200 | +2.0 [" in text
     assert "Not measured yet" not in text and "**all of semantics**, n = 80" in text
     assert "(1.20)" in text, "the path is longer by a fifth"
-    for name in ("success.png", "variants.png", "curves.png", "ratios.png", "strip.gif"):
+    for name in ("success.png", "variants.png", "curves.png", "ratios.png", "strip.webp"):
         assert f"({name})" in text
         assert Image.open(out / name).size[0] > 300
-    assert Image.open(out / "strip.gif").n_frames > 20
+    assert Image.open(out / "strip.webp").n_frames > 20
     assert (out / "training" / "rl.jsonl").read_text() == (folder / "rl" / "metrics.jsonl").read_text()
 
 

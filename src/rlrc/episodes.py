@@ -94,7 +94,8 @@ SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(Episod
 
 def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     with atomic_path(path) as aside:
-        pq.write_table(pa.Table.from_pylist([asdict(episode) for episode in episodes], SCHEMA), aside)
+        table = pa.Table.from_pylist([asdict(episode) for episode in episodes], SCHEMA)
+        pq.write_table(table, aside, compression="zstd", compression_level=19)
 
 
 def read_episodes(path: Path) -> list[Episode]:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from rlrc.config import Config
 
+ActionForm = Literal["l1", "tokens", "diffusion"]
+"""Forms of an OpenVLA-OFT policy's actions: numbers, action tokens, or noise that is taken away."""
+
 
 class DevicePart(Config):
     """Option that says where a verb computes."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rlrc.config import Config
 from rlrc.configs.learner import SupervisedConfig
+from rlrc.configs.parts import ActionForm
 
 MAX_PARAMETERS = 2_000_000_000
 CameraName = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
@@ -91,7 +92,7 @@ class OFTOptions(Config):
 
     horizon: int = Field(default=8, ge=1, le=1024)
     """Number of actions of a call (the chunk)."""
-    head: Literal["l1", "tokens", "diffusion"] = "l1"
+    head: ActionForm = "l1"
     """Form of the actions: numbers (l1), action tokens, which rl can train, or diffusion."""
     cameras: tuple[CameraName, ...] = Field(default=("front",), min_length=1, max_length=16)
     """Names of the cameras, in the order in which the policy reads them."""

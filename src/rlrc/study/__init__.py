@@ -72,7 +72,7 @@ def _write(evidence: Evidence, out: Path) -> dict[str, Any]:
         if (log := stage.folder / "metrics.jsonl").exists():
             write_text(out / "training" / f"{prefix}{stage.name}.jsonl", read_text(log, MAX_METRICS_BYTES))
     pictures = draw(evidence, out, prefix)
-    strip = write_strip(evidence, out / f"{prefix}strip.gif")
+    strip = write_strip(evidence, out / f"{prefix}strip.webp")
     write_text(written, page(evidence, claims, pictures, strip))
     for claim in claims:
         say(f"{claim.verdict}: {claim.claim} ({claim.measured})")
@@ -91,7 +91,7 @@ def _require_own(out: Path, name: str | None) -> None:
         UserError: it would.
     """
     prefix = f"{name}-" if name else ""
-    pictures = [*FIGURES, "strip.gif", "claims.json", "episodes.parquet"]
+    pictures = [*FIGURES, "strip.webp", "claims.json", "episodes.parquet"]
     files = [_page(out, name), out / f"{name or 'summary'}.json", *(out / f"{prefix}{file}" for file in pictures)]
     for path in (out, out / "training", *files):
         require_plain(path)

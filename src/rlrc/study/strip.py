@@ -1,4 +1,4 @@
-"""A short strip of the first and the last policy playing the same episodes, as a GIF that any page shows."""
+"""A short strip of the first and the last policy playing the same episodes, as a WebP film that any page shows."""
 
 from pathlib import Path
 
@@ -34,9 +34,9 @@ def write_strip(evidence: Evidence, path: Path) -> Path | None:
     columns = [np.concatenate([_shrink(panel) for panel in pair], axis=1) for pair in pairs]
     frames = np.concatenate(columns, axis=2)
     frames = np.concatenate([frames, np.repeat(frames[-1:], END_FRAMES, axis=0)])
-    images = [Image.fromarray(frame).quantize(128, Image.Quantize.MEDIANCUT) for frame in frames]
+    images = [Image.fromarray(frame) for frame in frames]
     with atomic_path(path) as aside:
-        images[0].save(aside, "GIF", save_all=True, append_images=images[1:], duration=200, loop=0, optimize=True)
+        images[0].save(aside, "WEBP", save_all=True, append_images=images[1:], duration=200, loop=0, method=6)
     return path
 
 

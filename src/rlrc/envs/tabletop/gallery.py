@@ -27,9 +27,9 @@ def draw_all(folder: Path) -> None:
     for name in CATALOGUE:
         for split in ("ind", "ood") if name == "main" else ("ood",):
             title = f"main-{split}" if name == "main" else name
-            _save(variant_sheet(split, name), folder / f"{title}.jpg")
-    _save(all_things(), folder / "things.jpg")
-    _save(both_cameras(), folder / "cameras.jpg")
+            _save(variant_sheet(split, name), folder / f"{title}.webp")
+    _save(all_things(), folder / "things.webp")
+    _save(both_cameras(), folder / "cameras.webp")
 
 
 def variant_sheet(split: str, variant: str) -> np.ndarray:
@@ -79,7 +79,7 @@ def all_things() -> np.ndarray:
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
-    Image.fromarray(picture).save(path, quality=88, subsampling=0)
+    Image.fromarray(picture).save(path, quality=80, method=6)
 
 
 def _tiled(pictures: list[np.ndarray], columns: int) -> np.ndarray:

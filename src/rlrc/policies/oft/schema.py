@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from rlrc.configs.parts import ActionForm
 from rlrc.configs.train import CameraName
 from rlrc.policies.prismatic.schema import ConfigFields, TokenId
 from rlrc.reading import FileModel
@@ -30,7 +31,7 @@ class OFTFields(ConfigFields):
     horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)]
     cameras: Annotated[list[CameraName], Field(min_length=1, max_length=MAX_CAMERAS)]
     state_dim: Annotated[StrictInt, Field(ge=0, le=MAX_STATE)]
-    head: Literal["l1", "tokens", "diffusion"]
+    head: ActionForm
     film: StrictBool = False
     normalisation: Literal["quantiles", "bounds"]
     diffusion_steps: Annotated[StrictInt, Field(ge=1, le=MAX_STEPS)] = 50

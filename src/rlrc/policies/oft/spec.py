@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from rlrc.configs.parts import ActionForm
 from rlrc.configs.train import CameraName
 from rlrc.errors import UserError
 from rlrc.policies.dim import Dim, dims
@@ -29,7 +30,7 @@ class Spec(FileModel, extra="forbid"):
     """Numbers of proprioception."""
     action: Annotated[int, Field(ge=1, le=256)] | None = None
     """Numbers of an action, where neither an action head nor the statistics say it."""
-    head: Literal["l1", "tokens", "diffusion"] | None = None
+    head: ActionForm | None = None
     """Kind of head, which an action head's own file says."""
     normalisation: Literal["quantiles", "bounds"] = "quantiles"
     """Statistics that normalise: q01 and q99, or min and max."""
