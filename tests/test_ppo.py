@@ -31,6 +31,7 @@ from rlrc.recover.acting import Seen
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, summed
 from rlrc.recover.loop import STATE_FILE, Learner
+from rlrc.recover.muon import Muon
 from rlrc.recover.ppo import RlConfig, act, check, rl, targets
 
 NUM_ENVS = 16
@@ -272,7 +273,7 @@ def test_the_critic_takes_adamws_steps_beside_muon(tiny_policy: Policy, tmp_path
         for kind, optimizer in by_kind.items()
     }
     assert {id(parameter) for parameter in critic.parameters()} <= moved[torch.optim.AdamW]
-    assert id(tiny_policy.model.language_model.model.layers[0].mlp.up_proj.weight) in moved[torch.optim.Muon]
+    assert id(tiny_policy.model.language_model.model.layers[0].mlp.up_proj.weight) in moved[Muon]
 
 
 def test_behaviour_cloning_pulls_towards_the_demonstrations(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from rlrc.recover.muon import Muon
+
 NOT_MUON = ("lm_head", "action_head.fc2", "auxiliary", "critic")
 """Layers that read a result off the last hidden state: their outputs have meanings of their own, as embeddings have."""
 
@@ -20,8 +22,8 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW, and with `kind` "muon" Muon beside it, each with its parameters in groups that know their `peak_lr`.
 
-    Muon (Jordan et al., 2024) makes every update of a matrix orthogonal, so that rare directions move as far as common
-    ones; scaled as by Liu et al. (arXiv 2502.16982, section 2.2), it takes AdamW's learning rate and weight decay.
+    Muon makes every update of a matrix orthogonal, so that rare directions move as far as common ones. It takes AdamW's
+    learning rate and weight decay.
 
     Args:
         parameters: what is trained, by name.
@@ -48,5 +50,5 @@ def optimizers(
     if adamw := grouped(False):
         chosen.append(torch.optim.AdamW(adamw, fused=True))
     if muon := grouped(True):
-        chosen.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+        chosen.append(Muon(muon))
     return chosen
