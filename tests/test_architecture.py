@@ -21,13 +21,13 @@ PACKAGE = Path(__file__).parents[1] / "src" / "rlrc"
 FLOORS = [
     {
         *("config", "configs", "episode_ids", "episodes", "errors", "files", "jobs", "lock", "ownership", "pixels"),
-        *("process", "progress", "reading", "stats", "tables", "version", "video"),
+        *("process", "progress", "reading", "stats", "tables", "version", "video", "wire"),
     },
     {"kernels"},
     {"policies"},
     {"envs", "data"},
     {"prune", "quantize"},
-    {"act", "recover", "bench", "roofline", "inspect", "stage_chart", "assets"},
+    {"act", "recover", "bench", "roofline", "inspect", "stage_chart", "assets", "serve"},
     {"finished", "pipeline", "recipe", "report", "resolve", "stage", "study", "verbs"},
     {"__init__", "__main__", "autoclasses", "cli", "command_line"},
 ]

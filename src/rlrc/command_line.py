@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import ValidationError
 
-from rlrc.errors import UserError
-from rlrc.reading import shorten
+from rlrc.errors import UserError, shorten
 from rlrc.verbs import VERBS, Verb
 
 BOX = str.maketrans({"│": "|", "─": "-"})

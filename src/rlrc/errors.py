@@ -1,5 +1,8 @@
 """Bad input, told in one line."""
 
+MAX_SHOWN = 120
+"""Largest number of characters that an error shows of a text from outside."""
+
 
 class UserError(Exception):
     """The user's input is wrong: the message says what and what to do about it.
@@ -16,8 +19,18 @@ EXTRAS = {
     "scipy": "sim",
     "jinja2": "report",
     "matplotlib": "report",
+    "aiohttp": "serve",
+    "msgpack": "serve",
+    "prometheus_client": "serve",
+    "websockets": "serve",
 }
 """Packages that the core does without, and the extra of rlrc that brings each."""
+
+
+def shorten(text: str, limit: int = MAX_SHOWN) -> str:
+    """`text` on one line, printable, and cut off where it is longer than an error should be."""
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError | None:

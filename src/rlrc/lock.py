@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.ownership import LOCK
 from rlrc.progress import say
-from rlrc.reading import shorten
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """Numbers of the errors by which a file system says that it has no locks."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from rlrc.errors import UserError
-from rlrc.reading import FileModel, read_yaml, shorten, validate
+from rlrc.errors import UserError, shorten
+from rlrc.reading import FileModel, read_yaml, validate
 
 RECORD, DONE, LOG, LOCK = "config.yaml", "done.json", "log.txt", ".lock"
 """Files of every stage: what it was asked, what it measured, its log, and who is writing into its folder now."""

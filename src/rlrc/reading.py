@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,8 +31,6 @@ MAX_YAML_NODES = 100_000
 """Nodes of a YAML document after its anchors and merge keys are written out."""
 MAX_PARQUET_ROWS = 20_000_000
 """Rows of one parquet file: four such columns of numbers take less than a gigabyte."""
-MAX_SHOWN = 120
-"""Characters of a value from a file that an error shows."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -248,12 +246,6 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         return f"'{shorten(key)}': a path is needed"
     message = first["msg"].removeprefix("Value error, ")
     return f"'{shorten(key)}': {message}" if key else message
-
-
-def shorten(text: str, limit: int = MAX_SHOWN) -> str:
-    """`text` on one line, printable, and cut off where it is longer than an error should be."""
-    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
 def _require_depth(value: Any, where: str) -> None:

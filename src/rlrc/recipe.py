@@ -19,9 +19,9 @@ from typing import Any
 from pydantic import Field
 
 from rlrc.config import Config
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.ownership import WRITES
-from rlrc.reading import read_yaml, shorten
+from rlrc.reading import read_yaml
 
 STAGE_VERBS = tuple(WRITES)
 """Verbs that can be a stage."""

@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.ownership import require_apart
-from rlrc.reading import shorten
 from rlrc.recipe import Recipe, check_names, stage_name
 from rlrc.stage import Stage, all_that_is_read, content_hash, contents_of, path_fields
 from rlrc.verbs import VERBS

@@ -20,13 +20,13 @@ import yaml
 
 from rlrc import ownership
 from rlrc.config import Config
-from rlrc.errors import UserError, is_bug
+from rlrc.errors import UserError, is_bug, shorten
 from rlrc.files import require_space, sha256_file, sha256_tree, write_json, write_text
 from rlrc.finished import read_done
 from rlrc.lock import locked
 from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
 from rlrc.process import rank
-from rlrc.reading import require_file, shorten
+from rlrc.reading import require_file
 from rlrc.verbs import VERBS
 from rlrc.version import __version__
 

@@ -115,6 +115,14 @@ VERBS = {
             "measure success rates in a world, or action errors on a dataset",
         ),
         Verb(
+            "serve",
+            "rlrc.serve",
+            "rlrc.configs.serve",
+            "ServeConfig",
+            "",
+            "serve a policy to robots, over the protocols that they speak",
+        ),
+        Verb(
             "bench",
             "rlrc.bench",
             "rlrc.configs.bench",

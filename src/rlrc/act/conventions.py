@@ -22,10 +22,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from rlrc.envs.world import WorldSpec
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim
 from rlrc.policies.values import Observation, PolicySpec
-from rlrc.reading import shorten
 
 _UNITS = {
     "m": ("length", 1.0),

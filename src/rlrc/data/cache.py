@@ -20,10 +20,10 @@ from typing import Any
 
 from rlrc.configs.cache import CacheConfig
 from rlrc.data.frame_files import DATA, HEADER, INDEX, LOCK, FrameFiles, Header, Produce, lock
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.files import cache_folder, is_disk_full
 from rlrc.progress import say
-from rlrc.reading import read_model, shorten
+from rlrc.reading import read_model
 from rlrc.tables import print_table
 
 LIMIT_VARIABLE, DEFAULT_LIMIT_GB = "RLRC_FRAME_CACHE_GB", 20.0

@@ -8,8 +8,7 @@ import numpy as np
 
 from rlrc.data import format as fmt
 from rlrc.data.info import Info
-from rlrc.errors import UserError
-from rlrc.reading import shorten
+from rlrc.errors import UserError, shorten
 
 _EPISODES = re.compile(r"\d{1,9}(:\d{1,9})?(,\d{1,9}(:\d{1,9})?)*", re.ASCII)
 

@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from rlrc.data.pictures import by_file, identity_of
 from rlrc.data.tables import Rows
-from rlrc.errors import UserError
-from rlrc.reading import open_parquet, require_file, shorten
+from rlrc.errors import UserError, shorten
+from rlrc.reading import open_parquet, require_file
 
 BATCH = 32
 """Compressed pictures that are read at once."""

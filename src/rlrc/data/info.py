@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rlrc.data import format as fmt
-from rlrc.errors import UserError
-from rlrc.reading import FileModel, read_object, shorten, validate
+from rlrc.errors import UserError, shorten
+from rlrc.reading import FileModel, read_object, validate
 
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Length = Annotated[int, Field(strict=True, ge=0, le=2**20)]

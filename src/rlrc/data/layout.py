@@ -14,8 +14,8 @@ from pydantic import Field
 from rlrc.data import format as fmt
 from rlrc.data.info import Count, Info
 from rlrc.data.tables import Episodes, integers, numbers, texts
-from rlrc.errors import UserError
-from rlrc.reading import FileModel, read_json_lines, read_parquet, require_file, shorten
+from rlrc.errors import UserError, shorten
+from rlrc.reading import FileModel, read_json_lines, read_parquet, require_file
 
 MAX_TASK = 10_000
 """Characters of an instruction."""

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlrc.data.format import INDEX_COLUMNS
-from rlrc.errors import UserError
-from rlrc.reading import read_parquet, shorten
+from rlrc.errors import UserError, shorten
+from rlrc.reading import read_parquet
 
 REMEDY = "mend it, or leave its episode out with dataset_episodes"
 

@@ -13,8 +13,8 @@ import numpy as np
 from rlrc.data.layout import VideoPlaces
 from rlrc.data.pictures import by_file, identity_of
 from rlrc.data.tables import Rows
-from rlrc.errors import UserError
-from rlrc.reading import require_file, shorten
+from rlrc.errors import UserError, shorten
+from rlrc.reading import require_file
 
 OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
 """Formats that hold videos themselves: a playlist could name any file or server."""

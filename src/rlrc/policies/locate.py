@@ -5,8 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from rlrc.errors import UserError
-from rlrc.reading import shorten
+from rlrc.errors import UserError, shorten
 
 CONFIG_FILE = "config.json"
 LINEAGE_FILE = "compression.json"

@@ -10,12 +10,12 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.locate import CONFIG_FILE as MODEL_CONFIG
 from rlrc.policies.locate import SIDE_FILE, on_disk
 from rlrc.policies.schema import AdapterFields
 from rlrc.policies.shards import TensorFiles, has_weights
-from rlrc.reading import read_model, shorten
+from rlrc.reading import read_model
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

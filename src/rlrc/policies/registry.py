@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rlrc.configs.train import Shape
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.contract import Policy
 from rlrc.policies.families import FAMILIES, PRESETS
 from rlrc.policies.folder import Published, beside
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
-from rlrc.reading import read_object, shorten
+from rlrc.reading import read_object
 
 LEROBOT_FAMILIES = ("smolvla", "pi0", "pi05", "pi0_fast", "act", "diffusion", "vqbet", "tdmpc", "groot", "xvla")
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
-from rlrc.reading import FileModel, shorten
+from rlrc.errors import shorten
+from rlrc.reading import FileModel
 
 Number = StrictFloat
 Name = Annotated[StrictStr, Field(min_length=1, max_length=500)]

@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.files import write_json
 from rlrc.policies.locate import SIDE_FILE
 from rlrc.policies.schema import IndexFields
-from rlrc.reading import read_model, require_file, shorten
+from rlrc.reading import read_model, require_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

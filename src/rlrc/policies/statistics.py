@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.schema import ActionStatistics, BoundStatistics
-from rlrc.reading import shorten, validate
+from rlrc.reading import validate
 
 Kind = Literal["quantiles", "bounds"]
 """Ends of the range that becomes [-1, 1]: `q01` and `q99`, or `min` and `max`."""

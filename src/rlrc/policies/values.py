@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim
-from rlrc.reading import shorten
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """Source of sampling noise: one generator for the batch, one for each row, or torch's own."""

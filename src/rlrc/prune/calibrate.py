@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from rlrc.data import Demonstrations
 from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Observation, TeacherForced
 from rlrc.progress import track
 from rlrc.prune.stream import Calibration
-from rlrc.reading import require_file, shorten
+from rlrc.reading import require_file
 
 PICTURES_AT_ONCE = 4
 """Pictures that pass the vision towers together, which bounds memory."""

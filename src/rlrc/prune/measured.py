@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.files import atomic_path
 from rlrc.ownership import remove_files
-from rlrc.reading import parse_json, require_file, shorten
+from rlrc.reading import parse_json, require_file
 
 Measured = dict[str, torch.Tensor]
 """Tensors by name; only the method itself knows what they mean."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim
 from rlrc.policies.folder import Published
 from rlrc.policies.oft.config import OFTConfig
@@ -18,7 +18,7 @@ from rlrc.policies.oft.side_files import HEADS, SideFile, SideFiles
 from rlrc.policies.oft.spec import EXAMPLES, Told, read_spec
 from rlrc.policies.prismatic.checkpoint import STATISTICS_FILE, Supplement, read_statistics
 from rlrc.policies.prismatic.layout import published_layout, trunk_config
-from rlrc.reading import lies_there, shorten
+from rlrc.reading import lies_there
 
 
 def publish(preset: str) -> Published:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.locate import SIDE_FILE
 from rlrc.policies.shards import require_finite_tensor
-from rlrc.reading import require_file, shorten
+from rlrc.reading import require_file
 
 MAX_BYTES = 16 * 2**30
 """Largest size of a side file. The largest published one, a vision backbone with its LoRA, takes 2 GB."""

@@ -11,10 +11,10 @@ from pydantic import Field, field_validator
 
 from rlrc.configs.parts import ActionForm
 from rlrc.configs.train import CameraName
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim, dims
 from rlrc.policies.oft.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, MAX_STEPS
-from rlrc.reading import FileModel, shorten, validate
+from rlrc.reading import FileModel, validate
 
 EXAMPLES = "libero, aloha, 'bridge,cameras=front', or such as chunk=8,cameras=front+wrist,state=8"
 

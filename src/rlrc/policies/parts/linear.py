@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlrc import kernels
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.kernels import PackedWeight
-from rlrc.reading import shorten
 
 CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
 """Ratios that are tried per group: shrinking the range a little makes all steps finer at the price of clipping the

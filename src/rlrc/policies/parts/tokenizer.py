@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rlrc.errors import UserError
-from rlrc.reading import MAX_JSON_BYTES, lies_there, read_object, read_text, shorten
+from rlrc.errors import UserError, shorten
+from rlrc.reading import MAX_JSON_BYTES, lies_there, read_object, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

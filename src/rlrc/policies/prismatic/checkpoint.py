@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.folder import Reading, beside, read_lineage
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
@@ -25,7 +25,7 @@ from rlrc.policies.prismatic.schema import ConfigFields
 from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.prismatic.weights import HEAD, Beside, Weights
 from rlrc.policies.values import Tensors
-from rlrc.reading import lies_there, read_object, require_finite, shorten, validate
+from rlrc.reading import lies_there, read_object, require_finite, validate
 
 STATISTICS_FILE = "dataset_statistics.json"
 """OpenVLA's own fine-tuning leaves the statistics of its dataset here."""

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.files import write_json
 from rlrc.pixels import resize
 from rlrc.policies.parts.tokenizer import token_ids
@@ -23,7 +23,7 @@ from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.schema import PreprocessorFields
 from rlrc.policies.values import Observation
-from rlrc.reading import read_object, require_finite, shorten, validate
+from rlrc.reading import read_object, require_finite, validate
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 

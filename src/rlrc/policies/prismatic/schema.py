@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
+from rlrc.errors import shorten
 from rlrc.policies.schema import Name, Number
-from rlrc.reading import FileModel, shorten
+from rlrc.reading import FileModel
 
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20

@@ -10,12 +10,11 @@ from typing import Protocol
 
 import torch
 
-from rlrc.errors import UserError
+from rlrc.errors import UserError, shorten
 from rlrc.policies.lora import Adapter, is_adapter
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.shards import TensorFiles, require_finite_tensor
-from rlrc.reading import shorten
 
 HEAD = "language_model.lm_head.weight"
 EMBEDDING = "language_model.model.embed_tokens.weight"

@@ -1,0 +1,97 @@
+"""Serve a policy to robots, over the protocols that their programs already speak.
+
+    rlrc serve --policy runs/default/quantize/checkpoint --names libero
+
+One port has openpi's websocket and vla-eval's protocol at `/`, `POST /act` of OpenVLA and OpenVLA-OFT, `GET /healthz`,
+`/health` and `/metrics`. It opens when the policy is loaded, compiled and has acted.
+"""
+
+import asyncio
+import ipaddress
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from rlrc.configs.serve import ServeConfig
+from rlrc.errors import UserError, plain
+from rlrc.policies.checkpoint import load
+from rlrc.process import keep_freed_memory
+from rlrc.progress import say
+from rlrc.serve.app import Application, require_resolvable
+from rlrc.serve.names import read_names
+from rlrc.serve.service import Service
+
+API_KEY = "RLRC_API_KEY"
+BACKLOG = 1024
+"""Connections that may wait to be let in."""
+
+
+def check(config: ServeConfig) -> None:
+    """Look at the names and the address; nothing is loaded.
+
+    Raises:
+        UserError: a preset, a file or the address is not there.
+    """
+    read_names(config.names, ("any",))  # which cameras the policy has, only its folder knows
+    require_resolvable(config.host)
+
+
+def serve(config: ServeConfig, out: Path) -> dict[str, Any]:
+    """Serve until SIGTERM or Ctrl-C, then answer what was asked before.
+
+    Args:
+        out: unused, since nothing is written.
+
+    Returns:
+        The number of requests by protocol.
+
+    Raises:
+        UserError: the policy, the names or the address are not there or do not fit.
+    """
+    check(config)
+    keep_freed_memory()
+    policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
+    if not policy.can_read_instructions:
+        raise UserError(f"{config.policy}: the folder lacks a tokenizer, so the policy cannot act")
+    policy.action_statistics()
+    if config.center_crop:
+        policy.crop_pictures()
+    service = Service(policy, config)
+    say("acting once, so that the first robot does not wait")
+    service.warm_up()
+    try:
+        asyncio.run(_listen(service, config))
+    finally:
+        service.close()
+    return {"requests": service.metrics.counts()}
+
+
+async def _listen(service: Service, config: ServeConfig) -> None:
+    key = config.api_key or os.environ.get(API_KEY) or None
+    runner = web.AppRunner(
+        Application(service, config, key).web,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=config.limits.wait_s,
+        keepalive_timeout=75,
+    )
+    await runner.setup()
+    ends = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ends.set)
+    try:
+        await web.TCPSite(runner, config.host, config.port, backlog=BACKLOG).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise UserError(f"port {config.port} of {config.host} cannot be listened on: {plain(error)}") from error
+    host, port = runner.addresses[0][:2]
+    if key is None and not ipaddress.ip_address(host).is_loopback:
+        say(f"anybody who reaches this machine can use the policy; set {API_KEY} to ask for a key")
+    address = f"[{host}]" if ":" in host else host
+    say(f"serving {config.policy} on ws://{address}:{port} and http://{address}:{port}/act; Ctrl-C ends")
+    await ends.wait()
+    say("answering what was asked, then ending")
+    await runner.cleanup()

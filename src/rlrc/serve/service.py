@@ -1,0 +1,138 @@
+"""What all protocols share: a message becomes an observation, waits for the policy, and gets its chunk of actions."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from rlrc.configs.serve import ServeConfig
+from rlrc.errors import UserError, shorten
+from rlrc.policies.contract import Policy
+from rlrc.policies.values import Observation, Sampler
+from rlrc.progress import say
+from rlrc.serve.batcher import Answer, Batcher
+from rlrc.serve.metrics import Metrics
+from rlrc.serve.names import Reader, read_names
+from rlrc.version import __version__
+from rlrc.wire import WireError
+
+READERS = 4
+"""Threads that turn messages into model inputs."""
+MAX_SEED = 2**63
+
+
+class Refused(Exception):
+    """A request gets no actions; the text says why in one line that may be sent to the client."""
+
+
+class Service:
+    """A policy that answers messages.
+
+    Raises:
+        UserError: the names on the wire do not fit the policy.
+    """
+
+    def __init__(self, policy: Policy, config: ServeConfig) -> None:
+        self.policy, self.config = policy, config
+        self.reader = Reader.of(read_names(config.names, policy.spec.cameras), policy.spec)
+        self.metrics = Metrics()
+        self._batcher = Batcher(policy, Sampler(config.temperature), config.max_batch)
+        self.metrics.waiting.set_function(lambda: self._batcher.waiting)
+        self._readers = ThreadPoolExecutor(READERS, "reader")
+        self._numbers = itertools.count()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the server tells of itself and of its policy."""
+        return {
+            "server": f"rlrc {__version__}",
+            "policy": self.config.policy.name or str(self.config.policy),
+            "spec": asdict(self.policy.spec),
+            "names": self.reader.announced(),
+            "unnorm_key": self.policy.unnorm_key,
+        }
+
+    def warm_up(self) -> None:
+        """Act on black pictures, alone and in the largest batch, so that no robot waits for what is made once."""
+        side = self.policy.image_size
+        spec = self.policy.spec
+        images = {camera: np.zeros((1, side, side, 3), np.uint8) for camera in spec.cameras}
+        state = np.zeros((1, len(spec.state)), np.float32) if spec.state else None
+        inputs = self.policy.prepare(Observation(images, ["do nothing"], state))
+        for rows in (1, self.config.max_batch):
+            for answer in [self._batcher.submit(inputs, 0) for _ in range(rows)]:
+                answer.result()
+
+    async def read(self, decode: Callable[[], Any]) -> Any:
+        """Run the decoding of a message in a thread, where it holds up nobody.
+
+        Raises:
+            Refused: the message is damaged.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, decode)
+        except (WireError, UserError) as error:
+            raise Refused(str(error)) from error
+
+    async def answer(self, protocol: str, message: Any) -> tuple[np.ndarray, dict[str, float]]:
+        """The chunk (H, D) for a message with one observation, and milliseconds by stage.
+
+        Raises:
+            Refused: the message lacks something, or the policy does not answer in time.
+        """
+        begun = time.perf_counter()
+        try:
+            inputs, seed = await self.read(lambda: self._inputs(message))
+            prepared = time.perf_counter()
+            answer = await self._ask(inputs, seed)
+        except Refused:
+            self.metrics.errors.labels(protocol).inc()
+            raise
+        total = time.perf_counter() - begun
+        self._count(protocol, answer, prepared - begun, total)
+        return answer.actions, {"infer_ms": 1000 * answer.computed_s, "total_ms": 1000 * total}
+
+    async def _ask(self, inputs: Any, seed: int) -> Answer:
+        future = asyncio.wrap_future(self._batcher.submit(inputs, seed))
+        try:
+            async with asyncio.timeout(self.config.limits.wait_s):
+                return await future
+        except TimeoutError as error:
+            raise Refused(f"no answer within {self.config.limits.wait_s:g} seconds; too many requests wait") from error
+        except UserError as error:
+            raise Refused(str(error)) from error
+        except Exception as error:  # of the policy: told on the server's console, and the server goes on
+            say(f"the policy failed on a request: {type(error).__name__}: {shorten(str(error))}")
+            raise Refused("the policy failed on this request; the server's console says why") from error
+
+    def _inputs(self, message: Any) -> tuple[Any, int]:
+        """Model inputs of one row, and the seed of its noise."""
+        if not isinstance(message, Mapping):
+            raise UserError(f"an observation is a mapping of names to values, not {type(message).__name__}")
+        key = message.get("unnorm_key")
+        if key is not None and key != self.policy.unnorm_key:
+            known = f"'{self.policy.unnorm_key}'" if self.policy.unnorm_key else "the only ones that it has"
+            raise UserError(f"unnorm_key '{shorten(str(key))}': this policy is served with the statistics {known}")
+        seed = message.get("seed")
+        if seed is None:
+            seed = (self.config.seed + next(self._numbers)) % MAX_SEED
+        elif type(seed) is not int or not 0 <= seed < MAX_SEED:
+            raise UserError("'seed' must be a whole number from 0 to 2^63 - 1")
+        return self.policy.prepare(self.reader(message)), seed
+
+    def _count(self, protocol: str, answer: Answer, read_s: float, total_s: float) -> None:
+        self.metrics.requests.labels(protocol).inc()
+        self.metrics.rows.observe(answer.rows)
+        stages = {"read": read_s, "wait": answer.waited_s, "policy": answer.computed_s, "total": total_s}
+        for stage, seconds in stages.items():
+            self.metrics.seconds.labels(stage).observe(seconds)
+
+    def close(self) -> None:
+        """Answer what was asked before, and end the threads."""
+        self._batcher.close()
+        self._readers.shutdown()
