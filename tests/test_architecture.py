@@ -20,7 +20,19 @@ PACKAGE = Path(__file__).parents[1] / "src" / "rlrc"
 
 FLOORS = [
     {
-        *("config", "configs", "episode_ids", "episodes", "errors", "files", "jobs", "lock", "ownership", "pixels"),
+        *(
+            "client",
+            "config",
+            "configs",
+            "episode_ids",
+            "episodes",
+            "errors",
+            "files",
+            "jobs",
+            "lock",
+            "ownership",
+            "pixels",
+        ),
         *("process", "progress", "reading", "stats", "tables", "version", "video", "wire"),
     },
     {"kernels"},

@@ -13,20 +13,17 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from rlrc.configs.serve import ServeConfig
-from rlrc.errors import UserError, plain
+from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.process import keep_freed_memory
 from rlrc.progress import say
-from rlrc.serve.app import Application, require_resolvable
+from rlrc.serve.app import listen, require_resolvable
 from rlrc.serve.names import read_names
 from rlrc.serve.service import Service
 
 API_KEY = "RLRC_API_KEY"
-BACKLOG = 1024
-"""Connections that may wait to be let in."""
+"""Environment variable with the key that clients must send."""
 
 
 def check(config: ServeConfig) -> None:
@@ -63,35 +60,22 @@ def serve(config: ServeConfig, out: Path) -> dict[str, Any]:
     say("acting once, so that the first robot does not wait")
     service.warm_up()
     try:
-        asyncio.run(_listen(service, config))
+        asyncio.run(_until_signal(service, config))
     finally:
         service.close()
     return {"requests": service.metrics.counts()}
 
 
-async def _listen(service: Service, config: ServeConfig) -> None:
-    key = config.api_key or os.environ.get(API_KEY) or None
-    runner = web.AppRunner(
-        Application(service, config, key).web,
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=config.limits.wait_s,
-        keepalive_timeout=75,
-    )
-    await runner.setup()
+async def _until_signal(service: Service, config: ServeConfig) -> None:
     ends = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ends.set)
-    try:
-        await web.TCPSite(runner, config.host, config.port, backlog=BACKLOG).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise UserError(f"port {config.port} of {config.host} cannot be listened on: {plain(error)}") from error
-    host, port = runner.addresses[0][:2]
-    if key is None and not ipaddress.ip_address(host).is_loopback:
-        say(f"anybody who reaches this machine can use the policy; set {API_KEY} to ask for a key")
-    address = f"[{host}]" if ":" in host else host
-    say(f"serving {config.policy} on ws://{address}:{port} and http://{address}:{port}/act; Ctrl-C ends")
-    await ends.wait()
-    say("answering what was asked, then ending")
-    await runner.cleanup()
+    key = config.api_key or os.environ.get(API_KEY) or None
+
+    def ready(host: str, port: int) -> None:
+        if key is None and not ipaddress.ip_address(host).is_loopback:
+            say(f"anybody who reaches this machine can use the policy; set {API_KEY} to ask for a key")
+        address = f"[{host}]" if ":" in host else host
+        say(f"serving {config.policy} on ws://{address}:{port} and http://{address}:{port}/act; Ctrl-C ends")
+
+    await listen(service, config, key, ends, ready)

@@ -13,12 +13,15 @@ import numpy as np
 from aiohttp import web
 
 from rlrc.configs.serve import ServeConfig
-from rlrc.errors import UserError
+from rlrc.errors import UserError, plain
+from rlrc.progress import say
 from rlrc.serve.service import Refused, Service
 from rlrc.serve.websocket import Session, serve_socket
 from rlrc.wire import pack_json, unpack_json
 
 MEGABYTE = 10**6
+BACKLOG = 1024
+"""Connections that may wait to be let in."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 OPEN = ("/healthz", "/health")
 """Addresses that need no key."""
@@ -140,6 +143,35 @@ def _notice_dead_peers(request: web.Request) -> None:
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def listen(
+    service: Service, config: ServeConfig, key: str | None, ends: asyncio.Event, ready: Callable[[str, int], None]
+) -> None:
+    """Open the port and answer until `ends` is set; then answer what was asked before.
+
+    Args:
+        ready: called with the address and port as soon as clients can connect.
+
+    Raises:
+        UserError: the port cannot be listened on.
+    """
+    runner = web.AppRunner(
+        Application(service, config, key).web,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=config.limits.wait_s,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.host, config.port, backlog=BACKLOG).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise UserError(f"port {config.port} of {config.host} cannot be listened on: {plain(error)}") from error
+    ready(*runner.addresses[0][:2])
+    await ends.wait()
+    say("answering what was asked, then ending")
+    await runner.cleanup()
 
 
 def require_resolvable(host: str) -> None:

@@ -193,7 +193,7 @@ def as_picture(value: Any, name: str) -> np.ndarray:
         value = (value * 255).astype(np.uint8)  # as openpi rounds
     if value.dtype != np.uint8:
         raise UserError(f"'{name}': a picture must be an array of uint8, or of floats in [0, 1], not {value.dtype}")
-    return np.ascontiguousarray(value)
+    return np.array(value, order="C")  # the message's own memory cannot be written to
 
 
 def _find(message: Mapping[str, Any], names: Names, what: str) -> Any:

@@ -1,0 +1,208 @@
+"""A client for policies that are served: `rlrc serve`, openpi, and whoever speaks openpi's websocket.
+
+    from rlrc.client import PolicyClient
+
+    with PolicyClient("ws://192.168.1.20:8000", hold=lambda last: np.zeros(7)) as policy:
+        while True:
+            action = policy.act({"images/front": picture, "prompt": "put the carrot on the plate"})
+
+It needs numpy, msgpack and websockets, and no torch. On a robot's small computer:
+`pip install --no-deps rlrc && pip install numpy msgpack websockets`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from rlrc.errors import shorten
+from rlrc.wire import WireError, pack, unpack
+
+Hold = np.ndarray | Callable[[np.ndarray | None], np.ndarray]
+"""The action that holds the robot still, or how it follows from the last one (None before the first)."""
+LONGEST_PAUSE_S = 2.0
+"""Longest pause between two attempts to connect again."""
+
+
+class ServerGone(ConnectionError):
+    """The server cannot be reached, or does not answer in time."""
+
+
+class ServerRefused(RuntimeError):
+    """The server answered with an error in place of actions."""
+
+
+class PolicyClient:
+    """A served policy: chunks from the server, actions one by one.
+
+    Args:
+        address: such as ws://host:8000.
+        api_key: what the server asks for, where it does.
+        timeout_s: seconds after which an answer, or a connection, counts as lost.
+        execute: actions of each chunk that are played before the server is asked again; None takes what the server
+            says, or else the whole chunk.
+        hold: what `act` gives while the server is gone; the connection is made again in the background meanwhile. With
+            None `act` raises `ServerGone`, and the next call tries once more.
+
+    Raises:
+        ServerGone: nobody answers at the address.
+        ServerRefused: it is no policy's server, or does not let us in.
+        ValueError: the address is none.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        api_key: str | None = None,
+        timeout_s: float = 10.0,
+        execute: int | None = None,
+        hold: Hold | None = None,
+    ) -> None:
+        self.address = address
+        self._headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
+        self._timeout_s = timeout_s
+        self._execute = execute
+        self._hold = hold
+        self._chunk = np.empty((0, 0), np.float32)
+        self._last: np.ndarray | None = None
+        self._mender: threading.Thread | None = None
+        self._is_closed = False
+        self.metadata: dict[str, Any] = {}
+        """What the server says of itself; of rlrc's it has `spec` and `names`."""
+        self._socket: ClientConnection | None = self._connect()
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Send an observation and return the server's whole answer; `actions` in it are (H, D).
+
+        A connection that was lost before is made again, once.
+
+        Raises:
+            ServerGone: the server cannot be reached, or does not answer in time.
+            ServerRefused: it answers with an error.
+        """
+        message = pack(dict(observation))
+        if self._socket is None:
+            self._socket = self._connect()
+        try:
+            self._socket.send(message)
+            reply = self._socket.recv(timeout=self._timeout_s)
+        except TimeoutError as error:
+            self._drop()  # its answer could come later, in place of the next one
+            raise ServerGone(f"{self.address}: no answer within {self._timeout_s:g} seconds") from error
+        except (WebSocketException, OSError) as error:
+            self._drop()
+            raise ServerGone(f"{self.address}: the connection is lost ({shorten(str(error))})") from error
+        if isinstance(reply, str):
+            self._drop()
+            raise ServerRefused(shorten(reply, 500))
+        return self._understood(reply)
+
+    def _understood(self, reply: bytes) -> dict[str, Any]:
+        try:
+            answer = unpack(reply)
+        except WireError as error:
+            raise ServerRefused(f"{self.address}: {error}") from error
+        actions = answer.get("actions") if isinstance(answer, dict) else None
+        if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not len(actions):
+            raise ServerRefused(f"{self.address}: the answer holds no 'actions' of shape (chunk, numbers)")
+        return answer
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """The next action (D,): of the chunk that is being played, or the first of a new one for this observation.
+
+        Raises:
+            ServerGone: the server is gone, and the client has nothing to `hold`.
+            ServerRefused: it answers with an error.
+        """
+        if not len(self._chunk):
+            if self._mender is not None and self._mender.is_alive():
+                return self._held()
+            try:
+                self._chunk = self.infer(observation)["actions"][: self._steps]
+            except ServerGone:
+                if self._hold is None:
+                    raise
+                self._mender = threading.Thread(target=self._mend, name="reconnect", daemon=True)
+                self._mender.start()
+                return self._held()
+        self._last, self._chunk = self._chunk[0], self._chunk[1:]
+        return self._last
+
+    def reset(self) -> None:
+        """An episode begins: throw away the rest of the chunk."""
+        self._chunk, self._last = self._chunk[:0], None
+
+    @property
+    def _steps(self) -> int | None:
+        if self._execute is not None:
+            return self._execute
+        spec = self.metadata.get("spec")
+        execute = spec.get("execute") if isinstance(spec, dict) else None
+        return execute if isinstance(execute, int) and execute > 0 else None
+
+    def _held(self) -> np.ndarray:
+        assert self._hold is not None
+        return np.asarray(self._hold(self._last) if callable(self._hold) else self._hold)
+
+    # -- connecting ----------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> ClientConnection:
+        try:
+            socket = connect(
+                self.address,
+                compression=None,
+                max_size=None,
+                additional_headers=self._headers,
+                open_timeout=self._timeout_s,
+                close_timeout=1,
+            )
+        except (InvalidURI, ValueError) as error:
+            raise ValueError(f"{self.address}: this is no address such as ws://host:8000") from error
+        except InvalidHandshake as error:
+            raise ServerRefused(f"{self.address}: {shorten(str(error))}") from error
+        except (WebSocketException, OSError) as error:
+            raise ServerGone(f"{self.address}: nobody answers ({shorten(str(error)) or 'timeout'})") from error
+        try:
+            greeting = unpack(socket.recv(timeout=self._timeout_s))  # type: ignore[arg-type]
+        except (WireError, TypeError) as error:
+            socket.close()
+            raise ServerRefused(f"{self.address}: this is no policy's server ({shorten(str(error))})") from error
+        except (WebSocketException, OSError) as error:
+            socket.close()
+            raise ServerGone(f"{self.address}: the server says nothing ({shorten(str(error)) or 'timeout'})") from error
+        self.metadata = greeting if isinstance(greeting, dict) else {}
+        return socket
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _mend(self) -> None:
+        """Try to connect until it works."""
+        pause = 0.1
+        while self._socket is None and not self._is_closed:
+            try:
+                self._socket = self._connect()
+            except (ServerGone, ServerRefused):
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def close(self) -> None:
+        """Leave the server."""
+        self._is_closed = True
+        self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
