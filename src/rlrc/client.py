@@ -156,6 +156,7 @@ class PolicyClient:
 
     def _connect(self) -> ClientConnection:
         try:
+            # Newer releases of websockets give a connection on entering alone; `_drop` closes it.
             socket = connect(
                 self.address,
                 compression=None,
@@ -163,7 +164,7 @@ class PolicyClient:
                 additional_headers=self._headers,
                 open_timeout=self._timeout_s,
                 close_timeout=1,
-            )
+            ).__enter__()
         except (InvalidURI, ValueError) as error:
             raise ValueError(f"{self.address}: this is no address such as ws://host:8000") from error
         except InvalidHandshake as error:
