@@ -26,7 +26,7 @@ import torch  # noqa: E402
 
 import rlrc  # noqa: E402
 from rlrc import envs  # noqa: E402
-from rlrc.act.actor import Chunked  # noqa: E402
+from rlrc.act.actor import Chunked, Plain  # noqa: E402
 from rlrc.act.rollouts import Conditions, rollout_in_turns  # noqa: E402
 from rlrc.bench import machine  # noqa: E402
 from rlrc.files import write_json  # noqa: E402
@@ -78,8 +78,8 @@ def measure(world: str, name: str, num_workers: int, rounds: int) -> dict[str, A
             made = [envs.make(world, NUM_ENVS // count, num_workers, size) for _ in range(count)]
             for env in made:
                 stack.callback(env.close)
-            thinker = policy if name == "elsewhere" else None
-            actors[count] = [(Chunked(policy, thinker), env) for env in made]
+            thinker = policy if name == "elsewhere" else Plain(policy)
+            actors[count] = [(Chunked(thinker), env) for env in made]
             rollout_in_turns(actors[count], range(NUM_ENVS), Conditions("ind"))  # starts the workers
         for _ in range(rounds):
             for count, mine in actors.items():

@@ -5,7 +5,6 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -19,7 +18,7 @@ from mortal_world import mortal
 from toy_world import FPS, STEPS, ToyWorld
 
 from rlrc import envs
-from rlrc.act.actor import Chunked
+from rlrc.act.actor import Chunked, Plain
 from rlrc.act.evaluate import _actors, check, conditions, episode_ids, evaluate
 from rlrc.act.rollouts import Camera, Conditions, motion, rollout, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
@@ -37,7 +36,7 @@ from rlrc.video import read_video, write_video
 class Straight:
     """Stands in for an actor: moves every hand by `velocity` (m a step) along x."""
 
-    policy = SimpleNamespace(spec=PolicySpec("straight", ("front",), (), toy_world.SPEC.action, horizon=1, execute=1))
+    spec = PolicySpec("straight", ("front",), (), toy_world.SPEC.action, horizon=1, execute=1)
 
     def __init__(self, velocity: float) -> None:
         self.velocity = velocity
@@ -85,10 +84,10 @@ def test_actions_reach_the_world_in_its_own_units(monkeypatch: pytest.MonkeyPatc
     spec = toy_world.SPEC
     monkeypatch.setattr(ToyWorld, "world_spec", replace(spec, action=(Dim("x", "m"), *spec.action[1:])))
     straight = Straight(1.0)
-    straight.policy = SimpleNamespace(spec=replace(Straight.policy.spec, action=(Dim("x", "cm"), *spec.action[1:])))
+    straight.spec = replace(Straight.spec, action=(Dim("x", "cm"), *spec.action[1:]))
     (episode,) = rollout(straight, ToyWorld(1), [5], Conditions("ind"))
     assert episode.path_length == pytest.approx(0.01 * STEPS, rel=1e-4)
-    straight.policy.spec = replace(straight.policy.spec, action=(Dim("x", "rad"), *spec.action[1:]))
+    straight.spec = replace(straight.spec, action=(Dim("x", "rad"), *spec.action[1:]))
     with pytest.raises(UserError, match="its unit is 'rad' in the policy and 'm' in the world 'toy'"):
         rollout(straight, ToyWorld(1), [5], Conditions("ind"))
 
@@ -103,16 +102,20 @@ def test_motion_of_known_curves() -> None:
     assert motion(cubic[:3, None], FPS)[1] == 0
 
 
+def chunked(policy: Policy) -> Chunked:
+    return Chunked(Plain(policy))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_episode_goes_the_same_way_whatever_runs_beside_it(tiny_policy: Policy, temperature: float) -> None:
-    together = rollout(Chunked(tiny_policy), ToyWorld(4), [0, 1, 2, 3, 4], Conditions("ood", temperature=temperature))
-    apart = rollout(Chunked(tiny_policy), ToyWorld(2), [4, 2, 0], Conditions("ood", temperature=temperature))
+    together = rollout(chunked(tiny_policy), ToyWorld(4), [0, 1, 2, 3, 4], Conditions("ood", temperature=temperature))
+    apart = rollout(chunked(tiny_policy), ToyWorld(2), [4, 2, 0], Conditions("ood", temperature=temperature))
     for episode in apart:
         twin = together[episode.episode_id]
         assert episode.path_length == pytest.approx(twin.path_length, rel=1e-5)
         assert episode.success_at_end == twin.success_at_end
     if temperature > 0:
-        other = rollout(Chunked(tiny_policy), ToyWorld(2), [0], Conditions("ood", temperature=temperature, seed=1))
+        other = rollout(chunked(tiny_policy), ToyWorld(2), [0], Conditions("ood", temperature=temperature, seed=1))
         assert len({episode.jerk for episode in (*together, *other)}) == 6  # all noise differs
 
 
@@ -125,11 +128,11 @@ def test_environments_that_take_turns_give_the_same_episodes(
     (tmp_path / "lost").touch()
     with closing(WorkerVectorEnv(spec, 5, num_workers=0)) as env:
         camera_alone = Camera([2, 6])
-        alone = rollout(Chunked(tiny_policy), env, ids, Conditions("ind", temperature=temperature, camera=camera_alone))
+        alone = rollout(chunked(tiny_policy), env, ids, Conditions("ind", temperature=temperature, camera=camera_alone))
     (tmp_path / "lost").unlink()
     with closing(WorkerVectorEnv(spec, 3, num_workers=1)) as a, closing(WorkerVectorEnv(spec, 2, num_workers=1)) as b:
         camera = Camera([2, 6])
-        actors = [(Chunked(tiny_policy), a), (Chunked(tiny_policy), b)]
+        actors = [(chunked(tiny_policy), a), (chunked(tiny_policy), b)]
         in_turns = rollout_in_turns(actors, ids, Conditions("ind", temperature=temperature, camera=camera))
     assert (tmp_path / "lost").exists()
     assert in_turns == alone and [episode.episode_id for episode in alone] == list(ids)

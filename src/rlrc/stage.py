@@ -27,6 +27,7 @@ from rlrc.lock import locked
 from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
 from rlrc.process import rank
 from rlrc.reading import require_file
+from rlrc.served import address_of
 from rlrc.verbs import VERBS
 from rlrc.version import __version__
 
@@ -167,6 +168,8 @@ def content_hash(places: Sequence[Path]) -> str:
 
 
 def _content_hash(path: Path) -> str:
+    if address := address_of(path):
+        return hashlib.sha256(address.encode()).hexdigest()  # what lies there, only the server knows
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -219,7 +222,7 @@ def contents_of(field: str, path: Path) -> Path:
         exists = path.exists()
     except OSError as error:
         raise UserError(f"{field}: '{shorten(str(path))}' cannot be looked at ({error.strerror})") from error
-    if exists or field not in ("policy", "policies") or len(path.parts) != 2:
+    if exists or field not in ("policy", "policies") or len(path.parts) != 2 or address_of(path):
         return path
     from rlrc.policies.checkpoint import on_disk  # a heavy import, rarely needed
 

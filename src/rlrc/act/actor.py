@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
@@ -12,6 +13,14 @@ from rlrc.policies.values import Generators, Observation, PolicySpec, Sampler
 
 class Thinker(Protocol):
     """Gives chunks of actions for observations, and may remember the rows of earlier ones."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its noise is drawn."""
+        ...
 
     def reset(self) -> None:
         """Episodes begin: forget what earlier ones have left."""
@@ -26,7 +35,11 @@ class Plain:
     """A policy as it is: nothing is remembered."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.policy, self.spec = policy, policy.spec
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
 
     def reset(self) -> None:
         """Nothing was kept."""
@@ -56,16 +69,17 @@ class Chunked:
     """Carries out the first actions of each chunk before the policy is asked again; each row has its own queue.
 
     Args:
+        thinker: who gives the chunks.
         execute: actions of a chunk that are carried out; None takes what the policy's spec says.
 
     Raises:
         UserError: a chunk has fewer actions.
     """
 
-    def __init__(self, policy: Policy, thinker: Thinker | None = None, execute: int | None = None) -> None:
-        self.policy = policy
-        self._thinker = thinker or Plain(policy)
-        self.execute = executed_actions(policy.spec, execute)
+    def __init__(self, thinker: Thinker, execute: int | None = None) -> None:
+        self.spec, self.device = thinker.spec, thinker.device
+        self._thinker = thinker
+        self.execute = executed_actions(thinker.spec, execute)
         self._queues: list[np.ndarray] = []
 
     def reset(self) -> None:
@@ -76,7 +90,7 @@ class Chunked:
     def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> np.ndarray:
         """The next action of each row, in physical units, float32 (N, D)."""
         if not self._queues:
-            self._queues = [np.empty((0, len(self.policy.spec.action)), np.float32)] * len(observation)
+            self._queues = [np.empty((0, len(self.spec.action)), np.float32)] * len(observation)
         empty = np.array([len(queue) == 0 for queue in self._queues])
         if empty.any():
             rows: list[int] = np.flatnonzero(empty).tolist()

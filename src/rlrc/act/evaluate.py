@@ -5,19 +5,20 @@ rlrc evaluate --policy checkpoints/tabletop-base --episodes 128 --out runs/base-
 With a dataset in place of a world, the actions are compared with those of demonstrations (see `action_error.py`).
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from rlrc import envs
 from rlrc.act.action_error import action_error
-from rlrc.act.actor import Chunked
+from rlrc.act.actor import Chunked, Plain, Thinker
 from rlrc.act.conventions import connect
 from rlrc.act.rollouts import Camera, Conditions, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
@@ -38,7 +39,11 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
+from rlrc.served import address_of
 from rlrc.tables import print_table
+
+if TYPE_CHECKING:
+    from rlrc.act.remote import RemotePolicy
 
 
 def check(config: EvaluateConfig) -> None:
@@ -89,9 +94,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     check(config)
     keep_freed_memory()
-    policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
-    if config.center_crop:
-        policy.crop_pictures()
+    policy = _policy(config)
     connect(policy.spec, _world(config))
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
@@ -118,8 +121,29 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     return result
 
 
+def _policy(config: EvaluateConfig) -> "Policy | RemotePolicy":
+    """The policy, here or at a server."""
+    if address := address_of(config.policy):
+        from rlrc.act.remote import RemotePolicy  # of an extra that nobody else needs
+
+        return RemotePolicy(address, config.names, _world(config), os.environ.get("RLRC_API_KEY") or None)
+    policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
+    if config.center_crop:
+        policy.crop_pictures()
+    return policy
+
+
+def _thinker(policy: "Policy | RemotePolicy", config: EvaluateConfig) -> Thinker:
+    """Who gives the chunks; each environment has one of its own where it remembers something."""
+    if not isinstance(policy, Policy):
+        return policy
+    return Plain(policy) if config.vla_cache is None else policy.with_vla_cache(config.vla_cache)
+
+
 @contextmanager
-def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Chunked, envs.WorkerVectorEnv]]]:
+def _actors(
+    policy: "Policy | RemotePolicy", config: EvaluateConfig
+) -> Iterator[list[tuple[Chunked, envs.WorkerVectorEnv]]]:
     """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
     assert config.world is not None
     workers_wait = policy.device.type != "cpu" and config.num_workers and not _world(config).simulation
@@ -130,8 +154,7 @@ def _actors(policy: Policy, config: EvaluateConfig) -> Iterator[list[tuple[Chunk
             num_envs = (config.num_envs + turn) // turns
             env = envs.make(config.world, num_envs, config.num_workers, policy.image_size, cameras=policy.spec.cameras)
             stack.callback(env.close)
-            thinker = None if config.vla_cache is None else policy.with_vla_cache(config.vla_cache)
-            actors.append((Chunked(policy, thinker, config.execute), env))
+            actors.append((Chunked(_thinker(policy, config), config.execute), env))
         yield actors
 
 

@@ -100,7 +100,7 @@ def _take_turns(plays: Sequence[Callable[[], Play]]) -> list[Episode]:
 
 def _play(actor: Chunked, env: envs.WorkerVectorEnv, ids: list[int], conditions: Conditions) -> Play:
     """Play at most as many episodes as there are environments. It pauses whenever these have begun to move."""
-    spec = actor.policy.spec
+    spec = actor.spec
     interface = connect(spec, env.world_spec)
     padded = ids + [ids[-1]] * (env.num_envs - len(ids))  # the env's batch is fixed; surplus copies are dropped
     which = {"split": conditions.split, "variant": conditions.variant}
@@ -112,7 +112,7 @@ def _play(actor: Chunked, env: envs.WorkerVectorEnv, ids: list[int], conditions:
     tasks = observation["instruction"]
     noise = None
     if conditions.temperature > 0:
-        noise = [_generator(actor.policy.device, conditions, id_) for id_ in padded]
+        noise = [_generator(actor.device, conditions, id_) for id_ in padded]
     steps: list[tuple[np.ndarray, ...]] = []
     where = list(env.world_spec.gripper)
     gripper = [info["environment_state"][:, where]]

@@ -8,9 +8,13 @@ from pydantic import Field, model_validator
 from rlrc.config import Config, LayerNumber, Seed, Share, TaskNumber
 from rlrc.configs.parts import DatasetPart, PolicyPart
 from rlrc.episode_ids import MAX_EPISODE_ID
+from rlrc.served import address_of
 
 WORLD_OPTIONS = ("splits", "variants", "episodes", "first_episode_id", "tasks", "num_workers", "vla_cache", "videos")
 """Options that say nothing about a dataset."""
+
+SERVERS_OWN = ("unnorm_key", "spec", "device", "temperature", "center_crop", "vla_cache")
+"""Options of a policy that a server holds, which the server has been given."""
 
 
 class VlaCacheConfig(Config):
@@ -59,6 +63,9 @@ class EvaluateConfig(DatasetPart, PolicyPart):
     each frame of a dataset."""
     seed: Seed = 0
     """Seed for sampling actions."""
+    names: str | None = Field(default=None, min_length=1, max_length=1000)
+    """Names on the wire of a policy that a server holds (--policy ws://host:8000), where the server does not say them:
+    libero, droid, aloha, bridge, so101, or a YAML file."""
     execute: int | None = Field(default=None, ge=1, le=1000)
     """Number of actions of each chunk that are carried out before the policy is asked again. A policy that gives one
     action a call has chunks of one; others have a number of their own unless you give one."""
@@ -86,6 +93,19 @@ class EvaluateConfig(DatasetPart, PolicyPart):
         for option in WORLD_OPTIONS:
             if getattr(self, option) != type(self).model_fields[option].get_default():
                 raise ValueError(f"{option} is for a world, and a dataset is given")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_server(self) -> Self:
+        if address_of(self.policy) is None:
+            if self.names is not None:
+                raise ValueError("names is for a policy that a server holds, such as --policy ws://host:8000")
+            return self
+        if self.dataset is not None:
+            raise ValueError("a policy that a server holds acts in a world, and a dataset is given")
+        for option in SERVERS_OWN:
+            if getattr(self, option) != type(self).model_fields[option].get_default():
+                raise ValueError(f"{option} is for the server that holds the policy: give it there")
         return self
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from rlrc import envs
-from rlrc.act.actor import Chunked
+from rlrc.act.actor import Chunked, Plain
 from rlrc.act.conventions import connect
 from rlrc.act.rollouts import Conditions, rollout
 from rlrc.configs.rl import RlConfig
@@ -76,7 +76,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     critic = new_critic(policy, config.seed)
     rates = {"critic.": config.value_learning_rate}
     learner = Learner(policy, config, out, {"critic": critic}, rates)
-    actor = Chunked(policy, execute=config.execute)
+    actor = Chunked(Plain(policy), config.execute)
     frames = None
     if demonstrations is not None:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)

@@ -53,6 +53,7 @@ class Service:
             "server": f"rlrc {__version__}",
             "policy": self.config.policy.name or str(self.config.policy),
             "spec": asdict(self.policy.spec),
+            "image_size": self.policy.image_size,
             "names": self.reader.announced(),
             "unnorm_key": self.policy.unnorm_key,
         }

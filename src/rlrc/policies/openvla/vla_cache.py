@@ -94,7 +94,7 @@ class VlaCache:
     """
 
     def __init__(self, policy: Any, config: VlaCacheConfig | None = None) -> None:
-        self.policy = policy
+        self.policy, self.spec, self.device = policy, policy.spec, policy.device
         self.config = config or VlaCacheConfig()
         layers = len(policy.model.language_model.model.layers)
         if self.config.attention_layer >= layers - 1:

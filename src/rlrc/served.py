@@ -1,0 +1,13 @@
+"""Policies that a server holds: an address such as ws://host:8000 stands where a folder would."""
+
+import re
+from pathlib import Path
+
+
+def address_of(policy: str | Path) -> str | None:
+    """The address of the server that holds a policy; None where the policy is a folder or of the hub.
+
+    A path has lost one of the two slashes, which is put back.
+    """
+    found = re.fullmatch(r"(wss?):/{1,2}(\S+)", str(policy))
+    return None if found is None else f"{found[1]}://{found[2]}"
