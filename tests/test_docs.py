@@ -14,8 +14,9 @@ from pydantic import BaseModel
 
 from rlrc import envs
 from rlrc.command_line import commands
-from rlrc.reading import read_json
+from rlrc.reading import read_json, validate
 from rlrc.recipe import Recipe
+from rlrc.serve.names import WireNames
 from rlrc.stats import wilson
 from rlrc.tables import human_bytes
 
@@ -91,8 +92,13 @@ def test_files_named_in_text_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_recipes_are_recipes(page: Path) -> None:
+    """And in docs/deploy.md names on the wire are names on the wire."""
     for text in blocks(page, "yaml"):
-        Recipe.parse(yaml.safe_load(text), name(page))
+        values = yaml.safe_load(text)
+        if "cameras" in values:
+            validate(values, WireNames, name(page))
+        else:
+            Recipe.parse(values, name(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

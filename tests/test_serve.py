@@ -94,7 +94,10 @@ def test_openpis_client_gets_the_metadata_and_the_policys_actions(policy: Policy
 
 
 def test_what_is_wrong_is_one_line_of_text_and_the_connection_closes(policy: Policy, server: Running) -> None:
-    good = message(policy, 0)
+    good = {**message(policy, 0), "unnorm_key": "toy"}
+    with open_socket(server) as connection:
+        connection.recv()
+        assert "actions" in ask(connection, good)
     wrong = [
         {**good, "images": {}},
         {**good, "prompt": 7},

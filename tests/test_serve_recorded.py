@@ -4,8 +4,9 @@
 """
 
 import json
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,17 @@ def chunks(server: Running, record: dict) -> np.ndarray:
     return np.stack(rows)
 
 
-def play(server: Running, sent: list[bytes]) -> bytes:
-    """Send each piece as soon as the server has answered the one before, and return all answers."""
+def play(server: Running, sent: list[bytes], is_whole: Callable[[bytes], bool]) -> bytes:
+    """Send each piece as soon as the server has answered the one before, and return all answers once they are whole."""
     got = b""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        for piece in sent[:-1]:
+        for piece in sent:
             connection.sendall(piece)
-            got += connection.recv(2**20)
-        connection.sendall(sent[-1])
-        connection.shutdown(socket.SHUT_WR)
-        while more := connection.recv(2**20):
+            if piece is not sent[-1]:
+                got += connection.recv(2**20)
+        while not is_whole(got):
+            more = connection.recv(2**20)
+            assert more, "the server has closed the connection"
             got += more
     return got
 
@@ -61,12 +63,12 @@ def messages(answer: bytes) -> list[bytes]:
     head, _, data = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101")
     found = []
-    while data:
+    while len(data) >= 10:
         kind, length, start = data[0] & 15, data[1], 2
         if length >= 126:
             start = 4 if length == 126 else 10
             length = int.from_bytes(data[2:start], "big")
-        if kind == Opcode.BINARY:
+        if kind == Opcode.BINARY and len(data) >= start + length:
             found.append(data[start : start + length])
         data = data[start + length :]
     return found
@@ -75,7 +77,9 @@ def messages(answer: bytes) -> list[bytes]:
 def test_openpi_client(server: Running) -> None:
     record = recorded("openpi")
     (sent,) = record["sent"]
-    metadata, *answers = [unpack(message) for message in messages(play(server, sent))]
+    metadata, *answers = [
+        unpack(message) for message in messages(play(server, sent, lambda got: len(messages(got)) == 3))
+    ]
     assert metadata["spec"]["horizon"] == 8
     np.testing.assert_array_equal([answer["actions"] for answer in answers], chunks(server, record))
 
@@ -83,17 +87,25 @@ def test_openpi_client(server: Running) -> None:
 def test_vla_eval(server: Running) -> None:
     record = recorded("vla_eval")
     (sent,) = record["sent"]
-    hello, *answers = [unpack(message) for message in messages(play(server, sent))]
+    hello, *answers = [
+        unpack(message) for message in messages(play(server, sent, lambda got: len(messages(got)) == 17))
+    ]
     assert hello["type"] == "hello" and hello["payload"]["protocol_version"] == 1
     assert {answer["type"] for answer in answers} == {"action"}
     played = np.reshape([answer["payload"]["actions"] for answer in answers], (2, 8, 7))
     np.testing.assert_array_equal(played, chunks(server, record))
 
 
+def is_whole_reply(got: bytes) -> bool:
+    head, _, body = got.partition(b"\r\n\r\n")
+    length = re.search(rb"Content-Length: (\d+)", head)
+    return length is not None and len(body) == int(length[1])
+
+
 def test_json_numpy(server: Running) -> None:
     record = recorded("act")
     for number, (sent, chunk) in enumerate(zip(record["sent"], chunks(server, record), strict=True)):
-        head, _, body = play(server, sent).partition(b"\r\n\r\n")
+        head, _, body = play(server, sent, is_whole_reply).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         text = json.loads(body) if number % 2 else body.decode()
         np.testing.assert_array_equal(unpack_json(text), chunk)

@@ -144,7 +144,7 @@ def test_bad_json_is_told_in_one_line(name: str) -> None:
     assert 5 < len(str(refusal.value)) < 300 and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("value", [np.array([None]), np.zeros(2, complex), {"a": object()}, np.array(["x"])], ids=str)
+@pytest.mark.parametrize("value", [np.array([None]), np.zeros(2, complex), {"a": {1, 2}}, np.array(["x"])])
 def test_what_does_not_travel_is_not_sent(value: object) -> None:
     with pytest.raises(WireError):
         pack(value)

@@ -55,8 +55,14 @@ class Service:
             "spec": asdict(self.policy.spec),
             "image_size": self.policy.image_size,
             "names": self.reader.announced(),
-            "unnorm_key": self.policy.unnorm_key,
+            "unnorm_key": self.unnorm_key,
         }
+
+    @property
+    def unnorm_key(self) -> str | None:
+        """Name of the action statistics in use."""
+        names = list(self.policy.norm_stats or ())
+        return names[0] if self.policy.unnorm_key is None and len(names) == 1 else self.policy.unnorm_key
 
     def warm_up(self) -> None:
         """Act on black pictures, alone and in the largest batch, so that no robot waits for what is made once."""
@@ -116,9 +122,10 @@ class Service:
         if not isinstance(message, Mapping):
             raise UserError(f"an observation is a mapping of names to values, not {type(message).__name__}")
         key = message.get("unnorm_key")
-        if key is not None and key != self.policy.unnorm_key:
-            known = f"'{self.policy.unnorm_key}'" if self.policy.unnorm_key else "the only ones that it has"
-            raise UserError(f"unnorm_key '{shorten(str(key))}': this policy is served with the statistics {known}")
+        if key is not None and key != self.unnorm_key:
+            raise UserError(
+                f"unnorm_key '{shorten(str(key))}': this policy is served with the statistics '{self.unnorm_key}'"
+            )
         seed = message.get("seed")
         if seed is None:
             seed = (self.config.seed + next(self._numbers)) % MAX_SEED
