@@ -134,13 +134,13 @@ def test_a_robot_holds_still_while_the_server_is_gone(fake: Fake) -> None:
 
 
 def test_a_late_answer_is_not_taken_for_the_next_one(fake: Fake, address: str) -> None:
-    with PolicyClient(address, timeout_s=0.3, execute=1) as client:
+    with PolicyClient(address, timeout_s=2, execute=1) as client:
         client.act({})
-        fake.waits_s = 0.8
-        with pytest.raises(ServerGone, match=r"no answer within 0\.3 seconds"):
+        fake.waits_s = 3.0
+        with pytest.raises(ServerGone, match="no answer within 2 seconds"):
             client.act({})
         fake.waits_s = 0.0
-        time.sleep(1)
+        time.sleep(2)
         np.testing.assert_array_equal(client.act({}), (CHUNK + 10 * fake.asked)[0])
 
 
