@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_contract import CASES, STATISTICS, look, make
+from small_policies import CASES, STATISTICS, look, make
 
 import rlrc
 from rlrc.errors import UserError

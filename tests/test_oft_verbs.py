@@ -8,7 +8,7 @@ import bandit_world
 import numpy as np
 import pytest
 import torch
-from test_contract import SHAPE
+from small_policies import SHAPE
 
 import rlrc
 from rlrc import envs
