@@ -18,6 +18,7 @@ QUICK = {
     "rl": (*POLICY, "--iterations", "1", "--num-envs", "2", "--num-workers", "0", "--batch-size", "2"),
     "quantize": (*POLICY,),
     "evaluate": (*POLICY, "--episodes", "1", "--num-envs", "1", "--num-workers", "0", "--videos", "0"),
+    "serve": ("--policy", "missing"),  # with a policy it would not end
     "bench": ("--policies", "policy", "--batch-sizes", "1", "--repeats", "1", "--warmup", "0"),
     "report": ("finished",),
     "run": ("recipe.yaml",),
