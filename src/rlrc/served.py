@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+API_KEY = "RLRC_API_KEY"
+"""Name of the environment variable with the key that a server asks for."""
+
 
 def address_of(policy: str | Path) -> str | None:
     """The address of the server that holds a policy; None where the policy is a folder or of the hub.

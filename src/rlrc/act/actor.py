@@ -19,7 +19,7 @@ class Thinker(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its noise is drawn."""
+        """The device on which its noise is drawn."""
         ...
 
     def reset(self) -> None:

@@ -39,7 +39,7 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
-from rlrc.served import address_of
+from rlrc.served import API_KEY, address_of
 from rlrc.tables import print_table
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _policy(config: EvaluateConfig) -> "Policy | RemotePolicy":
     if address := address_of(config.policy):
         from rlrc.act.remote import RemotePolicy  # of an extra that nobody else needs
 
-        return RemotePolicy(address, config.names, _world(config), os.environ.get("RLRC_API_KEY") or None)
+        return RemotePolicy(address, config.names, _world(config), os.environ.get(API_KEY) or None)
     policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
     if config.center_crop:
         policy.crop_pictures()
@@ -149,6 +149,8 @@ def _actors(
     workers_wait = policy.device.type != "cpu" and config.num_workers and not _world(config).simulation
     turns = 2 if workers_wait and config.num_envs > 1 else 1
     with ExitStack() as stack:
+        if not isinstance(policy, Policy):
+            stack.callback(policy.close)
         actors = []
         for turn in range(turns):
             num_envs = (config.num_envs + turn) // turns

@@ -90,10 +90,7 @@ class EvaluateConfig(DatasetPart, PolicyPart):
             return self
         if self.world is not None:
             raise ValueError("world and dataset are both given: give a world to act in, or a dataset to compare with")
-        for option in WORLD_OPTIONS:
-            if getattr(self, option) != type(self).model_fields[option].get_default():
-                raise ValueError(f"{option} is for a world, and a dataset is given")
-        return self
+        return self._without(WORLD_OPTIONS, "is for a world, and a dataset is given")
 
     @model_validator(mode="after")
     def _of_a_server(self) -> Self:
@@ -103,9 +100,13 @@ class EvaluateConfig(DatasetPart, PolicyPart):
             return self
         if self.dataset is not None:
             raise ValueError("a policy that a server holds acts in a world, and a dataset is given")
-        for option in SERVERS_OWN:
+        return self._without(SERVERS_OWN, "is for the server that holds the policy: give it there")
+
+    def _without(self, options: tuple[str, ...], reason: str) -> Self:
+        """Refuse each of these options that is not as it is by default."""
+        for option in options:
             if getattr(self, option) != type(self).model_fields[option].get_default():
-                raise ValueError(f"{option} is for the server that holds the policy: give it there")
+                raise ValueError(f"{option} {reason}")
         return self
 
     @model_validator(mode="after")

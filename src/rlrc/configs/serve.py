@@ -7,7 +7,7 @@ from rlrc.configs.parts import PolicyPart
 
 
 class Limits(Config):
-    """What clients may ask of a server."""
+    """Limits on what clients may ask of a server."""
 
     connections: int = Field(default=256, ge=1, le=100_000)
     """Largest number of clients at once; one more is turned away with status 503."""
@@ -41,4 +41,4 @@ class ServeConfig(PolicyPart):
     """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
     crops."""
     limits: Limits = Limits()
-    """What clients may ask of the server."""
+    """Limits on what clients may ask of the server."""

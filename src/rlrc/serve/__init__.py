@@ -21,9 +21,7 @@ from rlrc.progress import say
 from rlrc.serve.app import listen, require_resolvable
 from rlrc.serve.names import read_names
 from rlrc.serve.service import Service
-
-API_KEY = "RLRC_API_KEY"
-"""Environment variable with the key that clients must send."""
+from rlrc.served import API_KEY
 
 
 def check(config: ServeConfig) -> None:

@@ -7,7 +7,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """What a server counts."""
+    """The counts and times of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
