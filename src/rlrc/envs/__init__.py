@@ -12,6 +12,7 @@ from rlrc.errors import UserError
 
 WORLDS: dict[str, str] = {
     "tabletop": "rlrc.envs.tabletop",
+    "conveyor": "rlrc.envs.tabletop",
     "putonplate": "rlrc.envs.putonplate",
     "maniskill": "rlrc.envs.maniskill",
     "libero_spatial": "rlrc.envs.libero",

@@ -3,7 +3,11 @@
 See docs/tabletop.md.
 """
 
+from dataclasses import replace
+from functools import partial
+
 from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
+from rlrc.envs.tabletop.conveyor import draw_conveyor_episode, speed_of
 from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.variants import CATALOGUE
 from rlrc.envs.tabletop.world import ACTION, CAMERAS, CONTROL_HZ, ENVIRONMENT_STATE, STATE, Tabletop
@@ -27,11 +31,14 @@ SPEC = WorldSpec(
 
 
 def spec(name: str) -> WorldSpec:
-    """There is one tabletop.
+    """The tabletop, or the conveyor with the speed of its belt (cm/s) after a colon or, without one, with several.
 
     Raises:
         UserError: it was asked for in another form.
     """
+    if name.partition(":")[0] == "conveyor":
+        draw = partial(draw_conveyor_episode, speed=speed_of(name))
+        return replace(SPEC, name=name, factory=partial(Tabletop, draw=draw), variants={"main": "main"})
     if name != SPEC.name:
         raise UserError(f"the world '{name}' is called '{SPEC.name}'")
     return SPEC

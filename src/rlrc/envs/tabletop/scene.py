@@ -107,6 +107,11 @@ _ROLLING_DRAG = 1e-4
 _NET_FORCE = 3
 """The contact sensor's reduction: one summed force in the world frame."""
 
+BELT_HALF_WIDTH, BELT_TOP = 0.045, 0.002
+"""Half the width of the conveyor belt and the height of its surface, m."""
+_BELT_HALF_LENGTH, _BELT_MASS, _BELT_GAIN = 2.5, 5.0, 2000.0
+_STRIPE_SPACING, _STRIPED = 0.08, 1.2
+
 _CAMERA_TARGET = np.array([0.272, 0.0, 0.045])
 _CAMERA_AZIMUTH, _CAMERA_ELEVATION, _CAMERA_DISTANCE, _CAMERA_FOVY = 20.0, 50.0, 0.85, 28.0
 _WRIST_CAMERA, _WRIST_TARGET = np.array([-0.02, 0.0, 0.075]), np.array([0.12, 0.0, 0.012])
@@ -115,11 +120,14 @@ _WRIST_FOVY = 70.0
 
 
 @lru_cache(maxsize=64)
-def compile_scene(objects: tuple[Object, ...] = (), receptacles: tuple[Receptacle, ...] = ()) -> mujoco.MjModel:
+def compile_scene(
+    objects: tuple[Object, ...] = (), receptacles: tuple[Receptacle, ...] = (), belt: bool = False
+) -> mujoco.MjModel:
     """The arm at a table with these things on it; the first of each is what the instruction names.
 
     Bodies are called object0, object1, ..., plate0, plate1, ...; objects move freely, receptacles are placed by mocap
-    pose. Sensors left_touch, right_touch and plate_touch are the net forces between object0 and the fingers and plate0.
+    pose. A body called belt, which runs along y at the speed (m/s) that its actuator commands, is there if asked for.
+    Sensors left_touch, right_touch and plate_touch are the net forces between object0 and the fingers and plate0.
     """
     spec = mujoco.MjSpec.from_string(_ARM)
     _aim_front_camera(spec.camera("front"))
@@ -135,6 +143,8 @@ def compile_scene(objects: tuple[Object, ...] = (), receptacles: tuple[Receptacl
         body = spec.worldbody.add_body(name=f"plate{index}", mocap=True)
         for part in receptacle.parts:
             _add_part(body, part, 0.0)
+    if belt:
+        _add_belt(spec)
     if objects and receptacles:
         _add_touch(spec, "left_touch", "left_finger", "object0")
         _add_touch(spec, "right_touch", "right_finger", "object0")
@@ -197,6 +207,34 @@ def _add_part(body: mujoco.MjsBody, part: Part, density: float) -> None:
         contype=int(part.solid),
         conaffinity=3 * int(part.solid),
     )
+
+
+def _add_belt(spec: mujoco.MjSpec) -> None:
+    """A long flat body that slides along y. It carries what lies on it by friction, and does not touch the table."""
+    body = spec.worldbody.add_body(name="belt")
+    body.add_joint(name="belt", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0.0, 1.0, 0.0])
+    body.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[BELT_HALF_WIDTH, _BELT_HALF_LENGTH, BELT_TOP / 2],
+        pos=[0.0, 0.0, BELT_TOP / 2],
+        rgba=[0.2, 0.21, 0.23, 1.0],
+        mass=_BELT_MASS,
+        friction=[0.8, 0.005, 0.0001],
+        contype=1,
+        conaffinity=2,
+    )
+    for y in np.arange(-_STRIPED, _STRIPED, _STRIPE_SPACING):
+        body.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[BELT_HALF_WIDTH, 0.004, BELT_TOP / 2],
+            pos=[0.0, y, BELT_TOP / 2 + 1e-4],
+            rgba=[0.75, 0.68, 0.2, 1.0],
+            mass=0.0,
+            contype=0,
+            conaffinity=0,
+        )
+    drive = spec.add_actuator(name="belt", target="belt", trntype=mujoco.mjtTrn.mjTRN_JOINT)
+    drive.set_to_velocity(kv=_BELT_GAIN)
 
 
 def _add_touch(spec: mujoco.MjSpec, name: str, body: str, other: str) -> None:

@@ -98,6 +98,16 @@ CATALOGUE: dict[str, Variant] = {
 }
 
 
+@dataclass(frozen=True)
+class Belt:
+    """A conveyor belt across the table, on which the objects lie."""
+
+    x: float
+    """Place of its middle, m."""
+    speed: float
+    """Speed along y, m/s."""
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """Everything an episode id fixes. The first object and receptacle are the ones the instruction names."""
@@ -117,6 +127,7 @@ class Episode:
     strength: float
     texture: int
     noise_seed: int
+    belt: Belt | None = None
 
 
 def find_variant(split: str, name: str) -> Variant:

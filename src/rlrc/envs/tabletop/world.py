@@ -4,14 +4,16 @@ The action (`ACTION`) is a translation and a rotation vector, then the gripper: 
 Nothing is welded or teleported: the object is held by friction between the fingers or not at all.
 """
 
+from collections.abc import Callable
+
 import mujoco
 import numpy as np
 
 from rlrc.envs.tabletop.arm import DOWN, FINGER_TRAVEL, Arm, Pose, rotation_matrix, rotation_vector, site_pose
 from rlrc.envs.tabletop.render import painter
-from rlrc.envs.tabletop.scene import FINGERS, TIMESTEP, compile_scene
+from rlrc.envs.tabletop.scene import BELT_TOP, FINGERS, TIMESTEP, compile_scene
 from rlrc.envs.tabletop.tables import texture
-from rlrc.envs.tabletop.variants import MOVE_STEP, Episode, draw_episode
+from rlrc.envs.tabletop.variants import MOVE_STEP, Belt, Episode, draw_episode
 from rlrc.envs.world import ALONG_BASE, IN_BASE, GraspLatch, Reading
 from rlrc.policies.dim import dims
 
@@ -53,18 +55,19 @@ _SETTLE_STEPS = 12
 class Tabletop:
     """The world of one environment; `rlrc.envs.vector` runs many."""
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, draw: Callable[[str, str, int], Episode] = draw_episode) -> None:
         self._image_size = image_size
+        self._draw_episode = draw
         self._arm = Arm()
 
     def reset(self, split: str, variant: str, episode_id: int) -> Reading:
         """Start the episode that these three name."""
-        return self.lay(draw_episode(split, variant, episode_id))
+        return self.lay(self._draw_episode(split, variant, episode_id))
 
     def lay(self, episode: Episode) -> Reading:
         """Lay the table of an episode, put the hand at its start and let things settle."""
         self.episode = episode
-        self.model = compile_scene(self.episode.objects, self.episode.receptacles)
+        self.model = compile_scene(episode.objects, episode.receptacles, episode.belt is not None)
         self.data = mujoco.MjData(self.model)
         self._tcp = self.model.site("tcp").id
         for index, (x, y) in enumerate(self.episode.receptacle_positions):
@@ -73,7 +76,9 @@ class Tabletop:
             self._put_object(index, np.array([x, y, self.episode.object_yaws[index]]))
         joints = self._arm.place(_start(self.episode.start_offset))
         self.data.qpos[:8] = [*joints, FINGER_TRAVEL, FINGER_TRAVEL]
-        self.data.ctrl[:] = [*joints, FINGER_TRAVEL]
+        self.data.ctrl[:7] = [*joints, FINGER_TRAVEL]
+        if episode.belt is not None:
+            self._start_belt(episode.belt)
         mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
         self._steps = 0
         self._grasp = GraspLatch()
@@ -94,6 +99,11 @@ class Tabletop:
         self._grasp.update(self._held())
         return self._read()
 
+    def wait(self, ticks: int) -> Reading:
+        """Let the world run on for so many times 8 ms. The arm holds the pose that it was last sent to."""
+        mujoco.mj_step(self.model, self.data, nstep=ticks)
+        return self._read()
+
     def draw(self, camera: str) -> np.ndarray:
         """A camera's picture with the variant's blend, uint8 (S,S,3). Noise differs from step to step, and between
         cameras."""
@@ -102,10 +112,19 @@ class Tabletop:
         return self._blended(image, camera)
 
     def _put_object(self, index: int, pose: np.ndarray) -> None:
-        """Put the object at rest on the table at (x, y, yaw)."""
+        """Put the object at rest on the table, or on the belt, at (x, y, yaw)."""
         joint = self.data.joint(f"object{index}")
-        joint.qpos[:] = [pose[0], pose[1], 0.0005, np.cos(pose[2] / 2), 0.0, 0.0, np.sin(pose[2] / 2)]
+        height = 0.0005 + (0.0 if self.episode.belt is None else BELT_TOP)
+        joint.qpos[:] = [pose[0], pose[1], height, np.cos(pose[2] / 2), 0.0, 0.0, np.sin(pose[2] / 2)]
         joint.qvel[:] = 0.0
+
+    def _start_belt(self, belt: Belt) -> None:
+        """Let the belt run at its speed, and with it what lies on it."""
+        self.model.body_pos[self.model.body("belt").id, 0] = belt.x
+        self.data.joint("belt").qvel[:] = belt.speed
+        self.data.actuator("belt").ctrl[:] = belt.speed
+        for index in range(len(self.episode.objects)):
+            self.data.joint(f"object{index}").qvel[1] = belt.speed
 
     def _read(self) -> Reading:
         hand = site_pose(self.data, self._tcp)
