@@ -18,7 +18,7 @@ from mortal_world import mortal
 from toy_world import FPS, STEPS, ToyWorld
 
 from rlrc import envs
-from rlrc.act.actor import Chunked, Plain
+from rlrc.act.actor import Chunked, Command, Plain
 from rlrc.act.evaluate import _actors, check, conditions, episode_ids, evaluate
 from rlrc.act.rollouts import Camera, Conditions, motion, rollout, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
@@ -44,11 +44,11 @@ class Straight:
     def reset(self) -> None:
         """It keeps nothing."""
 
-    def act(self, observation: Observation, temperature: float, noise: object) -> np.ndarray:
+    def act(self, observation: Observation, temperature: float, noise: object) -> Command:
         assert list(observation.images) == ["front"] and len(observation.images["front"]) == len(observation)
         actions = np.zeros((len(observation), 7), np.float32)
         actions[:, 0] = self.velocity
-        return actions
+        return Command(actions, np.zeros(len(actions), int), np.ones(len(actions), bool))
 
 
 @pytest.fixture
@@ -153,17 +153,17 @@ def test_a_policy_on_a_device_of_its_own_acts_in_two_environments(
 
     monkeypatch.setattr("rlrc.envs.make", make)
     config = EvaluateConfig(policy=Path("x"), num_envs=5, num_workers=2)
-    with _actors(tiny_policy, config) as actors:
+    with _actors(tiny_policy, config, Path()) as (actors, _):
         assert made == [(5, 2)] and len(actors) == 1
     monkeypatch.setattr(Policy, "device", torch.device("meta"))
     made.clear()
-    with _actors(tiny_policy, config) as actors:
+    with _actors(tiny_policy, config, Path()) as (actors, _):
         assert made == [(2, 2), (3, 2)] and len(actors) == 2
     made.clear()
-    with _actors(tiny_policy, config.model_copy(update={"num_workers": 0})) as actors:
+    with _actors(tiny_policy, config.model_copy(update={"num_workers": 0}), Path()):
         assert made == [(5, 0)]
     made.clear()
-    with _actors(tiny_policy, config.model_copy(update={"world": "putonplate:gpu"})) as actors:
+    with _actors(tiny_policy, config.model_copy(update={"world": "putonplate:gpu"}), Path()):
         assert made == [(5, 2)], "what is simulated at once has no workers that could wait"
 
 

@@ -54,7 +54,8 @@ class ToyWorld(gym.vector.VectorEnv):
         over = np.full(self.num_envs, self.step_count == STEPS)
         return self._observation(), info["success"].astype(np.float32), np.zeros_like(over), over, info
 
-    def step_async(self, actions: np.ndarray) -> None:
+    def step_async(self, actions: np.ndarray, waits: np.ndarray, commanded: np.ndarray) -> None:
+        assert not waits.any() and commanded.all()
         self.actions = actions
 
     def step_wait(self) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:

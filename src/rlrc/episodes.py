@@ -37,13 +37,14 @@ class Episode:
     success_once: bool
     grasped: bool
     steps: int | None
-    """Steps until the first success; None without one."""
+    """Control steps until the first success, those that the policy thought through included; None without one."""
     sum_reward: float
     max_reward: float
     path_length: float
     """Metres the gripper travelled."""
-    jerk: float
-    """Root mean square of the gripper's jerk, m/s^3."""
+    jerk: float | None
+    """Root mean square of the gripper's jerk, m/s^3; None where the policy's thinking let the world run on between its
+    actions, so that the positions are not evenly spaced in time."""
     task: str = ""
     """Instruction that it began with; empty where that was not recorded."""
 
@@ -88,7 +89,8 @@ class Comparison:
 
 
 _EPISODES = TypeAdapter(list[Episode])
-_ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), int | None: pa.int64(), float: pa.float64()}
+_INT, _FLOAT = pa.int64(), pa.float64()
+_ARROW = {str: pa.string(), bool: pa.bool_(), int: _INT, int | None: _INT, float: _FLOAT, float | None: _FLOAT}
 SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(Episode).items()])
 
 

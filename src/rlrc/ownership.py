@@ -62,7 +62,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "rl": _TRAINING,
     "prune": (*_CHECKPOINT, "measured.safetensors", "calibration/sums.safetensors"),
     "quantize": _CHECKPOINT,
-    "evaluate": ("episodes.parquet", "eval.json", "eval_info.json", "videos/*.mp4"),
+    "evaluate": ("episodes.parquet", "latency.json", "eval.json", "eval_info.json", "videos/*.mp4"),
     "bench": ("bench.json", "bench.png"),
     "report": ("report.html",),
 }

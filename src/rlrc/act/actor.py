@@ -1,7 +1,7 @@
 """Actors: what plays a policy through episodes, and keeps what the policy itself does not."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,42 @@ class Thinker(Protocol):
     def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> np.ndarray:
         """Chunks in physical units, float32 (N, H, D)."""
         ...
+
+
+class Command(NamedTuple):
+    """What N worlds are told to do next."""
+
+    actions: np.ndarray
+    """In physical units, float32 (N, D)."""
+    waits: np.ndarray
+    """Ticks, int (N,), for which each world runs on before it takes its action."""
+    commanded: np.ndarray
+    """Bool (N,), false for worlds that take no action now: they run on for a control step."""
+
+
+class Actor(Protocol):
+    """Plays a policy in N worlds: the next command for what they show."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def reset(self) -> None:
+        """Episodes begin."""
+        ...
+
+    def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> Command: ...
+
+
+def ask(
+    thinker: Thinker, rows: np.ndarray, observation: Observation, temperature: float, generator: Generators
+) -> np.ndarray:
+    """Chunks, float32 (R, H, D), for the rows (N,) that are true, each with its own noise."""
+    numbers: list[int] = np.flatnonzero(rows).tolist()
+    noise = [generator[row] for row in numbers] if isinstance(generator, Sequence) else generator
+    return thinker.act(observation if rows.all() else observation[numbers], temperature, noise)
 
 
 class Plain:
@@ -71,13 +107,15 @@ class Chunked:
     Args:
         thinker: who gives the chunks.
         execute: actions of a chunk that are carried out; None takes what the policy's spec says.
+        latency: ticks that the worlds run on, with their last command, whenever the policy is asked.
 
     Raises:
         UserError: a chunk has fewer actions.
     """
 
-    def __init__(self, thinker: Thinker, execute: int | None = None) -> None:
+    def __init__(self, thinker: Thinker, execute: int | None = None, latency: int = 0) -> None:
         self.spec, self.device = thinker.spec, thinker.device
+        self.latency = latency
         self._thinker = thinker
         self.execute = executed_actions(thinker.spec, execute)
         self._queues: list[np.ndarray] = []
@@ -87,17 +125,15 @@ class Chunked:
         self._queues = []
         self._thinker.reset()
 
-    def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> np.ndarray:
-        """The next action of each row, in physical units, float32 (N, D)."""
+    def act(self, observation: Observation, temperature: float = 0.0, generator: Generators = None) -> Command:
+        """The next action of each row."""
         if not self._queues:
             self._queues = [np.empty((0, len(self.spec.action)), np.float32)] * len(observation)
         empty = np.array([len(queue) == 0 for queue in self._queues])
         if empty.any():
-            rows: list[int] = np.flatnonzero(empty).tolist()
-            noise = [generator[row] for row in rows] if isinstance(generator, Sequence) else generator
-            seen = observation if empty.all() else observation[rows]
-            for row, chunk in zip(rows, self._thinker.act(seen, temperature, noise), strict=True):
+            chunks = ask(self._thinker, empty, observation, temperature, generator)
+            for row, chunk in zip(np.flatnonzero(empty), chunks, strict=True):
                 self._queues[row] = chunk[: self.execute]
         actions = np.stack([queue[0] for queue in self._queues])
         self._queues = [queue[1:] for queue in self._queues]
-        return actions
+        return Command(actions, self.latency * empty, np.ones(len(empty), bool))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from rlrc import envs
+from rlrc.act import realtime
 from rlrc.act.action_error import action_error
-from rlrc.act.actor import Chunked, Plain, Thinker
+from rlrc.act.actor import Actor, Chunked, Plain, Thinker
 from rlrc.act.conventions import connect
 from rlrc.act.rollouts import Camera, Conditions, rollout_in_turns
 from rlrc.configs.evaluate import EvaluateConfig
@@ -60,6 +61,8 @@ def check(config: EvaluateConfig) -> None:
         if unknown := [name for name in asked or () if name not in known]:
             raise UserError(f"unknown {kind} '{unknown[0]}': the world '{config.world}' has {', '.join(known)}")
     world.check_tasks(config.tasks)
+    if config.realtime is not None:
+        realtime.check_waits(world)
     if not conditions(config):
         raise UserError("no condition is left: these variants have none of these splits")
 
@@ -101,7 +104,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     ids_to_play = episode_ids(config)
     filmed = ids_to_play[: config.videos]
     total = config.episodes * len(conditions(config))
-    with _actors(policy, config) as actors, bar("evaluate", total, start=len(episodes)) as progress:
+    with _actors(policy, config, out) as (actors, latency), bar("evaluate", total, start=len(episodes)) as progress:
         for split, variant in conditions(config):
             finished = sum(episode.split == split and episode.variant == variant for episode in episodes)
             for first in range(finished, config.episodes, config.num_envs):
@@ -114,7 +117,9 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
                 write_episodes(table, episodes)
                 rate = success_rate(by_condition(episodes)[batch[0].condition])
                 progress.advance(len(ids), f"{batch[0].condition} {100 * rate.rate:.0f} %")
-    result = {"policy": str(config.policy), "world": config.world, "conditions": summarise(episodes)}
+    result: dict[str, Any] = {"policy": str(config.policy), "world": config.world, "conditions": summarise(episodes)}
+    if latency is not None:
+        result["realtime"] = {"mode": config.realtime, **latency.model_dump()}
     write_json(out / "eval.json", result)
     write_json(out / "eval_info.json", lerobot_info(episodes, out, time.monotonic() - started))
     _print(config.policy, episodes)
@@ -142,22 +147,42 @@ def _thinker(policy: "Policy | RemotePolicy", config: EvaluateConfig) -> Thinker
 
 @contextmanager
 def _actors(
-    policy: "Policy | RemotePolicy", config: EvaluateConfig
-) -> Iterator[list[tuple[Chunked, envs.WorkerVectorEnv]]]:
-    """The environments, and who acts in each: two that take turns where the policy has a device of its own."""
+    policy: "Policy | RemotePolicy", config: EvaluateConfig, out: Path
+) -> Iterator[tuple[list[tuple[Actor, envs.WorkerVectorEnv]], realtime.Latency | None]]:
+    """The environments, and who acts in each (two that take turns where the policy has a device of its own), and how
+    long the policy thinks where the worlds do not wait for it."""
     assert config.world is not None
     workers_wait = policy.device.type != "cpu" and config.num_workers and not _world(config).simulation
     turns = 2 if workers_wait and config.num_envs > 1 else 1
     with ExitStack() as stack:
         if not isinstance(policy, Policy):
             stack.callback(policy.close)
-        actors = []
+        worlds = []
         for turn in range(turns):
             num_envs = (config.num_envs + turn) // turns
             env = envs.make(config.world, num_envs, config.num_workers, policy.image_size, cameras=policy.spec.cameras)
             stack.callback(env.close)
-            actors.append((Chunked(_thinker(policy, config), config.execute), env))
-        yield actors
+            worlds.append((_thinker(policy, config), env))
+        latency = _latency(*worlds[0], config, out)
+        yield [(_actor(thinker, config, latency), env) for thinker, env in worlds], latency
+
+
+def _latency(thinker: Thinker, env: envs.WorkerVectorEnv, config: EvaluateConfig, out: Path) -> realtime.Latency | None:
+    """The policy's latency, given or measured in a first episode's start; None where the worlds wait for it."""
+    if config.realtime is None:
+        return None
+    if config.latency_ms is not None:
+        return realtime.Latency(latency_ms=config.latency_ms)
+    (split, variant), *_ = conditions(config)
+    first = np.full(env.num_envs, episode_ids(config)[0])
+    observation, _ = env.reset(options={"split": split, "variant": variant, "episode_ids": first})
+    return realtime.measured_latency(thinker, connect(thinker.spec, env.world_spec).seen(observation), out)
+
+
+def _actor(thinker: Thinker, config: EvaluateConfig, latency: realtime.Latency | None) -> Actor:
+    if config.realtime is None or latency is None:
+        return Chunked(thinker, config.execute)
+    return realtime.actor(thinker, config.realtime, latency, _world(config), config.execute)
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
@@ -166,11 +191,17 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
         condition: {
             **_rates(group),
             "mean_path_length_m": float(np.mean([episode.path_length for episode in group])),
-            "mean_jerk_m_s3": float(np.mean([episode.jerk for episode in group])),
+            "mean_jerk_m_s3": mean_jerk(group),
             "tasks": {task: _rates(of_task) for task, of_task in by_task(group).items()},
         }
         for condition, group in by_condition(episodes).items()
     }
+
+
+def mean_jerk(episodes: Sequence[Episode]) -> float | None:
+    """The mean of the episodes' jerk, m/s^3; None where one of them has none."""
+    jerks = [episode.jerk for episode in episodes if episode.jerk is not None]
+    return float(np.mean(jerks)) if len(jerks) == len(episodes) else None
 
 
 def _rates(episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rlrc import envs
-from rlrc.act.actor import Chunked
+from rlrc.act.actor import Actor
 from rlrc.act.conventions import connect
 from rlrc.episodes import Episode, video_path
 from rlrc.video import write_video
@@ -63,14 +64,14 @@ class Conditions:
 
 
 def rollout(
-    actor: Chunked, env: envs.WorkerVectorEnv, episode_ids: Sequence[int], conditions: Conditions
+    actor: Actor, env: envs.WorkerVectorEnv, episode_ids: Sequence[int], conditions: Conditions
 ) -> list[Episode]:
     """Act through the given episodes, `env.num_envs` at a time, and report on each."""
     return rollout_in_turns([(actor, env)], episode_ids, conditions)
 
 
 def rollout_in_turns(
-    actors: Sequence[tuple[Chunked, envs.WorkerVectorEnv]], episode_ids: Sequence[int], conditions: Conditions
+    actors: Sequence[tuple[Actor, envs.WorkerVectorEnv]], episode_ids: Sequence[int], conditions: Conditions
 ) -> list[Episode]:
     """`rollout` in several environments: while one policy thinks, the worlds of the others move."""
     episodes: list[Episode] = []
@@ -98,7 +99,7 @@ def _take_turns(plays: Sequence[Callable[[], Play]]) -> list[Episode]:
     return [episode for number in sorted(episodes) for episode in episodes[number]]
 
 
-def _play(actor: Chunked, env: envs.WorkerVectorEnv, ids: list[int], conditions: Conditions) -> Play:
+def _play(actor: Actor, env: envs.WorkerVectorEnv, ids: list[int], conditions: Conditions) -> Play:
     """Play at most as many episodes as there are environments. It pauses whenever these have begun to move."""
     spec = actor.spec
     interface = connect(spec, env.world_spec)
@@ -118,18 +119,21 @@ def _play(actor: Chunked, env: envs.WorkerVectorEnv, ids: list[int], conditions:
     gripper = [info["environment_state"][:, where]]
     over = np.zeros(env.num_envs, bool)
     length = np.zeros(env.num_envs, int)
+    time, waited = np.zeros(env.num_envs), False
     while not over.all():
-        actions = actor.act(interface.seen(observation), conditions.temperature, noise)
-        env.step_async(interface.action(actions))
+        command = actor.act(interface.seen(observation), conditions.temperature, noise)
+        env.step_async(interface.action(command.actions), command.waits, command.commanded)
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
-        steps.append((reward, info["success"].copy(), info["grasped"].copy()))
+        time = time + 1 + command.waits / env.world_spec.ticks
+        waited |= bool(command.waits.any())
+        steps.append((reward, info["success"].copy(), info["grasped"].copy(), time))
         gripper.append(info["environment_state"][:, where])
         if camera is not None:
             camera.see(observation["images"][spec.cameras[0]], ids, over)
         length += ~over
         over = terminated | truncated
-    rewards, success, grasped = (np.stack(column) for column in zip(*steps, strict=True))
+    rewards, success, grasped, times = (np.stack(column) for column in zip(*steps, strict=True))
     positions, fps = np.stack(gripper), env.metadata["render_fps"]
     moved = [motion(positions[: length[i] + 1, i], fps) for i in range(len(ids))]
     return [
@@ -142,11 +146,11 @@ def _play(actor: Chunked, env: envs.WorkerVectorEnv, ids: list[int], conditions:
             success_at_end=bool(success[-1, i]),
             success_once=bool(success[:, i].any()),
             grasped=bool(grasped[:, i].any()),
-            steps=int(success[:, i].argmax()) + 1 if success[:, i].any() else None,
+            steps=ceil(times[success[:, i].argmax(), i]) if success[:, i].any() else None,
             sum_reward=float(rewards[:, i].sum()),
             max_reward=float(rewards[:, i].max()),
             path_length=float(moved[i][0]),
-            jerk=float(moved[i][1]),
+            jerk=None if waited else float(moved[i][1]),
             task=tasks[i],
         )
         for i, id_ in enumerate(ids)

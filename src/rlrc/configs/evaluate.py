@@ -1,7 +1,7 @@
 """Options of `evaluate`."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,13 @@ from rlrc.configs.parts import DatasetPart, PolicyPart
 from rlrc.episode_ids import MAX_EPISODE_ID
 from rlrc.served import address_of
 
-WORLD_OPTIONS = ("splits", "variants", "episodes", "first_episode_id", "tasks", "num_workers", "vla_cache", "videos")
+Realtime = Literal["synchronous", "asynchronous"]
+"""Ways to think while the world's clock runs; see `act/realtime.py`."""
+
+WORLD_OPTIONS = (
+    *("splits", "variants", "episodes", "first_episode_id", "tasks", "num_workers", "vla_cache", "videos"),
+    *("realtime", "latency_ms"),
+)
 """Options that say nothing about a dataset."""
 
 SERVERS_OWN = ("unnorm_key", "spec", "device", "temperature", "center_crop", "vla_cache")
@@ -69,6 +75,12 @@ class EvaluateConfig(DatasetPart, PolicyPart):
     execute: int | None = Field(default=None, ge=1, le=1000)
     """Number of actions of each chunk that are carried out before the policy is asked again. A policy that gives one
     action a call has chunks of one; others have a number of their own unless you give one."""
+    realtime: Realtime | None = None
+    """Let the world's clock run while the policy thinks, instead of waiting for it. Synchronous: the robot holds still
+    until the actions are there. Asynchronous: it carries out the rest of the old chunk meanwhile."""
+    latency_ms: float | None = Field(default=None, ge=0, le=3_600_000)
+    """Milliseconds that the policy takes to think, with realtime, for comparisons that anyone can repeat. Unless you
+    give them they are measured on this machine, for one robot."""
     center_crop: bool = False
     """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
     crops."""
@@ -107,6 +119,16 @@ class EvaluateConfig(DatasetPart, PolicyPart):
         for option in options:
             if getattr(self, option) != type(self).model_fields[option].get_default():
                 raise ValueError(f"{option} {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _on_the_clock(self) -> Self:
+        if self.realtime is None and self.latency_ms is not None:
+            raise ValueError("latency_ms is for realtime: give --realtime synchronous or asynchronous")
+        if self.realtime == "asynchronous" and self.execute is not None:
+            raise ValueError("execute is not for asynchronous: a chunk is carried out until the next one arrives")
+        if self.realtime is not None and self.latency_ms is None and self.vla_cache is not None:
+            raise ValueError("vla_cache takes more or less time by what moves: with realtime, give --latency-ms")
         return self
 
     @model_validator(mode="after")

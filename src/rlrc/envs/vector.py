@@ -37,7 +37,8 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     default to "ind" and "main", the ids to 0..N-1; with "reset_mask", N bools, only those marked start anew, as in
     gymnasium. Observation: images, uint8 (N,S,S,3) by camera name; instruction, tuple of N str;
     state, float32 (N,S). Action: float32 (N,D). Info: success, grasped, consecutive_grasp bool (N,) and
-    environment_state float32 (N,E). `truncated` is True after `max_episode_steps`. `terminated` is True from the first
+    environment_state float32 (N,E). `truncated` is True once `max_episode_steps` have
+    passed, waiting included. `terminated` is True from the first
     success on in worlds that end by it, whose further steps change nothing, and never in others. With `image_size` None
     nothing is drawn, and observations have no images; otherwise `cameras` are drawn, by default the main one.
 
@@ -87,7 +88,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._steps = np.zeros(num_envs, int)
+        self._ticks = np.zeros(num_envs, int)
         self._level = np.zeros(num_envs, np.float32)
         self._readings: list[Reading | None] = [None] * num_envs
         self._asked: list[list[int]] | None = None
@@ -103,7 +104,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         if self._asked is not None:
             self._hear()  # of a step that nobody waits for any more
         split, variant, episode_ids, mask = self._parse(options or {})
-        self._steps[mask] = 0
+        self._ticks[mask] = 0
         self._level[mask] = 0
         self._ask("reset", {int(n): (split, variant, int(episode_ids[n])) for n in np.flatnonzero(mask)})
         return self._tell()
@@ -112,8 +113,16 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         self.step_async(actions)
         return self.step_wait()
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Let the workers begin a step, whose outcome `step_wait` gives."""
+    def step_async(
+        self, actions: np.ndarray, waits: np.ndarray | None = None, commanded: np.ndarray | None = None
+    ) -> None:
+        """Let the workers begin a step, whose outcome `step_wait` gives.
+
+        Args:
+            actions: float32 (N,D).
+            waits: ticks, int (N,), for which each world runs on with its last command before it takes its action.
+            commanded: bool (N,), false for worlds that take no action: they run on for a control step.
+        """
         if self._asked is not None:
             raise gymnasium.error.AlreadyPendingCallError("call step_wait before the next step", "step_async")
         actions = np.asarray(actions, np.float32)
@@ -123,7 +132,12 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
             raise UserError("actions hold NaN or infinity")
         if None in self._readings:
             raise UserError("reset all environments before stepping them")
-        self._ask("step", {int(n): (actions[n],) for n in np.flatnonzero(~self._terminated())})
+        waits = np.zeros(self.num_envs, int) if waits is None else waits
+        commanded = np.ones(self.num_envs, bool) if commanded is None else commanded
+        step = self.world_spec.ticks
+        self._ticks += np.where(commanded, waits + step, step)
+        alive: list[int] = np.flatnonzero(~self._terminated()).tolist()
+        self._ask("step", {n: (actions[n], int(waits[n])) if commanded[n] else (None, step) for n in alive})
 
     def step_wait(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Wait for the step that `step_async` began, and return what `step` returns."""
@@ -132,8 +146,7 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         observation, info = self._tell()
         reached = level(self.reward_terms, info["grasped"], info["consecutive_grasp"], info["success"])
         reward, self._level = reached - self._level, reached
-        self._steps += 1
-        truncated = self._steps >= self.max_episode_steps
+        truncated = self._ticks >= self.max_episode_steps * self.world_spec.ticks
         return observation, reward, self._terminated(), truncated, info
 
     def render(self) -> tuple[np.ndarray, ...]:

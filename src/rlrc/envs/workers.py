@@ -139,7 +139,7 @@ class LocalWorker:
             for index, arguments in calls.items():
                 if index not in self._worlds:
                     self._worlds[index] = self._spec.factory(_picture_size(self._images))
-                reading = getattr(self._worlds[index], method)(*arguments)
+                reading = _CALLS[method](self._worlds[index], *arguments)
                 if self._images:
                     for pictures, camera in zip(self._images.array, self._images.cameras, strict=True):
                         pictures[self.part.start + index] = self._worlds[index].draw(camera)
@@ -182,7 +182,9 @@ class SimulationWorker:
             self._simulation = self._spec.simulation(_picture_size(self._images), count)
         arguments = [calls[n] for n in range(count)]
         if method == "step":
-            readings = self._simulation.step(np.stack([action for (action,) in arguments]))
+            if any(action is None or wait for action, wait in arguments):
+                raise UserError(f"the environments of '{self._spec.name}' move together and cannot wait one by one")
+            readings = self._simulation.step(np.stack([action for action, _ in arguments]))
         else:
             (split, variant, _), *_ = arguments
             readings = self._simulation.reset(split, variant, [id_ for _, _, id_ in arguments])
@@ -289,6 +291,22 @@ def _gathered(answers: Iterable[Reading | Exception]) -> Iterator[list[Reading |
             gathered, since = [], time.monotonic()
     if gathered:
         yield gathered
+
+
+def _reset(world: World, split: str, variant: str, episode_id: int) -> Reading:
+    return world.reset(split, variant, episode_id)
+
+
+def _step(world: World, action: np.ndarray | None, wait: int) -> Reading:
+    """Let a world run on for `wait` ticks, and then take an action, if there is one."""
+    if action is None:
+        return world.wait(wait)
+    if wait:
+        world.wait(wait)
+    return world.step(action)
+
+
+_CALLS: dict[str, Callable[..., Reading]] = {"reset": _reset, "step": _step}
 
 
 def _all_or_failure(answers: Iterable[Reading | Exception]) -> list[Reading] | Exception:

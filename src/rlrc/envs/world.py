@@ -53,6 +53,11 @@ class World(Protocol):
 
     def step(self, action: np.ndarray) -> Reading: ...
 
+    def wait(self, ticks: int) -> Reading:
+        """Run on for so many ticks (at least 1) while the last command stays in force: the arm holds the pose that it
+        was sent to, and the gripper stays as it is."""
+        ...
+
     def draw(self, camera: str) -> np.ndarray:
         """The picture of one of the spec's cameras, uint8 (S, S, 3)."""
         ...
@@ -112,6 +117,8 @@ class WorldSpec:
     simulation: Callable[[int, int], Simulation] | None = None
     """Instead of `factory`, makes all worlds of an environment as one simulation in the process that asks for it, from
     the pictures' size in px and the number of worlds. Not with `ends_on_success`."""
+    ticks: int = 1
+    """Number of equal parts, or ticks, of a control step. A world that waits runs on for a number of them."""
     answer_limit_s: float = 300.0
     """A world that takes longer for one step or one reset (the first one includes making it) is taken to hang."""
 

@@ -137,6 +137,7 @@ def latency(cost: dict[str, Any]) -> dict[str, float]:
 
 def motion(episodes: Sequence[Episode], reference: Sequence[Episode]) -> dict[str, float] | None:
     """Measure how a policy moves where it and the reference succeed: its means, and their ratio to the reference's.
+    What was not measured in an episode, such as jerk while the world did not wait, is left out.
 
     Success alone hides what compression costs, and rates among a policy's own successes would favour one that only
     solves what is easy.
@@ -147,7 +148,9 @@ def motion(episodes: Sequence[Episode], reference: Sequence[Episode]) -> dict[st
         return None
     measured: dict[str, float] = {"n": len(pairs)}
     for name in ("steps", "path_length", "jerk"):
-        ours, others = (np.array([getattr(pair[side], name) for pair in pairs], float) for side in (0, 1))
+        ours, others = ([getattr(pair[side], name) for pair in pairs] for side in (0, 1))
+        if None in ours or None in others:
+            continue
         measured[name] = float(np.mean(ours))
         measured[f"{name}_ratio"] = float(np.mean(ours) / np.mean(others))
     return measured

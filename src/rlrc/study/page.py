@@ -148,7 +148,7 @@ def _motion_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
             body.append([label, "0", "", "", ""])
             continue
         cells = [
-            f"{moved[name]:.{digits}f} ({moved[f'{name}_ratio']:.2f})"
+            f"{moved[name]:.{digits}f} ({moved[f'{name}_ratio']:.2f})" if name in moved else ""
             for name, digits in (("steps", 1), ("path_length", 3), ("jerk", 2))
         ]
         body.append([label, f"{moved['n']:.0f}", *cells])

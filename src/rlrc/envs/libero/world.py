@@ -81,12 +81,21 @@ class Libero:
                 f"from {FIRST_CURVE_EPISODE:,} on draw others"
             )
         self._grasp = GraspLatch()
+        self._gripper = -1.0  # open
         return self._read(simulation)
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step (0.05 s) with an action (7,)."""
         assert self._simulation is not None
-        self._simulation.step(np.append(action[:6], np.sign(1 - 2 * action[6])).astype(np.float64))
+        self._gripper = float(np.sign(1 - 2 * action[6]))
+        self._simulation.step(np.append(action[:6], self._gripper).astype(np.float64))
+        return self._read(self._simulation)
+
+    def wait(self, ticks: int) -> Reading:
+        """So many control steps without a command."""
+        assert self._simulation is not None
+        for _ in range(ticks):
+            self._simulation.step(np.append(np.zeros(6), self._gripper))
         return self._read(self._simulation)
 
     def draw(self, camera: str) -> np.ndarray:

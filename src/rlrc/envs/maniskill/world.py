@@ -87,13 +87,20 @@ class AnyTask:
         with full_precision():
             self._observation, info = self._env.reset(seed=episode_id)
         self._grasp = GraspLatch()
+        self._gripper = 1.0  # open
         return self._read(info)
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step with an action (7,)."""
+        self._gripper = float(action[6])
         with full_precision():
             self._observation, _, _, _, info = self._env.step(action)
         return self._read(info)
+
+    def wait(self, ticks: int) -> Reading:
+        """So many control steps without a command."""
+        still = np.append(np.zeros(6), self._gripper).astype(np.float32)
+        return [self.step(still) for _ in range(ticks)][-1]
 
     def draw(self, camera: str) -> np.ndarray:
         """The first camera's picture, uint8 (S,S,3)."""

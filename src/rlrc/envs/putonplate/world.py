@@ -157,11 +157,18 @@ class PutOnPlate:
 
     def reset(self, split: str, variant: str, episode_id: int) -> Reading:
         """Start the episode that these three name."""
+        self._gripper = 1.0  # open
         return self._simulation.reset(split, variant, [episode_id])[0]
 
     def step(self, action: np.ndarray) -> Reading:
         """One control step with an action (7,)."""
+        self._gripper = float(action[6])
         return self._simulation.step(action[None])[0]
+
+    def wait(self, ticks: int) -> Reading:
+        """So many control steps without a command."""
+        still = np.append(np.zeros(6), self._gripper).astype(np.float32)
+        return [self._simulation.step(still[None])[0] for _ in range(ticks)][-1]
 
     def draw(self, camera: str) -> np.ndarray:
         """The camera's picture, uint8 (S,S,3)."""

@@ -10,7 +10,7 @@ from rlrc.envs.tabletop.arm import MAX_ROTATION, MAX_TRANSLATION
 from rlrc.envs.tabletop.conveyor import draw_conveyor_episode, speed_of
 from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.variants import CATALOGUE
-from rlrc.envs.tabletop.world import ACTION, CAMERAS, CONTROL_HZ, ENVIRONMENT_STATE, STATE, Tabletop
+from rlrc.envs.tabletop.world import ACTION, CAMERAS, CONTROL_HZ, ENVIRONMENT_STATE, STATE, SUBSTEPS, Tabletop
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 
@@ -27,6 +27,7 @@ SPEC = WorldSpec(
     control_hz=CONTROL_HZ,
     variants={name: variant.challenge for name, variant in CATALOGUE.items()},
     expert=Expert,
+    ticks=SUBSTEPS,
 )
 
 

@@ -1,16 +1,18 @@
 """Draw the pictures of docs/tabletop.md: `python -m rlrc.envs.tabletop.gallery docs/pictures/tabletop`.
 
 One contact sheet a variant (six episodes at reset and one of the expert at work, each large and as the policy sees it
-at 96 px), one of all objects, each on another table, and one of an episode as both cameras see it.
+at 96 px), one of all objects, each on another table, one of an episode as both cameras see it, and one of the conveyor.
 """
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from rlrc.envs.tabletop.conveyor import draw_conveyor_episode
 from rlrc.envs.tabletop.expert import Expert
 from rlrc.envs.tabletop.tables import TABLES
 from rlrc.envs.tabletop.things import TEST_OBJECTS, TRAIN_OBJECTS
@@ -30,6 +32,7 @@ def draw_all(folder: Path) -> None:
             _save(variant_sheet(split, name), folder / f"{title}.webp")
     _save(all_things(), folder / "things.webp")
     _save(both_cameras(), folder / "cameras.webp")
+    _save(conveyor(), folder / "conveyor.webp")
 
 
 def variant_sheet(split: str, variant: str) -> np.ndarray:
@@ -56,10 +59,20 @@ def both_cameras() -> np.ndarray:
     )
 
 
+def conveyor() -> np.ndarray:
+    """The expert at work on a belt of 4 cm/s, in two episodes, a row of pictures for each."""
+    world = Tabletop(_LARGE, partial(draw_conveyor_episode, speed=0.04))
+    return _tiled([picture for id_ in (0, 1) for picture in _played(world, "ind", "main", id_)], _COLUMNS)
+
+
 def expert_at_work(split: str, variant: str, size: int, camera: str = CAMERAS[0]) -> list[np.ndarray]:
     """Six pictures of episode 0, evenly spaced from the first step to the success."""
-    world, expert = Tabletop(size), Expert(1)
-    reading = world.reset(split, variant, 0)
+    return _played(Tabletop(size), split, variant, 0, camera)
+
+
+def _played(world: Tabletop, split: str, variant: str, episode_id: int, camera: str = CAMERAS[0]) -> list[np.ndarray]:
+    expert = Expert(1)
+    reading = world.reset(split, variant, episode_id)
     pictures: list[np.ndarray] = []
     while not reading.success and len(pictures) < 40:
         reading = world.step(expert.act(reading.environment_state[None])[0])
