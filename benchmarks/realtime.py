@@ -4,8 +4,8 @@
     python benchmarks/realtime.py          about two hours more; run again, it goes on where it was
 
 Each policy plays the same 256 episodes of the conveyor at every latency, speed and mode (see `act/realtime.py`), and
-once more with its own latency, measured on this machine. Writes results/realtime/summary.json, a chart (chart.png) and a
-table (README.md). The chart marks the latencies of the shipped policies, measured here in the same way, and those of
+once more with its own latency, measured on this machine. Writes results/realtime/summary.json, chart.png and README.md
+with tables. The chart marks the latencies of the shipped policies, measured here in the same way, and those of
 OpenVLA-7B's shapes, from results/latency_7b/cpu.json. Nothing else should run on the machine while it measures
 latencies, which it does first; the episodes do not depend on it.
 """

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgpack
 import numpy as np
@@ -74,6 +74,74 @@ def test_a_chunk_is_played_step_by_step(fake: Fake, address: str) -> None:
     with PolicyClient(address, execute=2) as client:
         steps = [client.act({}) for _ in range(3)]
         np.testing.assert_array_equal(steps, [*(CHUNK + 40)[:2], (CHUNK + 50)[0]])
+
+
+class Gated(Fake):
+    """A server whose answers come when the test lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Semaphore(0)
+        self.seen: list[float] = []
+
+    def __call__(self, connection: ServerConnection) -> None:
+        connection.send(msgpack.packb({}))
+        for message in connection:
+            asked = unpack(message)
+            assert isinstance(asked, dict)
+            self.seen.append(float(asked["step"][0]))
+            self.gate.acquire()
+            connection.send(pack({"actions": CHUNK + 100 * self.seen[-1]}))
+
+
+def test_asking_ahead_plays_on_while_the_next_chunk_is_made() -> None:
+    """The picture of step 1 is asked about while the first chunk is played; its answer comes after two more steps."""
+    fake = Gated()
+    server = start(fake)
+    step = np.zeros(1)  # which the robot overwrites
+    with PolicyClient(f"ws://127.0.0.1:{port_of(server)}", ask_ahead=True) as client:
+
+        def act(number: int) -> float:
+            step[:] = number
+            return float(client.act({"step": step})[0])
+
+        fake.gate.release()
+        assert act(0) == 0  # it had to wait for it
+        assert act(1) == 2  # asked for the next one now
+        assert act(2) == 4
+        fake.gate.release()
+        _until(lambda: client._coming is not None and client._coming.done())
+        assert act(3) == 100 + 4, "the first two actions of the new chunk are late"
+        assert act(4) == 100 + 6
+        _until(lambda: fake.seen == [0, 1, 3])
+        fake.gate.release()
+        client.reset()
+        fake.gate.release()
+        assert act(5) == 500, "an episode begins with nothing of what was on its way"
+        for number in (6, 7, 8):
+            act(number)
+        fake.gate.release()
+        assert act(9) == 606, "of a chunk that is late as a whole the last action is left"
+    server.shutdown()
+
+
+def test_asking_ahead_and_the_server_is_gone(fake: Fake) -> None:
+    server = start(fake)
+    with PolicyClient(f"ws://127.0.0.1:{port_of(server)}", ask_ahead=True) as client:
+        client.act({})
+        server.shutdown()
+        with pytest.raises(ServerGone):
+            for _ in range(6):
+                client.act({})
+    with pytest.raises(ValueError, match="execute is not for ask_ahead"):
+        PolicyClient("ws://127.0.0.1:1", execute=2, ask_ahead=True)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_rlrcs_own_server_says_how_many_actions_to_play() -> None:

@@ -13,6 +13,7 @@ It needs numpy, msgpack and websockets, and no torch. On a robot's small compute
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
@@ -45,13 +46,15 @@ class PolicyClient:
         timeout_s: seconds after which an answer, or a connection, counts as lost.
         execute: actions of each chunk that are played before the server is asked again; None takes what the server
             says, or else the whole chunk.
+        ask_ahead: ask for the next chunk while the last one is played, so that the robot need not stop for it. When a
+            chunk arrives, its actions whose time has passed are left out, all but the last one.
         hold: what `act` gives while the server is gone; the connection is made again in the background meanwhile. With
             None `act` raises `ServerGone`, and the next call tries once more.
 
     Raises:
         ServerGone: nobody answers at the address.
         ServerRefused: it is no policy's server, or does not let us in.
-        ValueError: the address is none.
+        ValueError: the address is none, or `execute` is given together with `ask_ahead`.
     """
 
     def __init__(
@@ -60,13 +63,19 @@ class PolicyClient:
         api_key: str | None = None,
         timeout_s: float = 10.0,
         execute: int | None = None,
+        ask_ahead: bool = False,
         hold: Hold | None = None,
     ) -> None:
+        if ask_ahead and execute is not None:
+            raise ValueError("execute is not for ask_ahead: a chunk is played until the next one arrives")
         self.address = address
         self._headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
         self._timeout_s = timeout_s
         self._execute = execute
         self._hold = hold
+        self._asker = ThreadPoolExecutor(1, "rlrc-ask") if ask_ahead else None
+        self._coming: Future[dict[str, Any]] | None = None
+        self._played = 0  # actions since what is coming was asked for
         self._chunk = np.empty((0, 0), np.float32)
         self._last: np.ndarray | None = None
         self._mender: threading.Thread | None = None
@@ -86,7 +95,9 @@ class PolicyClient:
             ServerGone: the server cannot be reached, or does not answer in time.
             ServerRefused: it answers with an error.
         """
-        message = pack(dict(observation))
+        return self._exchange(pack(dict(observation)))
+
+    def _exchange(self, message: bytes) -> dict[str, Any]:
         if self._socket is None:
             self._socket = self._connect()
         try:
@@ -118,26 +129,53 @@ class PolicyClient:
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """The next action (D,): of the chunk that is being played, or the first of a new one for this observation.
 
+        With `ask_ahead` it waits for the server only where no action is left to play.
+
         Raises:
             ServerGone: the server is gone, and the client has nothing to `hold`.
             ServerRefused: it answers with an error.
         """
-        if not len(self._chunk):
+        if self._asker is not None or not len(self._chunk):
             if self._mender is not None and self._mender.is_alive():
                 return self._held()
             try:
-                self._chunk = self.infer(observation)["actions"][: self._steps]
+                if self._asker is not None:
+                    self._refresh(self._asker, observation)
+                else:
+                    self._chunk = self.infer(observation)["actions"][: self._steps]
             except ServerGone:
+                self._chunk = self._chunk[:0]  # by the time that the server is back it is about another world
                 if self._hold is None:
                     raise
                 self._mender = threading.Thread(target=self._mend, name="reconnect", daemon=True)
                 self._mender.start()
                 return self._held()
         self._last, self._chunk = self._chunk[0], self._chunk[1:]
+        self._played += 1
         return self._last
 
+    def _refresh(self, asker: ThreadPoolExecutor, observation: Mapping[str, Any]) -> None:
+        """Take the chunk that has come, ask for the next one where none is on its way, and have something to play."""
+        if self._coming is not None and (self._coming.done() or not len(self._chunk)):
+            self._take()
+        if self._coming is None:
+            self._played = 0
+            self._coming = asker.submit(self._exchange, pack(dict(observation)))
+        if not len(self._chunk):
+            self._take()
+
+    def _take(self) -> None:
+        """Wait for the chunk that is on its way, and leave out what is late in it."""
+        assert self._coming is not None
+        coming, self._coming = self._coming, None
+        actions = coming.result()["actions"]
+        self._chunk = actions[min(self._played, len(actions) - 1) :]
+
     def reset(self) -> None:
-        """An episode begins: throw away the rest of the chunk."""
+        """An episode begins: throw away the rest of the chunk, and the one that is on its way."""
+        if self._coming is not None:
+            self._coming.exception()
+        self._coming = None
         self._chunk, self._last = self._chunk[:0], None
 
     @property
@@ -201,6 +239,8 @@ class PolicyClient:
         """Leave the server."""
         self._is_closed = True
         self._drop()
+        if self._asker is not None:
+            self._asker.shutdown()
 
     def __enter__(self) -> Self:
         return self
