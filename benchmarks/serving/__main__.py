@@ -12,7 +12,6 @@ damaged, too large or slow, while a good client goes on asking.
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -31,11 +30,12 @@ import numpy as np
 import psutil
 import torch
 from attacks import ATTACKS, attack
+from page import write_page
 
 import rlrc
 from rlrc.bench import machine
 from rlrc.client import PolicyClient
-from rlrc.files import write_json, write_text
+from rlrc.files import write_json
 from rlrc.policies.contract import Policy
 from rlrc.progress import say, track
 
@@ -77,8 +77,7 @@ def main() -> None:
         "sigterm": load_end,
     }
     write_json(options.out, result)
-    write_text(options.out.with_suffix(".md"), page(result))
-    say(f"written to {options.out}")
+    write_page(result, options.out)
 
 
 def observations() -> list[dict[str, Any]]:
@@ -279,45 +278,6 @@ def end_under_load(process: subprocess.Popen[str], port: int, seen: list[dict[st
         for job in jobs:
             job.result()
     return {"status": process.wait(60), "answered": sum(answered), "unanswered": sum(unanswered)}
-
-
-def page(result: dict[str, Any]) -> str:
-    rows = [
-        f"| {row['clients']} | {row['requests']} | {row['per_s']:.1f} | {row['p50_ms']:.1f} | {row['p90_ms']:.1f} | "
-        f"{row['p99_ms']:.1f} | {row['wrong']} | {row['lost']} |"
-        for row in result["load"]
-    ]
-    hostile, overhead, plain = result["hostile"], result["overhead"], result["plain"]
-    cpu = re.sub(r"\s+", " ", str(result["machine"]["cpu"]))
-    return "\n".join(
-        [
-            "# The server under load",
-            "",
-            f"`{result['policy']}` in float32 on {result['machine']['cores']} cores of {cpu}, clients on the same "
-            f"machine, "
-            f"batches of at most {result['max_batch']}. `python benchmarks/serving` writes this page.",
-            "",
-            "| clients | requests | a second | p50 ms | p90 ms | p99 ms | wrong | lost |",
-            "|--:|--:|--:|--:|--:|--:|--:|--:|",
-            *rows,
-            "",
-            f"Plain batched acting without a server: {plain['batch_1_per_s']:.1f} observations a second one by one, "
-            f"{plain[f'batch_{MAX_BATCH}_per_s']:.1f} in batches of {MAX_BATCH}.",
-            "",
-            f"One action of `checkpoints/tabletop-rlrc` takes {overhead['served_p50_ms']:.2f} ms through the server, "
-            f"{overhead['direct_p50_ms']:.2f} ms without it (medians of {overhead['rounds']} rounds in turns): "
-            f"{overhead['overhead_ms']:.2f} ms more.",
-            "",
-            f"{hostile['frames']} hostile frames of {len(hostile['kinds'])} kinds: {hostile['crashes']} crashes. "
-            f"Memory: {hostile['memory_bytes']['before'] / 2**20:.0f} MiB before, "
-            f"{hostile['memory_bytes']['after'] / 2**20:.0f} MiB after; open files {hostile['open_files']['before']} "
-            f"before, {hostile['open_files']['after']} after. A good client asked meanwhile: {hostile['good_client']}.",
-            "",
-            f"SIGTERM under load: status {result['sigterm']['status']}, {result['sigterm']['answered']} requests "
-            f"answered, {result['sigterm']['unanswered']} left without an answer.",
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":
