@@ -120,8 +120,12 @@ def random_observations(policy: Policy, count: int, side: int) -> Observation:
 
 @contextmanager
 def serving(path: Path, spec: str | None) -> Iterator[int]:
-    """`rlrc serve` in a process of its own; gives the port."""
+    """`rlrc serve` in a process of its own; gives the port.
+
+    It answers one request after another, since `policy.act` itself rounds a batch otherwise than a row alone in bf16.
+    """
     command = [sys.executable, "-m", "rlrc", "serve", "--policy", str(path), "--port", "0", "--names", "libero"]
+    command += ["--max-batch", "1"]
     command += ["--spec", spec] if spec else []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -1,5 +1,6 @@
 """A served policy as LeRobot sees one: batches of observations go in, actions come out."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -44,8 +45,11 @@ class RlrcPolicy(PreTrainedPolicy):
         if not isinstance(told.get("spec"), dict) or not isinstance(told.get("names"), dict):
             raise ValueError(f"{config.address}: the server does not say what its policy reads; `rlrc serve` does")
         self._spec, self._names = told["spec"], told["names"]
-        self._steps = config.n_action_steps or self._spec["execute"]
+        self._steps = self._spec["execute"] if config.n_action_steps is None else config.n_action_steps
         self._check()
+        for number in self._spec["action"]:  # for whoever compares it with the robot: nothing is converted
+            words = [number[part] for part in ("name", "unit", "convention") if number.get(part)]
+            logging.info("%s: the policy's actions have %s", config.address, _listed(words))
 
     def _check(self) -> None:
         """Compare the policy with the options and with the robot, as far as LeRobot tells of it by now."""
@@ -123,9 +127,8 @@ class RlrcPolicy(PreTrainedPolicy):
             )
         pictures = batch[name]
         if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.is_floating_point():
-            raise ValueError(
-                f"{name}: pictures must be floats (B, 3, H, W), not {pictures.dtype} {_shape(pictures.shape)}"
-            )
+            kind = f"{pictures.dtype} {_shape(pictures.shape)}"
+            raise ValueError(f"{name}: pictures must be floats of the shape B x 3 x H x W, not {kind}")
         if not (pictures.min() >= 0 and pictures.max() <= 1):
             raise ValueError(f"{name}: pictures must have values in [0, 1]")
         return (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
