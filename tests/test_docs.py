@@ -78,7 +78,7 @@ def test_options_named_in_text_exist() -> None:
         if page.parent.name == "journal":
             continue  # it also tells of other programs
         for option in re.findall(r"`--([a-z][\w.-]*)", page.read_text()):
-            of_others = option in ("no-deps", "extra-index-url", "by-task")
+            of_others = option in ("no-deps", "extra-index-url", "by-task") or option.startswith("policy.")
             assert of_others or option.replace("-", "_") in known, f"{name(page)}: --{option}"
 
 

@@ -1,6 +1,6 @@
 """What other people's clients sent, byte by byte, played to the server again; `make peers` runs the clients themselves.
 
-`benchmarks/peers --record` kept the bytes of openpi-client 0.1.2, vla-eval 0.8.0 and json-numpy 2.1.1.
+`benchmarks/peers --record` kept the bytes of openpi-client 0.1.2, vla-eval 0.8.0, json-numpy 2.1.1 and LeRobot 0.4.4.
 """
 
 import json
@@ -74,8 +74,9 @@ def messages(answer: bytes) -> list[bytes]:
     return found
 
 
-def test_openpi_client(server: Running) -> None:
-    record = recorded("openpi")
+@pytest.mark.parametrize("name", ["openpi", "lerobot"])
+def test_openpi_client_and_lerobot(server: Running, name: str) -> None:
+    record = recorded(name)
     (sent,) = record["sent"]
     metadata, *answers = [
         unpack(message) for message in messages(play(server, sent, lambda got: len(messages(got)) == 3))

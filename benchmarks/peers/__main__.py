@@ -2,9 +2,11 @@
 
     make peers           builds the environments in .peers/ and writes results/peers.json
 
-Each client runs unmodified in an environment of its own, whose packages ask for other releases than ours. It asks for
-the actions of twenty random observations, of an OpenVLA and of an OpenVLA-OFT. With --record, what each client sent to
-the OpenVLA-OFT is kept byte by byte in tests/fixtures/serving, where `make test` plays it to the server again:
+Each client runs unmodified in an environment of its own, whose packages ask for other releases than ours. LeRobot's
+takes 8 GB, since PyPI's torch brings CUDA, and less where TORCH_INDEX names a package index with torch for CPUs.
+
+Each asks for the actions of twenty random observations, of an OpenVLA and of an OpenVLA-OFT. With --record, what each
+sent to the OpenVLA-OFT is kept byte by byte in tests/fixtures/serving, where `make test` plays it to the server again:
 `python benchmarks/peers --record --observations 2 --side 32 --out /tmp/peers.json`.
 """
 
@@ -42,15 +44,25 @@ class Peer(NamedTuple):
     """A client of other people."""
 
     name: str
+    environment: str
+    """Name of its folder in .peers/."""
     packages: tuple[str, ...]
     """What its environment holds: openpi-client imports typing-extensions and does not ask for it."""
     script: str
+    ours: tuple[Path, ...] = ()
+    """Folders of this repository that are installed beside them, without what they ask for."""
+    is_recorded: bool = True
+    """Whether it sends the same messages each time, so that --record can keep them."""
 
 
+LEROBOT = ("lerobot==0.4.4", "msgpack", "websockets", "wrapt")
+PLUGIN = (ROOT, ROOT / "integrations" / "lerobot_policy_rlrc")
 PEERS = (
-    Peer("openpi-client", ("openpi-client==0.1.2", "typing-extensions"), "ask_openpi.py"),
-    Peer("vla-eval", ("vla-eval==0.8.0",), "ask_vla_eval.py"),
-    Peer("json-numpy over HTTP", ("json-numpy==2.1.1", "numpy", "requests"), "ask_act.py"),
+    Peer("openpi-client", "openpi", ("openpi-client==0.1.2", "typing-extensions"), "ask_openpi.py"),
+    Peer("vla-eval", "vla_eval", ("vla-eval==0.8.0",), "ask_vla_eval.py"),
+    Peer("json-numpy over HTTP", "act", ("json-numpy==2.1.1", "numpy", "requests"), "ask_act.py"),
+    Peer("lerobot-eval", "lerobot", LEROBOT, "ask_lerobot.py", PLUGIN),
+    Peer("lerobot-record", "lerobot", LEROBOT, "ask_lerobot_record.py", PLUGIN, is_recorded=False),
 )
 
 
@@ -74,7 +86,8 @@ def main() -> None:
             expected = np.stack([np.atleast_2d(policy.act(observations[[row]])[0]) for row in range(len(observations))])
             with serving(path, spec) as port:
                 for peer in PEERS:
-                    record = FIXTURES / f"{Path(peer.script).stem}.msgpack" if options.record and spec else None
+                    keep = options.record and spec and peer.is_recorded
+                    record = FIXTURES / f"{Path(peer.script).stem}.msgpack" if keep else None
                     got = ask(peer, port, observations, policy.spec.horizon, Path(folder), record)
                     rows.append(
                         {
@@ -107,8 +120,12 @@ def random_observations(policy: Policy, count: int, side: int) -> Observation:
 
 @contextmanager
 def serving(path: Path, spec: str | None) -> Iterator[int]:
-    """`rlrc serve` in a process of its own; gives the port."""
+    """`rlrc serve` in a process of its own; gives the port.
+
+    It answers one request after another, since `policy.act` itself rounds a batch otherwise than a row alone in bf16.
+    """
     command = [sys.executable, "-m", "rlrc", "serve", "--policy", str(path), "--port", "0", "--names", "libero"]
+    command += ["--max-batch", "1"]
     command += ["--spec", spec] if spec else []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -117,8 +134,10 @@ def serving(path: Path, spec: str | None) -> Iterator[int]:
                 break
         else:
             raise SystemExit(f"the server of {path} does not start")
-        yield int(line.split("ws://127.0.0.1:")[1].split()[0])
-        process.terminate()
+        try:
+            yield int(line.split("ws://127.0.0.1:")[1].split()[0])
+        finally:
+            process.terminate()
         if process.wait(60):
             raise SystemExit(f"the server of {path} ended with status {process.returncode}")
 
@@ -154,12 +173,16 @@ def ask(
 
 def environment(peer: Peer) -> Path:
     """The interpreter of a peer's environment, which is made where it is not there yet."""
-    folder = ENVIRONMENTS / Path(peer.script).stem.removeprefix("ask_")
+    folder = ENVIRONMENTS / peer.environment
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         say(f"making {folder} with {' '.join(peer.packages)}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *peer.packages], check=True)
+        install = [python, "-m", "pip", "install", "-q"]
+        index = ["--extra-index-url", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
+        subprocess.run([*install, *index, *peer.packages], check=True)
+        for path in peer.ours:
+            subprocess.run([*install, "--no-deps", "-e", path], check=True)
         (folder / "installed").write_text("\n".join(peer.packages))
     return python
 

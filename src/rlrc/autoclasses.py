@@ -34,7 +34,14 @@ def register() -> None:
     wrapt.register_post_import_hook(_add_models, "transformers.models.auto.modeling_auto")
 
 
+def _is_too_old() -> bool:
+    """Whether this transformers cannot hold our models: the client may stand beside one of LeRobot's choice."""
+    return int(sys.modules["transformers"].__version__.partition(".")[0]) < 5
+
+
 def _add_configs(configuration_auto: Any) -> None:
+    if _is_too_old():
+        return
     for family in FAMILIES.values():
         configuration_auto.CONFIG_MAPPING_NAMES[family.model_type] = family.config_class
         name = f"transformers.models.{family.model_type}"
@@ -42,6 +49,8 @@ def _add_configs(configuration_auto: Any) -> None:
 
 
 def _add_models(modeling_auto: Any) -> None:
+    if _is_too_old():
+        return
     names, mapping = (
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,

@@ -6,8 +6,8 @@
         while True:
             action = policy.act({"images/front": picture, "prompt": "put the carrot on the plate"})
 
-It needs numpy, msgpack and websockets, and no torch. On a robot's small computer:
-`pip install --no-deps rlrc && pip install numpy msgpack websockets`.
+It needs numpy, msgpack, websockets and wrapt, and no torch. On a robot's small computer:
+`pip install --no-deps rlrc && pip install numpy msgpack websockets wrapt`.
 """
 
 import threading
