@@ -26,18 +26,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import psutil
-import torch
-from attacks import ATTACKS, attack
-from page import write_page
+from rlrc.process import prepare_for_torch
 
-import rlrc
-from rlrc.bench import machine
-from rlrc.client import PolicyClient
-from rlrc.files import write_json
-from rlrc.policies.contract import Policy
-from rlrc.progress import say, track
+prepare_for_torch()  # as the server does it: threads that spin while they wait would make plain acting faster
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import torch  # noqa: E402
+from attacks import ATTACKS, attack  # noqa: E402
+from page import write_page  # noqa: E402
+
+import rlrc  # noqa: E402
+from rlrc.bench import machine  # noqa: E402
+from rlrc.client import PolicyClient  # noqa: E402
+from rlrc.files import write_json  # noqa: E402
+from rlrc.policies.contract import Policy  # noqa: E402
+from rlrc.progress import say, track  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "checkpoints" / "tabletop-base"
