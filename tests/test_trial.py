@@ -525,5 +525,28 @@ def test_damaged_files_are_one_line(bench: Bench, capsys: pytest.CaptureFixture[
     plan.unlink()
     with pytest.raises(UserError, match="holds something else"):
         bench.run()
-    attempts.unlink()
-    assert bench.run()["counted"] == 0
+    bench.out = bench.scenes
+    with pytest.raises(UserError, match="this is a file, and a folder would be written here"):
+        bench.run()
+
+
+def test_a_plan_of_which_nothing_was_tried_makes_way(bench: Bench) -> None:
+    bench.before = lambda: "q"
+    bench.run(seed=1)
+    bench.scenes.write_text("- name: other")
+    assert bench.run(seed=2)["trials"] == 2
+    with pytest.raises(UserError, match="there are no trials here yet"):
+        bench.run(results=True)
+    (bench.out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        bench.run()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"), [({"x": float("nan")}, "JSON"), ({"x": b"bytes"}, "a value of type bytes")]
+)
+def test_a_greeting_that_cannot_be_kept_is_one_line(bench: Bench, greeting: Any, reason: str) -> None:
+    with kitchen(Marked(1), Marked(2, greeting)) as policies:
+        bench.policies = policies
+        refused(bench, f"policy 'small': the server's greeting cannot be kept as JSON .*{reason}")
+    assert not bench.out.exists()

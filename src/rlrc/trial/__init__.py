@@ -55,6 +55,8 @@ def trial(config: TrialConfig, out: Path) -> dict[str, Any]:
     """
     check(config)
     ownership.require_plain(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: this is a file, and a folder would be written here; choose another --out")
     with ownership.made(out), locked(out):
         plan = _kept_plan(config, out)
         if plan is None or not (config.results or _records(plan, out).due() is None):
@@ -69,16 +71,17 @@ def trial(config: TrialConfig, out: Path) -> dict[str, Any]:
 
 
 def _kept_plan(config: TrialConfig, out: Path) -> Plan | None:
-    """The plan in the folder, which must be that of the command; None where the folder is new.
+    """The plan in the folder, which must be that of the command; None where no trial of it has been tried yet.
 
     Raises:
         UserError: it holds another plan or something else, or results are asked for and there are none.
     """
-    if lies_there(out / PLAN):
+    is_begun = lies_there(out / ATTEMPTS)
+    if is_begun and lies_there(out / PLAN):
         plan = read_model(out / PLAN, Plan)
         require_same(plan, config, read_scenes(config.scenes), out)
         return plan
-    if not ownership.is_empty(out):
+    if is_begun or ownership.foreign(out, (PLAN, ownership.LOCK)) is not None:
         raise UserError(f"{out} holds something else; choose another --out, or delete it first")
     if config.results:
         raise UserError(f"{out}: there are no trials here yet; leave --results out to begin them")

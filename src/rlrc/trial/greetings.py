@@ -33,8 +33,8 @@ def ask(policies: Mapping[str, str], key: str | None) -> dict[str, Greeting]:
     for name, address in policies.items():
         try:
             with PolicyClient(address, key, TIMEOUT_S) as client:
-                greeting = json.loads(json.dumps(client.metadata, default=_plain, allow_nan=False))
-        except (ServerGone, ServerRefused, ValueError, TypeError) as error:
+                greeting = _as_json(client.metadata)
+        except (ServerGone, ServerRefused, ValueError) as error:
             raise UserError(f"policy '{name}': {error}") from error
         greetings[name] = {word: value for word, value in greeting.items() if word != "timestamp"}
     return greetings
@@ -123,10 +123,23 @@ def _at(greeting: Greeting, path: str) -> Any:
     return found
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"the server's greeting holds a value of type {type(value).__name__}")
+def _as_json(greeting: Greeting) -> Greeting:
+    """A greeting as the plan's file keeps it, with lists for arrays.
+
+    Raises:
+        ValueError: it holds bytes, or a number that is not finite.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
+        raise TypeError(f"a value of type {type(value).__name__}")
+
+    try:
+        kept: Greeting = json.loads(json.dumps(greeting, default=plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the server's greeting cannot be kept as JSON ({shorten(str(error))})") from error
+    return kept
 
 
 def _first_difference(path: str, one: Any, other: Any) -> tuple[str, str, str]:
