@@ -22,10 +22,11 @@ LEFT = "the session ended during the trial"
 def ask(question: str) -> str | None:
     """The line that is typed, or None where no more come."""
     print(question, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    if not line.endswith("\n"):
+    with open(0, "rb", buffering=0, closefd=False) as keyboard:  # whatever is typed, also where it is no UTF-8
+        line = keyboard.readline()
+    if not line.endswith(b"\n"):
         print(file=sys.stderr, flush=True)  # so that what is said next begins a line
-    return line.strip() if line else None
+    return line.decode(errors="replace").strip() if line else None
 
 
 def now() -> str:
