@@ -64,13 +64,10 @@ def command_case(
 def without(quick: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
     """Return the quick arguments without those that `given` sets."""
     kept: list[str] = []
-    position = 0
-    while position < len(quick):
-        if quick[position].startswith("--"):
-            if quick[position] not in given:
-                kept += quick[position : position + 2]
-            position += 2
-        else:
-            kept.append(quick[position])
-            position += 1
+    is_kept = True
+    for word in quick:
+        if word.startswith("--"):
+            is_kept = word not in given
+        if is_kept:
+            kept.append(word)
     return tuple(kept)
