@@ -32,8 +32,8 @@ def served(policy: Policy, key: str | None = None, **options: Any) -> Iterator[R
     loop = asyncio.new_event_loop()
     ends = asyncio.Event()
 
-    def ready(host: str, port: int) -> None:
-        ports.append(port)
+    def ready(address: str) -> None:
+        ports.append(int(address.rpartition(":")[2]))
         listens.set()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(listen(service, config, key, ends, ready)))

@@ -39,8 +39,8 @@ FLOORS = [
     {"policies"},
     {"envs", "data"},
     {"prune", "quantize"},
-    {"act", "recover", "bench", "roofline", "inspect", "stage_chart", "assets", "serve", "client", "wire"},
-    {"finished", "pipeline", "recipe", "report", "resolve", "stage", "study", "verbs"},
+    {"act", "recover", "bench", "roofline", "inspect", "stage_chart", "assets", "serve", "client", "port", "wire"},
+    {"finished", "pipeline", "recipe", "report", "resolve", "stage", "study", "trial", "verbs"},
     {"__init__", "__main__", "autoclasses", "cli", "command_line"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

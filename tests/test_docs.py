@@ -17,8 +17,9 @@ from rlrc.command_line import commands
 from rlrc.reading import read_json, validate
 from rlrc.recipe import Recipe
 from rlrc.serve.names import WireNames
-from rlrc.stats import wilson
+from rlrc.stats import pairs_needed, wilson
 from rlrc.tables import human_bytes
+from rlrc.trial.plan import Scene
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,10 +93,12 @@ def test_files_named_in_text_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_recipes_are_recipes(page: Path) -> None:
-    """And in docs/deploy.md names on the wire are names on the wire."""
+    """And in docs/deploy.md names on the wire are names on the wire, in docs/trials.md scenes are scenes."""
     for text in blocks(page, "yaml"):
         values = yaml.safe_load(text)
-        if "cameras" in values:
+        if isinstance(values, list):
+            assert all(validate(value, Scene, name(page)) for value in values)
+        elif "cameras" in values:
             validate(values, WireNames, name(page))
         else:
             Recipe.parse(values, name(page))
@@ -142,6 +145,16 @@ def latency_rows() -> Iterator[str]:
                     human_bytes(row["weight_bytes"]),
                 ]
             )
+
+
+def test_numbers_of_blocks_are_those_that_are_needed() -> None:
+    page = (ROOT / "docs" / "trials.md").read_text()
+    rows = re.findall(r"^\| (\d+) % \| (\d+) \| (\d+) \| (\d*) ?\|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    for share, *numbers in rows:
+        for points, number in zip((10, 20, 30), numbers, strict=True):
+            less, more = (int(share) - points) / 200, (int(share) + points) / 200
+            assert number == ("" if less < 0 else str(pairs_needed(less, more)))
 
 
 def test_environment_variables_are_listed() -> None:

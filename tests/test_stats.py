@@ -8,7 +8,15 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from rlrc.errors import UserError
-from rlrc.stats import mcnemar, paired_difference, paired_lower_bound, wilson
+from rlrc.stats import (
+    holm,
+    mcnemar,
+    mcnemar_power,
+    paired_difference,
+    paired_lower_bound,
+    pairs_needed,
+    wilson,
+)
 
 
 def outcomes(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +98,65 @@ def test_paired_difference_is_antisymmetric_and_bounded() -> None:
 def test_one_sided_bound_is_the_end_of_the_wider_interval() -> None:
     a, b = outcomes(40, 3, 5, 16)
     assert paired_lower_bound(a, b, 0.95) == paired_difference(a, b, 0.90).low > paired_difference(a, b, 0.95).low
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.02, 0.03, 0.04, 0.05], [0.04, 0.001, 0.9], [0.5], [], [0.02, 0.02]])
+def test_holm_is_the_closed_test_of_bonferronis(p_values: list[float]) -> None:
+    """A hypothesis falls where every set that it is in falls: the largest of size times least p over all such sets."""
+    numbers = range(len(p_values))
+    sets = [chosen for size in numbers for chosen in itertools.combinations(numbers, size + 1)]
+    expected = [
+        max(min(1.0, len(chosen) * min(p_values[i] for i in chosen)) for chosen in sets if index in chosen)
+        for index in numbers
+    ]
+    assert holm(p_values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("share_a", "share_b", "n"), [(0.1, 0.4, 17), (0.0, 0.5, 12), (0.3, 0.3, 20), (0.9, 0.1, 9)])
+def test_power_by_enumeration(share_a: float, share_b: float, n: int) -> None:
+    """Every table that n pairs can give, with its multinomial probability, through the test itself."""
+    expected = 0.0
+    for only_a in range(n + 1):
+        for only_b in range(n + 1 - only_a):
+            rest = n - only_a - only_b
+            if mcnemar(*outcomes(0, only_a, only_b, rest)) <= 0.05:
+                ways = math.comb(n, only_a) * math.comb(n - only_a, only_b)
+                expected += ways * share_a**only_a * share_b**only_b * max(0, 1 - share_a - share_b) ** rest
+    assert mcnemar_power(share_a, share_b, n) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("share_a", "share_b", "level"),
+    [
+        (0.05, 0.25, 0.05),
+        (0.3, 0.1, 0.05),
+        (0.05, 0.25, 0.05 / 3),
+        (0.0, 0.2, 0.05),
+        (0.0, 1.0, 0.05),
+        (0.2, 0.8, 0.05),
+    ],
+)
+def test_pairs_needed_have_the_power_in_simulated_experiments(share_a: float, share_b: float, level: float) -> None:
+    """Drawn pair by pair; Connor's number, written out here, is a little below, since its test is not exact."""
+    n = pairs_needed(share_a, share_b, 0.8, level)
+    assert n is not None
+    draws = np.random.default_rng(0).multinomial(n, [share_a, share_b, max(0, 1 - share_a - share_b)], 4000)
+    tables, counts = np.unique(draws, axis=0, return_counts=True)
+    found = [mcnemar(*outcomes(0, *table)) <= level for table in tables.tolist()]
+    assert float(counts @ found) / 4000 > 0.78
+    assert mcnemar_power(share_a, share_b, n, level) >= 0.8 > mcnemar_power(share_a, share_b, n - 1, level)
+    z, share, difference = {0.05: 1.959964, 0.05 / 3: 2.393980}[level], share_a + share_b, share_b - share_a
+    connor = ((z * math.sqrt(share) + 0.841621 * math.sqrt(share - difference**2)) / difference) ** 2
+    assert connor <= n < 1.35 * connor + 3
+
+
+def test_pairs_needed_at_the_ends() -> None:
+    assert pairs_needed(0.2, 0.2) is None and pairs_needed(0.0, 0.0) is None
+    assert pairs_needed(0.1, 0.3) == pairs_needed(0.3, 0.1)
+    large = pairs_needed(0.2, 0.21)
+    assert large == pytest.approx(((1.959964 * math.sqrt(0.41) + 0.841621 * math.sqrt(0.4099)) / 0.01) ** 2, abs=2)
+    for a, b in itertools.product(np.linspace(0, 0.5, 6), repeat=2):
+        assert a == b or pairs_needed(float(a), float(b)) is not None
 
 
 def test_bad_input_is_refused() -> None:

@@ -19,6 +19,7 @@ QUICK = {
     "quantize": (*POLICY,),
     "evaluate": (*POLICY, "--episodes", "1", "--num-envs", "1", "--num-workers", "0", "--videos", "0"),
     "serve": ("--policy", "missing"),  # with a policy it would not end
+    "trial": ("--policies", "a=ws://127.0.0.1:1", "b=ws://127.0.0.1:2", "--scenes", "scenes.yaml"),  # nobody is there
     "bench": ("--policies", "policy", "--batch-sizes", "1", "--repeats", "1", "--warmup", "0"),
     "report": ("finished",),
     "run": ("recipe.yaml",),
@@ -38,6 +39,7 @@ def user_place(place: Path) -> None:
     put("policy", place / "policy")
     put("images", place / "data")
     put("finished", place / "finished")
+    (place / "scenes.yaml").write_text("- {name: left, layout: the mug is left}\n")
     (place / "recipe.yaml").write_text(
         "name: one\nbase: policy\nstages:\n  - {verb: prune, policy: base, ratio: 0.5, method: {kind: random}}\n"
     )
@@ -62,13 +64,10 @@ def command_case(
 def without(quick: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
     """Return the quick arguments without those that `given` sets."""
     kept: list[str] = []
-    position = 0
-    while position < len(quick):
-        if quick[position].startswith("--"):
-            if quick[position] not in given:
-                kept += quick[position : position + 2]
-            position += 2
-        else:
-            kept.append(quick[position])
-            position += 1
+    is_kept = True
+    for word in quick:
+        if word.startswith("--"):
+            is_kept = word not in given
+        if is_kept:
+            kept.append(word)
     return tuple(kept)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OUT_OF_RECIPE = {"run": "runs", "study": "results"}
 """Verbs that write to a folder of their recipe's name, and where that lies."""
-WITHOUT_STAGE = ("run", "study", "inspect", "report", "cache", "assets", "make-random", "serve")
+WITHOUT_STAGE = ("run", "study", "inspect", "report", "cache", "assets", "make-random", "serve", "trial")
 """Verbs that are no stage: they print, or their folder holds what they write and nothing beside it."""
 BUG, WRONG_INPUT, NOBODY_READS = 1, 2, 141
 """Exit statuses, beside 0 and those of signals: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP)."""

@@ -20,7 +20,7 @@ import numpy as np
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from rlrc.errors import shorten
+from rlrc.errors import plain, shorten
 from rlrc.wire import WireError, pack, unpack
 
 Hold = np.ndarray | Callable[[np.ndarray | None], np.ndarray]
@@ -108,7 +108,7 @@ class PolicyClient:
             raise ServerGone(f"{self.address}: no answer within {self._timeout_s:g} seconds") from error
         except (WebSocketException, OSError) as error:
             self._drop()
-            raise ServerGone(f"{self.address}: the connection is lost ({shorten(str(error))})") from error
+            raise ServerGone(f"{self.address}: the connection is lost ({_why(error)})") from error
         if isinstance(reply, str):
             self._drop()
             raise ServerRefused(shorten(reply, 500))
@@ -208,7 +208,7 @@ class PolicyClient:
         except InvalidHandshake as error:
             raise ServerRefused(f"{self.address}: {shorten(str(error))}") from error
         except (WebSocketException, OSError) as error:
-            raise ServerGone(f"{self.address}: nobody answers ({shorten(str(error)) or 'timeout'})") from error
+            raise ServerGone(f"{self.address}: nobody answers ({_why(error)})") from error
         try:
             greeting = unpack(socket.recv(timeout=self._timeout_s))  # type: ignore[arg-type]
         except (WireError, TypeError) as error:
@@ -216,7 +216,7 @@ class PolicyClient:
             raise ServerRefused(f"{self.address}: this is no policy's server ({shorten(str(error))})") from error
         except (WebSocketException, OSError) as error:
             socket.close()
-            raise ServerGone(f"{self.address}: the server says nothing ({shorten(str(error)) or 'timeout'})") from error
+            raise ServerGone(f"{self.address}: the server says nothing ({_why(error)})") from error
         self.metadata = greeting if isinstance(greeting, dict) else {}
         return socket
 
@@ -247,3 +247,8 @@ class PolicyClient:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _why(error: Exception) -> str:
+    """What the system or the connection says of an error, in a few words."""
+    return shorten(plain(error) if isinstance(error, OSError) else str(error)) or "timeout"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal, Self, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,6 +69,11 @@ class Rate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, successes: int, n: int) -> Self:
+        """Raises UserError where `n` is zero."""
+        return cls(successes, n, successes / max(n, 1), *wilson(successes, n))
+
     def __str__(self) -> str:
         return f"{100 * self.rate:.1f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
@@ -86,6 +91,12 @@ class Comparison:
     high: float
     lower_bound: float
     p: float
+
+    @classmethod
+    def of(cls, successes: Sequence[bool], reference: Sequence[bool]) -> Self:
+        """Compare what a policy and the reference did, pair by pair. Raises UserError where there is no pair."""
+        a, b = reference, successes
+        return cls(len(a), *paired_difference(a, b), paired_lower_bound(a, b), mcnemar(a, b))
 
 
 _EPISODES = TypeAdapter(list[Episode])
@@ -140,9 +151,7 @@ def by_task(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 
 def success_rate(episodes: Sequence[Episode], outcome: Outcome = HEADLINE) -> Rate:
     """Return the rate of an outcome. Raises UserError where there are no episodes."""
-    successes = sum(getattr(episode, outcome) for episode in episodes)
-    low, high = wilson(successes, len(episodes))
-    return Rate(successes, len(episodes), successes / len(episodes), low, high)
+    return Rate.of(sum(getattr(episode, outcome) for episode in episodes), len(episodes))
 
 
 def compare(episodes: Sequence[Episode], reference: Sequence[Episode], outcome: Outcome = HEADLINE) -> Comparison:
@@ -156,5 +165,4 @@ def compare(episodes: Sequence[Episode], reference: Sequence[Episode], outcome: 
     shared = [key for key in ours if key in theirs]
     if not shared:
         raise UserError("a paired comparison needs both policies evaluated on the same episodes with the same seed")
-    a, b = [theirs[key] for key in shared], [ours[key] for key in shared]
-    return Comparison(len(a), *paired_difference(a, b), paired_lower_bound(a, b), mcnemar(a, b))
+    return Comparison.of([ours[key] for key in shared], [theirs[key] for key in shared])

@@ -200,17 +200,18 @@ def _replace(aside: Path, path: Path, owned: Owned | None) -> None:
         remove_folder(old, owned.files if owned else ())
     else:
         aside.replace(path)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def _fsync_tree(path: Path) -> None:
     if path.is_dir():
         for child in path.iterdir():
             _fsync_tree(child)
-    _fsync(path)
+    fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

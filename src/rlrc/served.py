@@ -14,3 +14,8 @@ def address_of(policy: str | Path) -> str | None:
     """
     found = re.fullmatch(r"(wss?):/{1,2}(\S+)", str(policy))
     return None if found is None else f"{found[1]}://{found[2]}"
+
+
+def without_key(address: str) -> str:
+    """An address as it may be written down: without the key that may stand before its host."""
+    return re.sub(r"//[^/]*@", "//", address)

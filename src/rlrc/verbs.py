@@ -123,6 +123,14 @@ VERBS = {
             "serve a policy to robots, over the protocols that they speak",
         ),
         Verb(
+            "trial",
+            "rlrc.trial",
+            "rlrc.configs.trial",
+            "TrialConfig",
+            "",
+            "try served policies on a real robot, blind and paired",
+        ),
+        Verb(
             "bench",
             "rlrc.bench",
             "rlrc.configs.bench",

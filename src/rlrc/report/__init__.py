@@ -6,7 +6,6 @@ rlrc report runs/default --out runs/default/report
 from pathlib import Path
 from typing import Any, get_args
 
-import jinja2
 import yaml
 
 from rlrc.configs.report import ReportConfig
@@ -18,8 +17,9 @@ from rlrc.ownership import require_plain
 from rlrc.progress import read_metrics, say
 from rlrc.report.charts import Chart, curve, stage_bars, success_bars
 from rlrc.report.films import side_by_side
+from rlrc.report.rendering import render
 from rlrc.report.summary import PolicyRow, Summary, format_comparison, headline_table, summarise_run
-from rlrc.tables import human_bytes, human_count, human_seconds
+from rlrc.tables import human_bytes, human_count
 
 MARKS_OF_A_PAGE = (
     '<meta name="generator" content="rlrc report">',
@@ -56,11 +56,11 @@ def report(config: ReportConfig, out: Path) -> dict[str, Any]:
     _require_own_page(path)
     summary = summarise_run(config.run)
     first, last = summary.reference, summary.rows[-1]
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("rlrc", "report"), autoescape=True)
-    environment.filters |= {"bytes": human_bytes, "duration": human_seconds}
-    page = environment.get_template("page.html").render(
-        name=summary.recipe.name,
-        style=(Path(__file__).parent / "page.css").read_text(),
+    page = render(
+        "page.html",
+        "report",
+        summary.recipe.name,
+        "What compressing a vision-language-action policy kept and saved",
         cards=_cards(first, last),
         table=headline_table(summary),
         reference=first.name,

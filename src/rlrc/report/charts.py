@@ -45,7 +45,7 @@ def success_bars(rows: Sequence[PolicyRow], conditions: Sequence[str]) -> Chart:
     """Each policy's success rate in each condition, with 95 % intervals."""
     step = 0.8 / len(conditions)
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(0.8 + 0.17 * (len(conditions) + 0.5) * len(rows))
+        figure, axes = new_figure(0.8 + 0.17 * (len(conditions) + 0.5) * len(rows))
         for k, condition in enumerate(conditions):
             placed = [(i, row.rates[condition]) for i, row in enumerate(rows) if condition in row.rates]
             y = [i + (k - (len(conditions) - 1) / 2) * step for i, _ in placed]
@@ -63,14 +63,16 @@ def success_bars(rows: Sequence[PolicyRow], conditions: Sequence[str]) -> Chart:
         axes.grid(axis="y", visible=False)
         _legend_above(axes, len(conditions))
         told = "; ".join(f"{row.name}: " + ", ".join(f"{c} {row.rates[c]}" for c in row.rates) for row in rows)
-        return Chart(_svg(figure, f"Bars of success rates with 95 % intervals. {told}"), "Success with 95 % intervals")
+        return Chart(
+            as_svg(figure, f"Bars of success rates with 95 % intervals. {told}"), "Success with 95 % intervals"
+        )
 
 
 def stage_bars(names: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
     """Draw where each policy spends the time of one call."""
     stages = list(entries[0]["stages_ms"])
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(1.0 + 0.24 * len(names))
+        figure, axes = new_figure(1.0 + 0.24 * len(names))
         left = [0.0] * len(names)
         for k, stage in enumerate(stages):
             widths = [entry["stages_ms"][stage]["p50"] for entry in entries]
@@ -82,7 +84,9 @@ def stage_bars(names: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart
         axes.grid(axis="y", visible=False)
         _legend_above(axes, 3)
         told = "; ".join(f"{name} {total:.1f} ms" for name, total in zip(names, left, strict=True))
-        return Chart(_svg(figure, f"Stacked bars of the time of one call by stage. In all: {told}"), "Time of one call")
+        return Chart(
+            as_svg(figure, f"Stacked bars of the time of one call by stage. In all: {told}"), "Time of one call"
+        )
 
 
 def curve(
@@ -91,7 +95,7 @@ def curve(
     """Metrics over training steps, those of `keys` that were logged; None if none was."""
     scale = 100 if percent else 1
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(2.1)
+        figure, axes = new_figure(2.1)
         told = []
         for k, key in enumerate(keys):
             points = [(row["step"], scale * row[key]) for row in rows if row.get(key) is not None]
@@ -109,10 +113,11 @@ def curve(
             axes.set_ylim(0, 100)
         if len(told) > 1:
             axes.legend(loc="best")
-        return Chart(_svg(figure, f"Curve of {title} over {step_name}s: {'; '.join(told)}"), title)
+        return Chart(as_svg(figure, f"Curve of {title} over {step_name}s: {'; '.join(told)}"), title)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """A figure of this height in inches with one pair of axes, to be made within the style of all charts."""
     figure = Figure((WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
@@ -124,7 +129,7 @@ def _legend_above(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0)
 
 
-def _svg(figure: Figure, description: str) -> str:
+def as_svg(figure: Figure, description: str) -> str:
     """The figure as an element to put into a page; `description` is read out to those who do not see it."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": description}):  # ids inside must differ from those of the page's other charts

@@ -7,7 +7,6 @@ One port has openpi's websocket and vla-eval's protocol at `/`, `POST /act` of O
 """
 
 import asyncio
-import ipaddress
 import os
 import signal
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 from rlrc.configs.serve import ServeConfig
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
+from rlrc.port import require_resolvable, warn_if_open
 from rlrc.process import keep_freed_memory
 from rlrc.progress import say
-from rlrc.serve.app import listen, require_resolvable
+from rlrc.serve.app import listen
 from rlrc.serve.names import read_names
 from rlrc.serve.service import Service
 from rlrc.served import API_KEY
@@ -70,10 +70,8 @@ async def _until_signal(service: Service, config: ServeConfig) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ends.set)
     key = config.api_key or os.environ.get(API_KEY) or None
 
-    def ready(host: str, port: int) -> None:
-        if key is None and not ipaddress.ip_address(host).is_loopback:
-            say(f"anybody who reaches this machine can use the policy; set {API_KEY} to ask for a key")
-        address = f"[{host}]" if ":" in host else host
-        say(f"serving {config.policy} on ws://{address}:{port} and http://{address}:{port}/act; Ctrl-C ends")
+    def ready(address: str) -> None:
+        warn_if_open(address, key)
+        say(f"serving {config.policy} on ws://{address} and http://{address}/act; Ctrl-C ends")
 
     await listen(service, config, key, ends, ready)
