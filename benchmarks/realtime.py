@@ -41,7 +41,7 @@ SPEEDS = (1, 4)
 MODES: tuple[Realtime, ...] = get_args(Realtime)
 POLICIES = {"OpenVLA": "openvla", "OpenVLA-OFT": "oft"}
 """Name of each policy -> the stage of recipes/conveyor.yaml that made it."""
-SHIPPED = ("tabletop-base", "tabletop-rlrc", "tabletop-oft")
+SHIPPED = ("tabletop-base", "tabletop-rlrc", "tabletop-oft-base")
 LARGE = {"dense": "7B dense", "rlrc": "7B RLRC", "rlrc-4bit": "7B RLRC, 4 bits"}
 """Rows of results/latency_7b/cpu.json, and what the chart calls them."""
 LINES = {"synchronous": "-", "asynchronous": "--"}

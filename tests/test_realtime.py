@@ -122,7 +122,8 @@ class Script:
 
 
 @pytest.mark.parametrize(
-    ("waits", "commanded", "calls"), [(0, True, 40), (25, True, 20), (75, True, 10), (0, False, 40)]
+    ("waits", "commanded", "calls"),
+    [(0, True, 40), (25, True, 20), (75, True, 10), (400, True, 3), (10**6, True, 1), (0, False, 40)],
 )
 def test_the_clock_counts_what_passes_while_the_policy_thinks(waits: int, commanded: bool, calls: int) -> None:
     """An episode lasts 8 seconds, and a belt of 2 cm/s goes 16 cm in them, however few actions there were."""

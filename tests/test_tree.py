@@ -19,3 +19,9 @@ def files() -> list[Path]:
 def test_the_whole_tree_is_below_60_mebibytes() -> None:
     sizes = [path.stat().st_size for path in files() if path.exists()]
     assert 2**20 < sum(sizes) < 60 * MEBIBYTE
+
+
+def test_the_mini_openvla_oft_is_at_most_8_megabytes() -> None:
+    folder = ROOT / "checkpoints" / "tabletop-oft-base"
+    sizes = [path.stat().st_size for path in files() if path.exists() and path.is_relative_to(folder)]
+    assert 10**6 < sum(sizes) <= 8 * 10**6

@@ -33,6 +33,7 @@ class ToyWorld(gym.vector.VectorEnv):
 
     metadata = {"render_fps": FPS}  # noqa: RUF012
     world_spec = SPEC
+    max_episode_steps = STEPS
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs

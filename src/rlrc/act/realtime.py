@@ -22,6 +22,7 @@ from rlrc.configs.evaluate import Realtime
 from rlrc.errors import UserError
 from rlrc.files import write_json
 from rlrc.policies.values import Generators, Observation
+from rlrc.progress import say
 from rlrc.reading import FileModel, read_model
 
 WARM_UP_CALLS, TIMED_CALLS = 3, 20
@@ -123,6 +124,7 @@ def measured_latency(thinker: Thinker, observation: Observation, out: Path) -> L
     calls = tuple(1000 * value for value in seconds[WARM_UP_CALLS:])
     latency = Latency(latency_ms=float(np.median(calls)), calls_ms=calls)
     write_json(kept, latency.model_dump())
+    say(f"the policy thinks for {latency.latency_ms:.1f} ms (median of {TIMED_CALLS} calls for one robot)")
     return latency
 
 

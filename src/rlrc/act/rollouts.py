@@ -125,7 +125,7 @@ def _play(actor: Actor, env: envs.WorkerVectorEnv, ids: list[int], conditions: C
         env.step_async(interface.action(command.actions), command.waits, command.commanded)
         yield
         observation, reward, terminated, truncated, info = env.step_wait()
-        time = time + 1 + command.waits / env.world_spec.ticks
+        time = np.minimum(time + 1 + command.waits / env.world_spec.ticks, env.max_episode_steps)
         waited |= bool(command.waits.any())
         steps.append((reward, info["success"].copy(), info["grasped"].copy(), time))
         gripper.append(info["environment_state"][:, where])

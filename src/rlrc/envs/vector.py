@@ -37,10 +37,10 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
     default to "ind" and "main", the ids to 0..N-1; with "reset_mask", N bools, only those marked start anew, as in
     gymnasium. Observation: images, uint8 (N,S,S,3) by camera name; instruction, tuple of N str;
     state, float32 (N,S). Action: float32 (N,D). Info: success, grasped, consecutive_grasp bool (N,) and
-    environment_state float32 (N,E). `truncated` is True once `max_episode_steps` have
-    passed, waiting included. `terminated` is True from the first
-    success on in worlds that end by it, whose further steps change nothing, and never in others. With `image_size` None
-    nothing is drawn, and observations have no images; otherwise `cameras` are drawn, by default the main one.
+    environment_state float32 (N,E). `truncated` is True once `max_episode_steps` have passed, waiting included.
+    `terminated` is True from the first success on in worlds that end by it, whose further steps change nothing, and
+    never in others. With `image_size` None nothing is drawn, and observations have no images; otherwise `cameras` are
+    drawn, by default the main one.
 
     Raises:
         UserError: an unknown camera, split or variant, episode ids or actions of the wrong shape, a non-finite action.
@@ -120,7 +120,8 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
 
         Args:
             actions: float32 (N,D).
-            waits: ticks, int (N,), for which each world runs on with its last command before it takes its action.
+            waits: ticks, int (N,), for which each world runs on with its last command before it takes its action. Where
+                the episode's time is up before that, it takes none.
             commanded: bool (N,), false for worlds that take no action: they run on for a control step.
         """
         if self._asked is not None:
@@ -135,9 +136,13 @@ class WorkerVectorEnv(gymnasium.vector.VectorEnv):
         waits = np.zeros(self.num_envs, int) if waits is None else waits
         commanded = np.ones(self.num_envs, bool) if commanded is None else commanded
         step = self.world_spec.ticks
-        self._ticks += np.where(commanded, waits + step, step)
+        left = self.max_episode_steps * step - self._ticks
+        too_late = commanded & (left > 0) & (waits >= left)
+        idle = np.where(commanded, np.where(too_late, left, waits), step)
+        acts = commanded & ~too_late
+        self._ticks += idle + step * acts
         alive: list[int] = np.flatnonzero(~self._terminated()).tolist()
-        self._ask("step", {n: (actions[n], int(waits[n])) if commanded[n] else (None, step) for n in alive})
+        self._ask("step", {n: (actions[n] if acts[n] else None, int(idle[n])) for n in alive})
 
     def step_wait(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Wait for the step that `step_async` began, and return what `step` returns."""
