@@ -27,11 +27,12 @@ from rlrc.act.evaluate import evaluate
 from rlrc.act.realtime import measured_latency
 from rlrc.bench import machine
 from rlrc.configs.evaluate import EvaluateConfig, Realtime
+from rlrc.episodes import Rate
 from rlrc.files import atomic_path, write_json, write_text
+from rlrc.policies.contract import Policy
 from rlrc.policies.values import Observation
 from rlrc.reading import read_json
 from rlrc.report.charts import COLOURS
-from rlrc.stats import wilson
 from rlrc.study.figures import STYLE
 from rlrc.tables import markdown_table
 
@@ -49,7 +50,7 @@ LINES = {"synchronous": "-", "asynchronous": "--"}
 
 @dataclass(frozen=True)
 class Point:
-    """How often one policy succeeds at one latency."""
+    """This tells how often one policy succeeds at one latency."""
 
     policy: str
     mode: Realtime
@@ -98,7 +99,7 @@ def all_marks(out: Path) -> Iterator[dict[str, Any]]:
         yield {"name": name, "latency_ms": found["p50_ms"], "actions_per_call": 1}
 
 
-def random_observation(policy: rlrc.Policy) -> Observation:
+def random_observation(policy: Policy) -> Observation:
     generator = np.random.default_rng(0)
     side = policy.image_size
     images = {camera: generator.integers(0, 256, (1, side, side, 3), np.uint8) for camera in policy.spec.cameras}
@@ -164,10 +165,12 @@ def curves(axes: Axes, points: list[Point]) -> None:
     for colour, speed in zip(COLOURS, SPEEDS, strict=False):
         for mode, style in LINES.items():
             mine = sorted((p.latency_ms, p) for p in points if p.speed == speed and p.mode == mode)
-            bounds = 100 * np.array([wilson(point.successes, point.n) for _, point in mine]).reshape(-1, 2).T
+            rates = [Rate.of(point.successes, point.n) for _, point in mine]
+            bounds = [100 * rate.low for rate in rates], [100 * rate.high for rate in rates]
             at = [latency for latency, _ in mine]
-            rates = [100 * point.successes / point.n for _, point in mine]
-            axes.plot(at, rates, style, marker="o", markersize=3, color=colour, label=f"{speed} cm/s, {mode}")
+            label = f"{speed} cm/s, {mode}"
+            heights = [100 * rate.rate for rate in rates]
+            axes.plot(at, heights, style, marker="o", markersize=3, color=colour, label=label)
             axes.fill_between(at, *bounds, color=colour, alpha=0.12, linewidth=0)
 
 
@@ -219,10 +222,8 @@ def cell(points: list[Point], speed: int, mode: str, latency: float | None, meas
         if (point.speed, point.mode, point.measured) == (speed, mode, measured) and (
             latency is None or point.latency_ms == latency
         ):
-            low, high = wilson(point.successes, point.n)
             at = f" at {point.latency_ms:.0f} ms" if measured else ""
-            rate = 100 * point.successes / point.n
-            return f"{rate:.1f} % [{100 * low:.0f}, {100 * high:.0f}] of {point.n}{at}"
+            return f"{Rate.of(point.successes, point.n)} of {point.n}{at}"
     return ""
 
 

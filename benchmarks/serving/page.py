@@ -52,7 +52,7 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 def text(result: dict[str, Any], picture: str) -> str:
-    """What was measured, as Markdown."""
+    """Return what was measured, as Markdown."""
     rows = [
         f"| {row['clients']} | {row['requests']} | {row['per_s']:.1f} | {row['p50_ms']:.1f} | {row['p90_ms']:.1f} | "
         f"{row['p99_ms']:.1f} | {row['wrong']} | {row['lost']} |"

@@ -32,10 +32,10 @@ class Thinker(Protocol):
 
 
 class Command(NamedTuple):
-    """What N worlds are told to do next."""
+    """A command tells N worlds what to do next."""
 
     actions: np.ndarray
-    """In physical units, float32 (N, D)."""
+    """Actions in physical units, float32 (N, D)."""
     waits: np.ndarray
     """Ticks, int (N,), for which each world runs on before it takes its action."""
     commanded: np.ndarray

@@ -191,14 +191,14 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
         condition: {
             **_rates(group),
             "mean_path_length_m": float(np.mean([episode.path_length for episode in group])),
-            "mean_jerk_m_s3": mean_jerk(group),
+            "mean_jerk_m_s3": _mean_jerk(group),
             "tasks": {task: _rates(of_task) for task, of_task in by_task(group).items()},
         }
         for condition, group in by_condition(episodes).items()
     }
 
 
-def mean_jerk(episodes: Sequence[Episode]) -> float | None:
+def _mean_jerk(episodes: Sequence[Episode]) -> float | None:
     """The mean of the episodes' jerk, m/s^3; None where one of them has none."""
     jerks = [episode.jerk for episode in episodes if episode.jerk is not None]
     return float(np.mean(jerks)) if len(jerks) == len(episodes) else None

@@ -33,7 +33,7 @@ _ROUNDING = 1e-6
 
 
 class Latency(FileModel):
-    """How long a policy takes from a picture to its actions."""
+    """Time that a policy takes from a picture to its actions."""
 
     latency_ms: float = Field(ge=0, allow_inf_nan=False)
     """Milliseconds that every call is taken to need: the median of the calls where it was measured."""

@@ -24,7 +24,7 @@ class Answer:
     """A chunk of actions, and how it came about."""
 
     actions: np.ndarray
-    """In physical units, float32 (H, D)."""
+    """Actions in physical units, float32 (H, D)."""
     waited_s: float
     """Seconds between the request and the beginning of its batch."""
     computed_s: float

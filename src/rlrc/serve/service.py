@@ -48,7 +48,7 @@ class Service:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the server tells of itself and of its policy."""
+        """Return what the server tells of itself and of its policy."""
         return {
             "server": f"rlrc {__version__}",
             "policy": self.config.policy.name or str(self.config.policy),

@@ -73,7 +73,7 @@ def require_unchanged(before: Mapping[str, Greeting], now: Mapping[str, Greeting
 
 
 def shared(greetings: Mapping[str, Greeting]) -> Greeting:
-    """What the robot's program may know."""
+    """Return what the robot's program may know."""
     told: Greeting = _shared(list(greetings.values()))
     return told
 
@@ -143,7 +143,7 @@ def _as_json(greeting: Greeting) -> Greeting:
 
 
 def _first_difference(path: str, one: Any, other: Any) -> tuple[str, str, str]:
-    """Where two unequal values differ first, and what either has there."""
+    """Tell where two unequal values differ first, and what either has there."""
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

@@ -105,7 +105,7 @@ def _try(records: Records, number: int, robot: Listening, address: str) -> None:
 
 
 def _typed_outcome(question: str, trial: Traffic | Attempt) -> tuple[Outcome, str] | None:
-    """What the operator types; None where no more lines come."""
+    """Return what the operator types; None where no more lines come."""
     while (line := ask(question)) is not None:
         word, _, note = line.partition(" ")
         note = shorten(note, MOST_CHARACTERS + 1)

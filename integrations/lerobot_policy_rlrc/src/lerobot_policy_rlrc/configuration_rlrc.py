@@ -14,11 +14,11 @@ class RlrcConfig(PreTrainedConfig):
     """A policy at an address; `rlrc serve` says everything else."""
 
     address: str = ""
-    """Where the server listens, such as ws://host:8000."""
+    """Address at which the server listens, such as ws://host:8000."""
     cameras: dict[str, str] = field(default_factory=dict)
     """LeRobot's name of the picture that each of the policy's cameras sees; unless named, observation.images.CAMERA."""
     instruction: str = ""
-    """What the policy is told in place of LeRobot's task."""
+    """Instruction that the policy gets in place of LeRobot's task."""
     n_action_steps: int | None = None
     """Actions of each chunk that are played before the server is asked again; None takes what the server says."""
     timeout_s: float = 10.0
