@@ -31,7 +31,6 @@ from latency_7b_page import BASELINE, TWO_LAYERS, VLA_CACHE, by_name, publish, s
 
 from rlrc.bench import STAGES, machine, peak_resident, stage_timer
 from rlrc.files import write_json
-from rlrc.kernels import description
 from rlrc.policies.contract import Policy
 from rlrc.policies.openvla.vla_cache import VlaCache
 from rlrc.policies.prismatic.config import PrismaticConfig
@@ -96,7 +95,6 @@ def main() -> None:
             lower_floors([row for row in rows.values() if "roofline" in row and row["cpu"] == cpu])
         result = {
             "machine": here,
-            "kernels": description(),
             "rows": [{**row, "name": name.replace(BASELINE, "dense")} for name, row in rows.items()],
             "sweep": sweep(rows),
         }

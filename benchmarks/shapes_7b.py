@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlrc.packed.layers import QuantizedLinear, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.layout import random_config
@@ -23,7 +24,6 @@ from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.layout import published_config
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.openvla.policy import OpenVLAPolicy
-from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.checkpoint import empty_model
 from rlrc.policies.prismatic.config import PrismaticConfig

@@ -35,7 +35,7 @@ FLOORS = [
         ),
         *("process", "progress", "reading", "stats", "tables", "served", "version", "video"),
     },
-    {"kernels"},
+    {"packed"},
     {"policies"},
     {"envs", "data"},
     {"prune", "quantize"},

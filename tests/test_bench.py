@@ -14,9 +14,9 @@ from safetensors import safe_open
 import rlrc
 from rlrc.bench import STAGES, BenchConfig, bench, peak_memory, stage_clock, stage_timer
 from rlrc.inspect import InspectConfig, describe, inspect
+from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.contract import Policy
 from rlrc.policies.parts.decoding import Decoding
-from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.policies.values import Observation
 from rlrc.reading import read_json
 

@@ -15,9 +15,9 @@ import rlrc
 from rlrc.configs.prune import Depth
 from rlrc.configs.train import Shape, TowerShape
 from rlrc.errors import UserError
+from rlrc.packed.layers import QuantizedLinear, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.openvla.tiny import new_policy
-from rlrc.policies.parts.linear import QuantizedLinear, quantization_config
 from rlrc.policies.shards import ShardWriter
 from rlrc.prune import PruneConfig
 from rlrc.recover.critic import Critic
@@ -284,7 +284,7 @@ def test_wrong_images(images: np.ndarray, message: str, tiny_policy: Policy) -> 
         "import rlrc; from transformers import PreTrainedModel",
         "import transformers; from transformers import AutoModelForImageTextToText; import rlrc",
         "from rlrc.policies.openvla.config import OpenVLAConfig",
-        "from rlrc.policies.parts.linear import QuantizedLinear",
+        "from rlrc.packed.layers import QuantizedLinear",
     ],
 )
 def test_auto_classes_know_us_whatever_is_imported_first(imports: str, tiny_checkpoint: Path) -> None:

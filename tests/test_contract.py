@@ -14,9 +14,9 @@ from small_policies import CASES, Case, look, make
 import rlrc
 from rlrc.bench import stage_clock
 from rlrc.errors import UserError
+from rlrc.packed.layers import QuantizedLinear, count_parameters, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.families import FAMILIES
-from rlrc.policies.parts.linear import QuantizedLinear, count_parameters, quantization_config
 from rlrc.policies.values import Observation, Sampler
 from rlrc.prune.groups import coupled_groups, matrix
 from rlrc.prune.stream import Calibration, Stream

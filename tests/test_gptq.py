@@ -7,7 +7,7 @@ import torch
 from toy_demonstrations import toy_demonstrations
 
 from rlrc.errors import UserError
-from rlrc.policies.parts.linear import quantize_groups
+from rlrc.packed.layout import quantize_groups
 from rlrc.quantize import QuantizeConfig, quantize
 from rlrc.quantize.gptq import quantize_compensating
 

@@ -16,18 +16,11 @@ import rlrc
 from rlrc.configs.quantize import Part
 from rlrc.configs.train import Shape
 from rlrc.errors import UserError
+from rlrc.packed.layers import QuantizedLinear, count_parameters, empty_packed, replace_linears
+from rlrc.packed.layout import pack, quantize_groups, unpack
 from rlrc.policies.contract import Policy
 from rlrc.policies.folder import stored_bytes
 from rlrc.policies.openvla.tiny import new_policy
-from rlrc.policies.parts.linear import (
-    QuantizedLinear,
-    count_parameters,
-    empty_packed,
-    pack,
-    quantize_groups,
-    replace_linears,
-    unpack,
-)
 from rlrc.quantize import QuantizeConfig, linear_names, quantize, quantize_linears, sqnr_db
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)

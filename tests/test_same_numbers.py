@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlrc import kernels
 from rlrc.configs.train import Shape
-from rlrc.kernels import build
+from rlrc.packed import cpu, reference
+from rlrc.packed.cpu import processor
 from rlrc.policies.openvla.tiny import new_policy
 from rlrc.quantize import QuantizeConfig, quantize
 
-needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels here: {kernels.missing()}")
+needs_kernels = pytest.mark.skipif(cpu.missing() is not None, reason=f"no kernels here: {cpu.missing()}")
 
 ACTING = """
 import json, subprocess, sys
@@ -25,7 +25,7 @@ settings = {name: __import__("os").environ.get(name) for name in ("OMP_WAIT_POLI
 early = "torch" in sys.modules
 policy = rlrc.load(sys.argv[1])
 import numpy as np, torch
-from rlrc import kernels
+from rlrc.packed import cpu
 
 def refuse(*arguments, **options):
     raise AssertionError(f"acting started {arguments}")
@@ -40,7 +40,7 @@ with torch.no_grad():
     logits = policy.model.action_logits(inputs, policy.sample(inputs).latent["tokens"][:, 0])[0]
 print(json.dumps({
     "action": action.tolist(), "logits": logits.float().tolist(), "imported": imported, "early": early,
-    "settings": settings, "threads": kernels.threads(), "missing": kernels.missing(),
+    "settings": settings, "threads": cpu.threads(), "missing": cpu.missing(),
 }))
 """
 
@@ -57,21 +57,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint"
 
 
-def plant_timings(cache: Path, fastest: str) -> None:
-    """Tables as they once decided which kernel multiplies, in which `fastest` always is."""
-    cache.mkdir(parents=True)
-    kernel_times = {kernel: [0.1 if kernel == fastest else 9.9] * 9 for kernel in ("vector", "matrix", "unpack")}
-    weights = [f"{bits}-bit, {width} x {width}" for bits in (4, 8) for width in (256, 2048)]
-    table = {"processor": kernels.processor(), "rows": [2**n for n in range(9)]}
-    table["milliseconds"] = dict.fromkeys(weights, kernel_times)
-    for threads in (1, 2):
-        name = f"fastest-{build.identity(build._cpuinfo())}-{threads}.json"
-        (cache / name).write_text(json.dumps({**table, "threads": threads}))
-
-
-def act(policy: Path, cache: Path, threads: int) -> Any:
+def act(policy: Path, cache: Path, threads: int, instructions: str) -> Any:
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "CXX")}
     environment |= {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment[processor.INSTRUCTIONS] = instructions
     environment.pop("THP_MEM_ALLOC_ENABLE", None)
     done = subprocess.run(
         [sys.executable, "-c", ACTING, str(policy)], env=environment, capture_output=True, text=True, check=False
@@ -82,19 +71,16 @@ def act(policy: Path, cache: Path, threads: int) -> Any:
 
 @pytest.fixture(scope="module")
 def processes(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What two processes with opposite timings and other numbers of threads found; the second one has to compile."""
-    found = []
-    for threads, fastest in ((1, "vector"), (2, "matrix")):
-        cache = tmp_path_factory.mktemp(fastest)
-        plant_timings(cache / "rlrc", fastest)
-        if threads == 1 and kernels.missing() is None:
-            library = Path(build.library()._name)
-            (cache / "rlrc" / library.name).write_bytes(library.read_bytes())
-        found.append(act(packed, cache, threads))
-    return found
+    """What two processes found, with other numbers of threads, and with the best and the least instructions that this
+    processor has; both have to compile."""
+    mine = [level.name for level in processor.levels()] or [""]
+    return [
+        act(packed, tmp_path_factory.mktemp(f"threads-{threads}"), threads, instructions)
+        for threads, instructions in ((1, mine[0]), (2, mine[-1]))
+    ]
 
 
-def test_opposite_timings_and_numbers_of_threads_change_no_bit(processes: list[Any]) -> None:
+def test_neither_instructions_nor_the_number_of_threads_change_a_bit(processes: list[Any]) -> None:
     first, second = processes
     assert (first["threads"], second["threads"]) == (1, 2)
     assert first["missing"] == second["missing"]
@@ -128,8 +114,8 @@ def test_your_own_settings_win() -> None:
 
 
 @needs_kernels
-def test_it_would_notice_another_kernel(packed: Path) -> None:
-    """With the other kernel for the prompt the logits differ, so equal ones mean the same choice."""
+def test_it_would_notice_another_backend(packed: Path) -> None:
+    """With another backend for packed weights the logits differ, so equal ones mean the same choice."""
     import numpy as np
 
     import rlrc
@@ -139,5 +125,5 @@ def test_it_would_notice_another_kernel(packed: Path) -> None:
     tokens = policy.sample(inputs).latent["tokens"][:, 0]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         before = policy.model.action_logits(inputs, tokens)[0]
-        patch.setattr(kernels, "MATRIX_ROWS", 10**6)
+        patch.setattr(cpu, "linear", reference.linear)
         assert not torch.equal(policy.model.action_logits(inputs, tokens)[0], before)

@@ -24,10 +24,10 @@ import psutil
 import torch
 import transformers
 
-from rlrc import kernels
 from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
+from rlrc.packed.cpu import processor
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
@@ -73,6 +73,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "policy": str(path),
                 "dtype": described["dtype"],
                 "quantization": described["quantization"],
+                "multipliers": described["multipliers"],
                 "parameters": described["parameters"],
                 "bytes": {"memory": total_bytes, "disk": sum(stored_bytes(path).values()), "parts": described["bytes"]},
                 "peak_memory": memory[i],
@@ -91,7 +92,6 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
         "machine": machine() | machine_rates,
         "device": device,
         "repeats": config.repeats,
-        "kernels": kernels.description(),
         "policies": entries,
     }
     write_json(out / "bench.json", result)
@@ -110,7 +110,8 @@ def machine() -> dict[str, Any]:
     """Describe the machine and the releases that figures were measured with."""
     info = {
         "system": platform.platform(),
-        "cpu": kernels.processor(),
+        "cpu": processor.name(),
+        "instructions": processor.instructions(),
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,

@@ -7,10 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlrc.configs.inspect import InspectConfig
+from rlrc.packed.layers import QuantizedLinear, who_multiplies
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
-from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.progress import say
 from rlrc.tables import human_bytes, human_count, print_table
 
@@ -29,6 +31,10 @@ def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
     if described["quantization"] is not None:
         packed = described["quantization"]
         say(f"{packed['layers']} layers in {packed['bits']} bits, groups of {packed['group_size']}")
+    for kind in described["multipliers"]:
+        reasons = "; ".join(f"not {name}: {reason}" for name, reason in kind["refused"].items())
+        layers = f"{kind['layers']} {kind['kind']} layers in {kind['bits']} bits"
+        say(f"{layers}: multiplied here by {kind['backend']}" + (f" ({reasons})" if reasons else ""))
     for stage in described["lineage"]["stages"]:
         say(f"made by: {stage['verb']} {stage.get('config', {})}")
     return described
@@ -39,8 +45,11 @@ def describe(policy: Policy) -> dict[str, Any]:
 
     `parameters` by part and in total, where a packed weight counts as the weights it stands for; `bytes` of all tensors
     in memory likewise; `published_parameters`, with the parts of published checkpoints that inference never reads and
-    the whole output head, as papers count; `layers` of the decoder; `quantization` (None if there is none); `lineage`.
+    the whole output head, as papers count; `layers` of the decoder; `quantization` (None if there is none);
+    `multipliers`, what multiplies each kind of packed layer where the policy lies, or on this processor if it is an
+    outline; `lineage`.
     """
+    device = torch.device("cpu") if policy.device.type == "meta" else policy.device
     packed = {name: module for name, module in policy.model.named_modules() if isinstance(module, QuantizedLinear)}
     parameters, sizes = Counter[str](), Counter[str]()
 
@@ -62,6 +71,7 @@ def describe(policy: Policy) -> dict[str, Any]:
         "dtype": str(policy.model.dtype).removeprefix("torch."),
         "layers": [_layer_shape(layer) for stack in policy.stacks() for layer in stack.layers],
         "quantization": quantization and {"layers": len(packed)} | {k: quantization[k] for k in ("bits", "group_size")},
+        "multipliers": who_multiplies(policy.model, device, policy.model.dtype),
         "lineage": policy.lineage,
     }
 

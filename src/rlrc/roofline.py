@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rlrc.policies.parts.linear import count_parameters
+from rlrc.packed.layers import count_parameters
 from rlrc.policies.values import Stage
 
 READ_BYTES = 2**30

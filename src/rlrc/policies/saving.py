@@ -8,9 +8,9 @@ import torch
 
 from rlrc.files import atomic_path, require_space, sha256_file, write_json, write_text
 from rlrc.ownership import CHECKPOINT
+from rlrc.packed.layers import count_parameters
 from rlrc.policies.card import model_card
 from rlrc.policies.locate import LINEAGE_FILE
-from rlrc.policies.parts.linear import count_parameters
 from rlrc.policies.shards import ShardWriter
 from rlrc.policies.values import PolicySpec
 from rlrc.version import __version__

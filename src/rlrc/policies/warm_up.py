@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from rlrc import kernels
+from rlrc.packed import cpu
+from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.contract import Policy
-from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.policies.values import Observation
 
 SMALL_BYTES = 2**28
@@ -23,7 +23,7 @@ def warm_up(policy: Policy) -> None:
     on_processor = policy.device.type == "cpu"
     packed = any(isinstance(module, QuantizedLinear) for module in policy.model.modules())
     if on_processor and (packed or policy.model.dtype == torch.bfloat16):
-        kernels.missing()
+        cpu.missing()
     large = sum(tensor.nbytes for tensor in policy.model.state_dict().values()) > SMALL_BYTES
     if not policy.can_read_instructions or (on_processor and large):
         return

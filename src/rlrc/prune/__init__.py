@@ -21,11 +21,11 @@ from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import sha256_file
+from rlrc.packed.layers import count_parameters
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.locate import LINEAGE_FILE
-from rlrc.policies.parts.linear import count_parameters
 from rlrc.policies.values import Stack, Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding

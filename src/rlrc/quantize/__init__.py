@@ -3,7 +3,7 @@
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4 --rounding gptq --dataset runs/demos/dataset
 
-Only weights are packed (see `policies/parts/linear.py`). They are rounded to the nearest code, or, given
+Only weights are packed (see `packed/layout.py`). They are rounded to the nearest code, or, given
 demonstrations, so that each layer's outputs change least (`gptq.py`). Bytes are counted, never estimated: those of the
 saved tensors and those of the tensors in memory, scales and zero points included.
 """
@@ -21,10 +21,10 @@ from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
+from rlrc.packed.layers import PACKABLE, empty_packed, get_linear, quantization_config
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.folder import stored_bytes
-from rlrc.policies.parts.linear import PACKABLE, empty_packed, get_linear, quantization_config
 from rlrc.policies.shards import require_finite_tensor
 from rlrc.progress import say, track
 from rlrc.quantize.gptq import Samples, quantize_compensating, second_moments

@@ -18,8 +18,8 @@ from torch import nn
 from rlrc.data import Demonstrations
 from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
+from rlrc.packed.layout import quantize_groups
 from rlrc.policies.contract import Policy
-from rlrc.policies.parts.linear import quantize_groups
 
 DAMPING = 0.01
 """Share of the mean second moment that is added to all of them, so that rare inputs do not ask for large moves."""

@@ -6,7 +6,7 @@ only the last position is computed, since nothing reads the others. In a pruned 
 layer alone is a fifth of the prompt's work.
 
 A single sequence in bfloat16 on a processor for which there are kernels has its tokens decoded by those
-(`kernels/decode.py`): a token is then bound by how fast memory can be read. Other sequences go through the modules.
+(`packed/cpu/decode.py`): a token is then bound by how fast memory can be read. Other sequences go through the modules.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from transformers import LlamaModel
 from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import rotate_half
 
-from rlrc import kernels
-from rlrc.kernels.decode import PRODUCTS, LayerWeights, LinearWeights, TokenDecoder
-from rlrc.policies.parts.linear import QuantizedLinear
+from rlrc.packed import cpu
+from rlrc.packed.cpu.decode import PRODUCTS, LayerWeights, LinearWeights, TokenDecoder
+from rlrc.packed.layers import QuantizedLinear
 
 
 class Decoding:
@@ -61,7 +61,7 @@ class Decoding:
     def _token_decoder(self, embeddings: torch.Tensor) -> TokenDecoder | None:
         """The kernel that adds tokens to this sequence; None where modules have to."""
         one = len(embeddings) == 1 and self._visible is None
-        if not one or embeddings.device.type != "cpu" or embeddings.dtype != torch.bfloat16 or kernels.missing():
+        if not one or embeddings.device.type != "cpu" or embeddings.dtype != torch.bfloat16 or cpu.missing():
             return None
         layers = [_layer_weights(layer) for layer in self._decoder.layers]
         known = [layer for layer in layers if layer is not None]
@@ -158,7 +158,7 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
 def _linear_weights(linear: nn.Module) -> LinearWeights | None:
     weight: Any = None
     if isinstance(linear, QuantizedLinear):
-        weight = linear.packed_weight if linear.group_size % kernels.BLOCK == 0 else None
+        weight = linear.packed_weight if linear.group_size % cpu.BLOCK == 0 else None
     elif type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16 and linear.weight.is_contiguous():
         weight = linear.weight
     if weight is None:

@@ -10,8 +10,8 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from rlrc import kernels
-from rlrc.policies.parts.linear import replace_linears
+from rlrc.packed import cpu
+from rlrc.packed.layers import replace_linears
 
 
 @register_quantization_config("rlrc")
@@ -35,7 +35,7 @@ class PackedWeightsQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config = self.quantization_config
         replace_linears(model, config.modules, config.bits, config.group_size)
-        kernels.missing()  # compiles them now and not in the first forward pass
+        cpu.missing()  # compiles them now and not in the first forward pass
 
     def is_serializable(self) -> bool:
         return True

@@ -13,10 +13,10 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rlrc.errors import UserError, shorten
+from rlrc.packed.layers import replace_linears
 from rlrc.policies.folder import Reading, beside, read_lineage
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
-from rlrc.policies.parts.linear import replace_linears
 from rlrc.policies.parts.tokenizer import TOKENIZER_FILE, load_tokenizer
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.model import Prismatic

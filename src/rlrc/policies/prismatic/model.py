@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
-from rlrc.policies.parts.linear import QuantizedLinear
 from rlrc.policies.parts.vit import LayerScale, VisionTower
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import PrismaticInputs

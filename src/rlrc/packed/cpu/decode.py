@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rlrc.kernels import PackedWeight, address, library, threads
+from rlrc.packed.cpu import address, library, threads
+from rlrc.packed.layout import PackedWeight
 
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
 

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from transformers import LlamaModel
 
-from rlrc import kernels
-from rlrc.kernels.decode import TokenDecoder
+from rlrc.packed import cpu
+from rlrc.packed.cpu.decode import TokenDecoder
+from rlrc.packed.layers import QuantizedLinear, get_linear
 from rlrc.policies.contract import Policy
 from rlrc.policies.parts import decoding
 from rlrc.policies.parts.config import DecoderConfig
 from rlrc.policies.parts.decoder import HeterogeneousLlamaModel
-from rlrc.policies.parts.linear import QuantizedLinear, get_linear
 
-pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=f"no kernels: {kernels.missing()}")
+pytestmark = pytest.mark.skipif(cpu.missing() is not None, reason=f"no kernels: {cpu.missing()}")
 
 TOKENS = 7
 

@@ -8,7 +8,6 @@ rounding, so every compiler gives the same numbers.
 import ctypes
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -20,15 +19,14 @@ from typing import Any
 
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, cache_folder
+from rlrc.packed.cpu.processor import Level, level
 from rlrc.progress import say
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("packed.cpp", "decode.cpp"))
-HEADER = Path(__file__).with_name("packed.h")
+HERE = Path(__file__).parent
+SOURCES = (HERE / "product.cpp", HERE / "decode.cpp")
+HEADERS = tuple(sorted(HERE.glob("*.h")))
 COMPILER = shlex.split(os.environ.get("CXX") or "g++")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
-DESCRIBING = ("model name", "flags", "CPU implementer", "CPU part", "CPU variant", "Features")
-"""Lines of /proc/cpuinfo, of x86 and of ARM, that say which instructions `-march=native` may use."""
+FLAGS = ("-O3", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -45,43 +43,26 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-@lru_cache(maxsize=1)
-def processor() -> str:
-    """The name of the processor."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
-
-
-def identity(cpuinfo: dict[str, str]) -> str:
-    """Return a hash of the code of the kernels, how it is compiled, and what the processor can do.
-
-    Args:
-        cpuinfo: /proc/cpuinfo, by the name of its lines.
-    """
-    able = [" ".join(sorted(cpuinfo.get(name, "").split())) for name in DESCRIBING]
-    code = [path.read_text() for path in (HEADER, *SOURCES)]
-    text = "\n".join([*code, *COMPILER, *FLAGS, platform.machine(), *able])
+def identity(level: Level) -> str:
+    """Return a hash of the code of the kernels, and of how it is compiled for a level."""
+    code = [path.read_text() for path in (*HEADERS, *SOURCES)]
+    text = "\n".join([*code, *COMPILER, *FLAGS, *level.flags])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled library, or why there is none."""
-    cpuinfo = _cpuinfo()
-    if not set(cpuinfo.get("flags", "").split()) >= NEEDED:
-        return None, "the processor has no AVX-512 VNNI"
-    name = f"kernels-{identity(cpuinfo)}.so"
+    best = level()
+    if isinstance(best, str):
+        return None, best
+    name = f"kernels-{best.name}-{identity(best)}.so"
     with suppress(OSError, RuntimeError):  # there is no such file, or this user has no home
         return _declare(_open(cache_folder() / name)), None
     if shutil.which(COMPILER[0]) is None:
         return None, f"there is no C++ compiler ('{COMPILER[0]}'; Debian and Ubuntu: apt-get install g++)"
     try:
-        return _declare(_compiled(name)), None
+        return _declare(_compiled(name, best)), None
     except subprocess.CalledProcessError as error:
         return None, f"'{COMPILER[0]}' failed: {(error.stderr.splitlines() or ['no message'])[0]}"
     except OSError as error:
@@ -100,8 +81,8 @@ def _open(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _compiled(name: str) -> ctypes.CDLL:
-    """Compile, keep the library for processes to come, and load it.
+def _compiled(name: str, level: Level) -> ctypes.CDLL:
+    """Compile for a level, keep the library for processes to come, and load it.
 
     Raises:
         OSError: there is no folder for temporary files, or none that libraries may be loaded from.
@@ -109,7 +90,9 @@ def _compiled(name: str) -> ctypes.CDLL:
     """
     with TemporaryDirectory(prefix="rlrc-kernels-") as folder:
         fresh = Path(folder) / name
-        subprocess.run([*COMPILER, *FLAGS, *SOURCES, "-o", fresh], capture_output=True, text=True, check=True)
+        subprocess.run(
+            [*COMPILER, *FLAGS, *level.flags, *SOURCES, "-o", fresh], capture_output=True, text=True, check=True
+        )
         content = fresh.read_bytes()
         try:
             path = cache_folder() / name
@@ -128,7 +111,7 @@ def _digest(content: bytes) -> bytes:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     weight: list[Any] = [pointer, pointer, pointer, size, size, size, size]
-    library.packed_product.argtypes = [*weight, flag, flag, pointer, size, pointer, pointer, flag]
+    library.packed_product.argtypes = [*weight, flag, pointer, size, pointer, pointer, flag]
     library.decode_token.argtypes = [pointer, size, pointer, flag]
     library.packed_product.restype = library.decode_token.restype = None
     return library

@@ -1,18 +1,9 @@
 """Layers whose weight is stored in 4 or 8 bits: real packed bytes on disk and in memory, on any device.
 
-On x86 processors the packed bytes are multiplied as they are (`rlrc.kernels`), with activations rounded to 8 bits; see
-there for what is needed. Elsewhere the weight is unpacked at every call.
-
-The weight is cut along its inputs into groups. Each group has its own scale (bfloat16) and zero point (an integer of
-the weight's own width): `w = (code - zero) * scale`. With 4 bits and groups of 32 that is 4 + (16 + 4) / 32 = 4.625
-bits a weight, 0.289 of bfloat16.
-
-Why asymmetric with a packed integer zero point: on Gaussian, Laplace and Student-t weights it beats a symmetric code
-(4.5 bits) by 0.4 to 1.3 dB of signal-to-noise ratio. A fractional 8-bit zero point (4.75 bits) would add 0.3 dB more,
-but then a layer whose inputs are not a multiple of 32 easily takes more than 0.3 of the bytes. Zero weights stay
-exactly zero, and a short last group is handled exactly.
+`layout.py` says how the bytes lie, `backend.py` who multiplies them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -20,13 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlrc import kernels
 from rlrc.errors import UserError, shorten
-from rlrc.kernels import PackedWeight
-
-CLIP_RATIOS = torch.linspace(1.0, 0.76, 9).tolist()
-"""Ratios that are tried per group: shrinking the range a little makes all steps finer at the price of clipping the
-extremes."""
+from rlrc.packed.backend import BACKENDS, Choice, backend_for
+from rlrc.packed.layout import PackedWeight, grouped, pack, packed_width, quantize_groups
 
 CHUNK = 2**16
 """Weights quantized at once: the search reads them many times, so they should fit in the processor's cache."""
@@ -99,7 +86,7 @@ class QuantizedLinear(nn.Module):
         rows = max(1, CHUNK // self.in_features)
         for start in range(0, self.out_features, rows):
             here = slice(start, start + rows)
-            codes, scales, zeros = quantize_groups(_grouped(weight[here].float(), self.group_size), self.bits)
+            codes, scales, zeros = quantize_groups(grouped(weight[here].float(), self.group_size), self.bits)
             self.store(here, codes.flatten(1)[:, : self.in_features], scales, zeros)
         return self.take_bias(layer)
 
@@ -118,37 +105,17 @@ class QuantizedLinear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """The weight the codes stand for, (out, in) or some rows of it; exact in float32, rounded once in bfloat16."""
-        scales = self.scales[rows].to(dtype)
-        codes = _grouped(unpack(self.codes[rows], self.bits, self.in_features), self.group_size).to(dtype)
-        zeros = unpack(self.zeros[rows], self.bits, scales.shape[1]).to(dtype)
-        weight = (codes - zeros[..., None]) * scales[..., None]
-        return weight.flatten(1)[:, : self.in_features]
+        return self.packed_weight.dequantize(dtype, rows)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out) in x's dtype.
-
-        Where there is no kernel for it (`reference_reason`), the weight is unpacked and used as it is.
-        """
-        if self.reference_reason(x) is None:
-            return kernels.product(self.packed_weight, x, None if self.bias is None else self.bias.float())
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantize(x.dtype), bias)
-
-    def reference_reason(self, x: torch.Tensor) -> str | None:
-        """Return why the kernels do not take inputs like `x`; None where they do."""
-        if x.device.type != "cpu":
-            return "they are for the CPU"
-        if x.dtype not in (torch.bfloat16, torch.float32):
-            return f"they read bfloat16 and float32, not {x.dtype}"
-        if self.group_size % kernels.BLOCK:
-            return f"they need groups of a multiple of {kernels.BLOCK} weights, not of {self.group_size}"
-        if torch.is_grad_enabled() and x.requires_grad:
-            return "they have no gradient"
-        return kernels.missing()
+        """x (..., in) -> (..., out) in x's dtype."""
+        trained = torch.is_grad_enabled() and x.requires_grad
+        backend = backend_for(self.bits, self.group_size, x.device, x.dtype, trained).backend
+        return backend.linear(self.packed_weight, x, self.bias)
 
     @property
     def packed_weight(self) -> PackedWeight:
-        """The weight as the kernels take it."""
+        """The weight as it is stored."""
         return PackedWeight(
             self.codes, self.scales, self.zeros, self.bits, self.group_size, self.out_features, self.in_features
         )
@@ -216,6 +183,9 @@ class QuantizedEmbedding(QuantizedLinear):
         return self.dequantize(self.scales.dtype, ids.flatten()).unflatten(0, ids.shape)
 
 
+KINDS = {QuantizedLinear: "linear", QuantizedConv2d: "convolution", QuantizedEmbedding: "embedding"}
+
+
 def empty_packed(layer: Packable, bits: int, group_size: int) -> QuantizedLinear:
     """The packed layer that can take `layer`'s place, its weight still to be filled in."""
     if isinstance(layer, nn.Conv2d):
@@ -256,68 +226,27 @@ def quantization_config(bits: int, group_size: int, modules: list[str]) -> dict[
     return {"quant_method": "rlrc", "bits": bits, "group_size": group_size, "modules": modules}
 
 
+def who_multiplies(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Return the kinds of packed layers in `model`, JSON-able: how many there are, the backend that multiplies their
+    inputs of `dtype` on `device`, and why those before it refused, by their names. Convolutions and embeddings are
+    unpacked, whatever there is."""
+    kinds = Counter(
+        (type(module), module.bits, module.group_size)
+        for module in model.modules()
+        if isinstance(module, QuantizedLinear)
+    )
+    found = []
+    for (kind, bits, group_size), layers in kinds.items():
+        choice = backend_for(bits, group_size, device, dtype, trained=False)
+        if kind is not QuantizedLinear:
+            choice = Choice(BACKENDS[-1], {})
+        row = {"kind": KINDS[kind], "layers": layers, "bits": bits, "group_size": group_size}
+        found.append(row | {"backend": choice.backend.NAME, "refused": choice.refused})
+    return found
+
+
 def count_parameters(model: nn.Module) -> int:
     """Parameters of `model`; a packed weight counts as the numbers it stands for."""
     packed = (module for module in model.modules() if isinstance(module, QuantizedLinear))
     dense = sum(parameter.numel() for parameter in model.parameters())
     return dense + sum(layer.in_features * layer.out_features for layer in packed)
-
-
-def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, scales and zero points of groups `weight` (out, groups, group_size), float32.
-
-    Each group's range always holds 0; of `CLIP_RATIOS` times that range the one with the least squared error is kept.
-
-    Returns:
-        codes uint8 (out, groups, group_size), scales bfloat16 (out, groups), zeros uint8 (out, groups).
-    """
-    top = 2**bits - 1
-    low, high = weight.amin(-1, keepdim=True).clamp(max=0), weight.amax(-1, keepdim=True).clamp(min=0)
-    best_error = torch.full_like(low, torch.inf)
-    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
-    for ratio in CLIP_RATIOS:
-        scale = (ratio * (high - low) / top).bfloat16().float()
-        scale = torch.where(scale > 0, scale, 1.0)
-        zero = (-ratio * low / scale).round().clamp(0, top)
-        error = ((_codes(weight, scale, zero, top) - zero) * scale - weight).square().sum(-1, keepdim=True)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    codes = _codes(weight, best_scale, best_zero, top).to(torch.uint8)
-    return codes, best_scale.squeeze(-1).bfloat16(), best_zero.squeeze(-1).to(torch.uint8)
-
-
-def _codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int) -> torch.Tensor:
-    return (weight / scale + zero).round().clamp(0, top)
-
-
-def packed_width(width: int, bits: int) -> int:
-    """Bytes that hold `width` codes of 4 or 8 bits."""
-    return width if bits == 8 else -(-width // 2)
-
-
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes (rows, width) -> bytes (rows, packed_width); with 4 bits the even column is the low nibble."""
-    if bits == 8:
-        return codes
-    codes = _padded(codes, 2)
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
-
-
-def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
-    """The inverse of `pack`: bytes (rows, packed_width) -> uint8 codes (rows, width)."""
-    if bits == 8:
-        return packed
-    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(1)[:, :width]
-
-
-def _grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:
-    """(rows, width) -> (rows, groups, up to group_size), a short last group of several filled up with zeros."""
-    group_size = min(group_size, values.shape[1])
-    return _padded(values, group_size).unflatten(1, (-1, group_size))
-
-
-def _padded(values: torch.Tensor, multiple: int) -> torch.Tensor:
-    """(rows, width) with zeros behind, so that `multiple` divides the width; not a copy where it does already."""
-    missing = -values.shape[1] % multiple
-    return F.pad(values, (0, missing)) if missing else values

@@ -1,0 +1,55 @@
+"""The backend for processors: packed bytes multiplied as they are, by C++ that is compiled when it is first needed.
+
+Activations are rounded to 8 bits, each row with a scale of its own, and multiplied as integers; `packed.h` has the
+formula. One code serves all processors: a file for each set of instructions (`lanes_*.h`) has what differs. They give
+the same bits, whichever the processor, the number of rows and the number of threads.
+"""
+
+import torch
+
+from rlrc.packed.cpu.build import library, missing
+from rlrc.packed.layout import PackedWeight
+
+__all__ = ["BLOCK", "NAME", "address", "library", "linear", "missing", "refuses", "threads"]
+
+NAME = "cpu"
+
+BLOCK = 32
+"""Groups must be multiples of this many columns."""
+
+
+def refuses(bits: int, group_size: int, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why weights like these are not taken, with inputs of `dtype` on `device`; None where they are."""
+    if device.type != "cpu":
+        return "it is for the CPU"
+    if dtype not in (torch.bfloat16, torch.float32):
+        return f"it reads bfloat16 and float32, not {dtype}"
+    if group_size % BLOCK:
+        return f"it needs groups of a multiple of {BLOCK} weights, not of {group_size}"
+    return missing()
+
+
+def linear(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x (..., in) in bfloat16 or float32 times the weight, plus a bias (out): (..., out) in x's dtype."""
+    x = x.contiguous()
+    y = x.new_empty(*x.shape[:-1], weight.out_features)
+    rows = x.numel() // weight.in_features
+    bias = None if bias is None else bias.detach().float().contiguous()
+    tensors = (weight.codes, weight.scales, weight.zeros)
+    shape = (weight.bits, weight.group_size, weight.out_features, weight.in_features)
+    bf16 = int(x.dtype == torch.bfloat16)
+    library().packed_product(
+        *map(address, tensors), *shape, bf16, address(x), rows, address(bias), address(y), threads()
+    )
+    return y
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Return the address of the numbers of a tensor on the CPU; the caller keeps it alive."""
+    assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
+    return None if tensor is None else tensor.data_ptr()
+
+
+def threads() -> int:
+    """Return the number of threads that the kernels use: as many as PyTorch."""
+    return torch.get_num_threads()

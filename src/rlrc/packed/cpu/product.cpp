@@ -1,0 +1,62 @@
+// Products with packed weights; built by `build.py`, called by `__init__.py`.
+
+#include "packed.h"
+
+namespace {
+
+constexpr int64_t SMALL = 1 << 18;  // multiplications that one thread has done before a second one is awake
+
+// How many of `left` rows go into the next tile, of `all` rows: up to three go one by one.
+int tile_rows(int64_t left, int64_t all) { return all < 2 ? 1 : left >= TILE ? TILE : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+template <typename T>
+std::vector<Activations> quantize_tiles(const T* x, int64_t rows, int64_t k, int64_t bits, int threads) {
+    std::vector<int64_t> begins;
+    for (int64_t m = 0; m < rows; m += tile_rows(rows - m, rows)) begins.push_back(m);
+    std::vector<Activations> tiles(begins.size());
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * k > 1 << 16)
+    for (size_t t = 0; t < tiles.size(); t++)
+        tiles[t] = quantize_rows(x + begins[t] * k, tile_rows(rows - begins[t], rows), k, bits);
+    return tiles;
+}
+
+// y (rows, n), the columns of one panel = sums (rows, LANES) times the activations' scales, plus the bias.
+template <typename T>
+void write_panel(const std::vector<Activations>& x, const float* sums, const float* bias, int64_t begin, int64_t n, T* y) {
+    int64_t lanes = std::min(LANES, n - begin), m = 0;
+    for (const Activations& tile : x)
+        for (int r = 0; r < tile.rows; r++, m++)
+            for (int64_t lane = 0; lane < lanes; lane++) {
+                float value = sums[m * LANES + lane] * tile.scales[r];
+                y[m * n + begin + lane] = narrow<T>(bias ? value + bias[begin + lane] : value);
+            }
+}
+
+template <typename T>
+void product(const Weight& w, const T* x, int64_t rows, const float* bias, T* y, int threads) {
+    std::vector<Activations> tiles = quantize_tiles(x, rows, w.k, w.bits, threads);
+    int64_t together = std::max<int64_t>(1, w.panels() / (8 * threads));
+#pragma omp parallel num_threads(threads) if (w.n * w.k * rows > SMALL)
+    {
+        Multiplier multiplier;
+#pragma omp for schedule(dynamic, together)
+        for (int64_t panel = 0; panel < w.panels(); panel++) {
+            const float* sums = multiplier.multiply(w, panel, tiles);
+            write_panel(tiles, sums, bias, panel * LANES, w.n, y);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// y (rows, N) = x (rows, K) times the weight, plus bias (N) float or null; x and y are bfloat16 or float32.
+void packed_product(const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros, int64_t bits, int64_t group,
+                    int64_t n, int64_t k, int bf16, const void* x, int64_t rows, const float* bias, void* y,
+                    int threads) {
+    Weight w{codes, scales, zeros, bits, group, n, k};
+    if (bf16) product(w, (const uint16_t*)x, rows, bias, (uint16_t*)y, threads);
+    else product(w, (const float*)x, rows, bias, (float*)y, threads);
+}
+}
