@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+from rlrc.packed.cpu.processor import multiplies_bfloat16
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import Reading
 from rlrc.policies.locate import on_disk
 from rlrc.policies.registry import recognise
 from rlrc.policies.warm_up import warm_up
+from rlrc.policies.wide import widen_products
 
 
 def load(
@@ -45,6 +47,8 @@ def load(
     policy = _outline(path_or_hub_id, Reading(unnorm_key, dtype, full_head, spec))
     policy.fill()
     policy.model.to(place)
+    if place.type == "cpu" and not multiplies_bfloat16():
+        widen_products(policy.model)
     warm_up(policy)
     return policy
 

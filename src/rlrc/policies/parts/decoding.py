@@ -159,7 +159,7 @@ def _linear_weights(linear: nn.Module) -> LinearWeights | None:
     weight: Any = None
     if isinstance(linear, QuantizedLinear):
         weight = linear.packed_weight if linear.group_size % cpu.BLOCK == 0 else None
-    elif type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16 and linear.weight.is_contiguous():
+    elif isinstance(linear, nn.Linear) and linear.weight.dtype == torch.bfloat16 and linear.weight.is_contiguous():
         weight = linear.weight
     if weight is None:
         return None
