@@ -4,12 +4,11 @@ Each says why it refuses what it does not take. The choice follows from the weig
 alone, never from a measurement, so equal inputs give equal bits in every process of a machine.
 """
 
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
 
-from rlrc.packed import cpu, reference
+from rlrc.packed import cpu, cuda, reference
 from rlrc.packed.layout import PackedWeight
 
 
@@ -18,11 +17,14 @@ class Backend(Protocol):
 
     NAME: str
 
-    def refuses(self, bits: int, group_size: int, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return why weights like these are not taken, with inputs of `dtype` on `device`; None where they are."""
+    def refuses(self, weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why a weight is not taken, with inputs of `dtype` on `device`; None where it is."""
 
     def linear(self, weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x (..., in) times the weight, plus a bias (out): (..., out) in x's dtype."""
+
+    def unpack(self, weight: PackedWeight, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight that the codes stand for, (out, in), or (..., in) for `rows` (...), which are integers."""
 
 
 class Choice(NamedTuple):
@@ -32,19 +34,18 @@ class Choice(NamedTuple):
     refused: dict[str, str]
 
 
-BACKENDS: tuple[Backend, ...] = (cpu, reference)
+BACKENDS: tuple[Backend, ...] = (cpu, cuda, reference)
 
 
-@lru_cache(maxsize=256)
-def backend_for(bits: int, group_size: int, device: torch.device, dtype: torch.dtype, trained: bool = False) -> Choice:
-    """Return the first backend that takes such weights. The last one takes all.
+def backend_for(weight: PackedWeight, device: torch.device, dtype: torch.dtype, trained: bool = False) -> Choice:
+    """Return the first backend that takes the weight. The last one takes all.
 
     Args:
         trained: whether a gradient has to flow back through the product.
     """
     refused: dict[str, str] = {}
     for backend in BACKENDS[:-1]:
-        reason = "it has no gradient" if trained else backend.refuses(bits, group_size, device, dtype)
+        reason = "it has no gradient" if trained else backend.refuses(weight, device, dtype)
         if reason is None:
             return Choice(backend, refused)
         refused[backend.NAME] = reason

@@ -3,7 +3,6 @@
 `layout.py` says how the bytes lie, `backend.py` who multiplies them.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -110,8 +109,13 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
         trained = torch.is_grad_enabled() and x.requires_grad
-        backend = backend_for(self.bits, self.group_size, x.device, x.dtype, trained).backend
-        return backend.linear(self.packed_weight, x, self.bias)
+        weight = self.packed_weight
+        return backend_for(weight, x.device, x.dtype, trained).backend.linear(weight, x, self.bias)
+
+    def unpacked(self, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight as numbers, by the fastest way there is where it lies: (out, in), or (..., in) for some rows."""
+        weight = self.packed_weight
+        return backend_for(weight, self.codes.device, dtype).backend.unpack(weight, dtype, rows)
 
     @property
     def packed_weight(self) -> PackedWeight:
@@ -165,7 +169,7 @@ class QuantizedConv2d(QuantizedLinear):
         """x (B, in, H, W) -> (B, out, H', W') in x's dtype."""
         kernel, placing = self.geometry
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.dequantize(x.dtype).unflatten(1, kernel), bias, **placing)
+        return F.conv2d(x, self.unpacked(x.dtype).unflatten(1, kernel), bias, **placing)
 
 
 class QuantizedEmbedding(QuantizedLinear):
@@ -180,7 +184,7 @@ class QuantizedEmbedding(QuantizedLinear):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> embeddings (..., width) in bfloat16, the dtype of the scales."""
-        return self.dequantize(self.scales.dtype, ids.flatten()).unflatten(0, ids.shape)
+        return self.unpacked(self.scales.dtype, ids)
 
 
 KINDS = {QuantizedLinear: "linear", QuantizedConv2d: "convolution", QuantizedEmbedding: "embedding"}
@@ -230,18 +234,19 @@ def who_multiplies(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     """Return the kinds of packed layers in `model`, JSON-able: how many there are, the backend that multiplies their
     inputs of `dtype` on `device`, and why those before it refused, by their names. Convolutions and embeddings are
     unpacked, whatever there is."""
-    kinds = Counter(
-        (type(module), module.bits, module.group_size)
-        for module in model.modules()
-        if isinstance(module, QuantizedLinear)
-    )
-    found = []
-    for (kind, bits, group_size), layers in kinds.items():
-        choice = backend_for(bits, group_size, device, dtype, trained=False)
-        if kind is not QuantizedLinear:
-            choice = Choice(BACKENDS[-1], {})
-        row = {"kind": KINDS[kind], "layers": layers, "bits": bits, "group_size": group_size}
-        found.append(row | {"backend": choice.backend.NAME, "refused": choice.refused})
+    found: list[dict[str, Any]] = []
+    for module in model.modules():
+        if not isinstance(module, QuantizedLinear):
+            continue
+        kind = KINDS[type(module)]
+        choice = backend_for(module.packed_weight, device, dtype) if kind == "linear" else Choice(BACKENDS[-1], {})
+        described = {"kind": kind, "bits": module.bits, "group_size": module.group_size}
+        described |= {"backend": choice.backend.NAME, "refused": choice.refused}
+        known = next((row for row in found if row.items() >= described.items()), None)
+        if known is None:
+            found.append({"layers": 1, **described})
+        else:
+            known["layers"] += 1
     return found
 
 

@@ -43,6 +43,13 @@ class PackedWeight(NamedTuple):
         return weight.flatten(1)[:, : self.in_features]
 
 
+def dequantized(weight: PackedWeight, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the weight that the codes stand for, (out, in), or (..., in) for `rows` (...), which are integers."""
+    return (
+        weight.dequantize(dtype) if rows is None else weight.dequantize(dtype, rows.flatten()).unflatten(0, rows.shape)
+    )
+
+
 def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, scales and zero points of groups `weight` (out, groups, group_size), float32.
 

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from rlrc.packed.cpu.processor import multiplies_bfloat16
-from rlrc.packed.layout import PackedWeight
+from rlrc.packed.layout import PackedWeight, dequantized
 
 NAME = "reference"
 
+unpack = dequantized
 
-def refuses(bits: int, group_size: int, device: torch.device, dtype: torch.dtype) -> str | None:
+
+def refuses(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> str | None:
     """It takes everything."""
     return None
 

@@ -8,24 +8,26 @@ the same bits, whichever the processor, the number of rows and the number of thr
 import torch
 
 from rlrc.packed.cpu.build import library, missing
-from rlrc.packed.layout import PackedWeight
+from rlrc.packed.layout import PackedWeight, dequantized
 
-__all__ = ["BLOCK", "NAME", "address", "library", "linear", "missing", "refuses", "threads"]
+__all__ = ["BLOCK", "NAME", "address", "library", "linear", "missing", "refuses", "threads", "unpack"]
 
 NAME = "cpu"
+
+unpack = dequantized
 
 BLOCK = 32
 """Groups must be multiples of this many columns."""
 
 
-def refuses(bits: int, group_size: int, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why weights like these are not taken, with inputs of `dtype` on `device`; None where they are."""
+def refuses(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why a weight is not taken, with inputs of `dtype` on `device`; None where it is."""
     if device.type != "cpu":
         return "it is for the CPU"
     if dtype not in (torch.bfloat16, torch.float32):
         return f"it reads bfloat16 and float32, not {dtype}"
-    if group_size % BLOCK:
-        return f"it needs groups of a multiple of {BLOCK} weights, not of {group_size}"
+    if weight.group_size % BLOCK:
+        return f"it needs groups of a multiple of {BLOCK} weights, not of {weight.group_size}"
     return missing()
 
 

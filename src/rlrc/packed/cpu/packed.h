@@ -299,9 +299,11 @@ void dot_row(const Weight& w, int64_t row, const Activations& x, int32_t* sums) 
 
 // `room`: LANES rows of integers, as many as there are blocks and 16 more.
 template <int BITS>
-void panel_times_row(const Weight& w, int64_t panel, const Activations& x, Span& span, std::vector<int32_t>& room, float* y) {
+void panel_times_row(const Weight& w, int64_t panel, const Activations& x, Span& span, std::vector<int32_t>& room,
+                     float* y) {
     int64_t stride = int64_t(room.size()) / LANES;
-    for (int64_t r = 0; r < std::min(LANES, w.n - panel * LANES); r++) dot_row<BITS>(w, panel * LANES + r, x, &room[r * stride]);
+    for (int64_t r = 0; r < std::min(LANES, w.n - panel * LANES); r++)
+        dot_row<BITS>(w, panel * LANES + r, x, &room[r * stride]);
     Floats sums[1] = {fill(0.0f)};
     const uint8_t* next = w.codes + (panel + 1) * LANES * w.width(w.k);
     for (int64_t first = 0; first < w.blocks(); first += SPAN) {

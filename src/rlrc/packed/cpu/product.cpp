@@ -6,23 +6,24 @@ namespace {
 
 constexpr int64_t SMALL = 1 << 18;  // multiplications that one thread has done before a second one is awake
 
-// How many of `left` rows go into the next tile, of `all` rows: up to three go one by one.
-int tile_rows(int64_t left, int64_t all) { return all < 2 ? 1 : left >= TILE ? TILE : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+// How many of `left` rows go into the next tile.
+int tile_rows(int64_t left) { return left >= TILE ? TILE : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 template <typename T>
 std::vector<Activations> quantize_tiles(const T* x, int64_t rows, int64_t k, int64_t bits, int threads) {
     std::vector<int64_t> begins;
-    for (int64_t m = 0; m < rows; m += tile_rows(rows - m, rows)) begins.push_back(m);
+    for (int64_t m = 0; m < rows; m += tile_rows(rows - m)) begins.push_back(m);
     std::vector<Activations> tiles(begins.size());
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (rows * k > 1 << 16)
     for (size_t t = 0; t < tiles.size(); t++)
-        tiles[t] = quantize_rows(x + begins[t] * k, tile_rows(rows - begins[t], rows), k, bits);
+        tiles[t] = quantize_rows(x + begins[t] * k, tile_rows(rows - begins[t]), k, bits);
     return tiles;
 }
 
 // y (rows, n), the columns of one panel = sums (rows, LANES) times the activations' scales, plus the bias.
 template <typename T>
-void write_panel(const std::vector<Activations>& x, const float* sums, const float* bias, int64_t begin, int64_t n, T* y) {
+void write_panel(const std::vector<Activations>& x, const float* sums, const float* bias, int64_t begin, int64_t n,
+                 T* y) {
     int64_t lanes = std::min(LANES, n - begin), m = 0;
     for (const Activations& tile : x)
         for (int r = 0; r < tile.rows; r++, m++)
