@@ -13,7 +13,7 @@ from rlrc.packed.layout import PackedWeight
 
 
 class Backend(Protocol):
-    """What multiplies packed weights: a module with these names."""
+    """A backend multiplies packed weights. It is a module with these names."""
 
     NAME: str
 

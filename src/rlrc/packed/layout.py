@@ -45,9 +45,9 @@ class PackedWeight(NamedTuple):
 
 def dequantized(weight: PackedWeight, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
     """Return the weight that the codes stand for, (out, in), or (..., in) for `rows` (...), which are integers."""
-    return (
-        weight.dequantize(dtype) if rows is None else weight.dequantize(dtype, rows.flatten()).unflatten(0, rows.shape)
-    )
+    if rows is None:
+        return weight.dequantize(dtype)
+    return weight.dequantize(dtype, rows.flatten()).unflatten(0, rows.shape)
 
 
 def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@
 // Activations become int8, row by row, with the row's largest magnitude as 127. A row of the weight times a row of
 // activations is
 //
-//   y = 0;  for each block of 32 columns, from the first to the last:  y = y + scale * (sum of (code - zero) * activation)
+//   y = 0;  for each block of 32 columns, in their order:  y = y + scale * (sum of (code - zero) * activation)
 //
 // with the sum exact and each step rounded once, then y times the activations' scale, plus the bias. So neither the
 // number of rows nor of threads nor the processor changes a bit of it.
@@ -239,8 +239,8 @@ void unpack_groups(const Weight& w, int64_t panel, int64_t first, int64_t count,
 
 // ---- products -------------------------------------------------------------------------------------------------------
 //
-// All of them give the same bits. `panel_times_tiles` unpacks a panel once for all activations; `panel_times_row` reads
-// the weight row after row, as memory likes it, which is faster as long as few rows of activations share the unpacking.
+// Both give the same bits. `panel_times_tiles` unpacks a panel once for all activations; `panel_times_row` reads the
+// weight row after row, as memory likes it, which is faster for a single row of activations.
 
 // y += scale * (dot - zero * sum) of one block, for each row of activations.
 template <int ROWS>
@@ -338,10 +338,10 @@ private:
         y_.assign(rows * LANES, 0.0f);
         if (rows > 1) {
             panel_times_tiles<BITS>(w, panel, x, span_, y_.data());
-            return y_.data();
+        } else {
+            room_.resize(LANES * (w.blocks() + 16));
+            panel_times_row<BITS>(w, panel, x[0], span_, room_, y_.data());
         }
-        room_.resize(LANES * (w.blocks() + 16));
-        for (size_t m = 0; m < x.size(); m++) panel_times_row<BITS>(w, panel, x[m], span_, room_, &y_[m * LANES]);
         return y_.data();
     }
 

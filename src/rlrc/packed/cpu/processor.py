@@ -1,4 +1,4 @@
-"""What this machine's processor is called and can do."""
+"""Says what this machine's processor is called and what it can do."""
 
 import os
 import platform
@@ -20,9 +20,9 @@ class Level(NamedTuple):
     machine: str
     """As `platform.machine()` has it."""
     needed: frozenset[str]
-    """What the processor has to offer, in Linux' words."""
+    """The processor must offer these; the words are Linux'."""
     flags: tuple[str, ...]
-    """With these the compiler may use it."""
+    """These options let the compiler use it."""
 
 
 def _level(name: str, machine: str, needed: str, flags: str) -> Level:
@@ -78,10 +78,12 @@ def instructions() -> str | None:
 
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Whether PyTorch multiplies matrices of bfloat16 faster than those of float32 on this processor.
+    """Return whether bfloat16 is left to PyTorch on this processor; elsewhere products go through float32.
 
-    It does with AVX-512 (2.7 times on Cascade Lake at 280 rows, which has no instructions for bfloat16), and where ARM
-    has such instructions. With AVX2 it takes 4.3 times as long (docs/journal/speed.md).
+    It is left to PyTorch with AVX-512, and where ARM has instructions for bfloat16. With AVX2 PyTorch takes 4.3 times
+    as long in bfloat16 as in float32 at 280 rows. With AVX-512 but without instructions for bfloat16 it takes three
+    times as long too, so this rule is too wide there, unlike the one that warns about training in bfloat16
+    (`recover/loop.py`); docs/journal/speed.md has the figures.
     """
     return "bf16" in features() if machine() == "aarch64" else instructions() == "avx512"
 
@@ -99,7 +101,7 @@ def machine() -> str:
 
 @lru_cache(maxsize=1)
 def features() -> frozenset[str]:
-    """What the processor can do, in the words of Linux' /proc/cpuinfo."""
+    """Return what the processor can do, in the words of Linux' /proc/cpuinfo."""
     if platform.system() == "Darwin":
         return _features_of_macos()
     info = _cpuinfo()

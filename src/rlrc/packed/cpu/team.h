@@ -40,7 +40,8 @@ public:
                 wait(piece);
                 break;
             }
-            if (!turn_.compare_exchange_weak(now, uint64_t(piece) << 32 | uint64_t(end), std::memory_order_acq_rel)) continue;
+            uint64_t taken = uint64_t(piece) << 32 | uint64_t(end);
+            if (!turn_.compare_exchange_weak(now, taken, std::memory_order_acq_rel)) continue;
             for (int64_t item = begin; item < end; item++) work(item);
             if (done_.fetch_add(end - begin, std::memory_order_acq_rel) + end - begin == items) {
                 begin_piece(piece + 1);

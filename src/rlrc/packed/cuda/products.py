@@ -38,7 +38,7 @@ LANES = 32
 
 
 class Sizes(NamedTuple):
-    """How much one program takes on."""
+    """This is how much one program takes on."""
 
     outputs: int
     rows: int
@@ -160,6 +160,16 @@ def pick(items, index):
     return item
 
 
+@triton.jit
+def write(y, result, biases, index, row, rows, first_out, out, OUT: tl.constexpr):
+    """Add the bias of the weight with this index, if there is one, and store the result (ROWS, OUT) rounded."""
+    output = first_out + tl.arange(0, OUT)[None]
+    there = output < out
+    if biases is not None:
+        result += tl.load(pick(biases, index) + output, mask=there, other=0).to(tl.float32)
+    tl.store(y + row * out + output, result.to(y.dtype.element_ty), mask=there & (row < rows))
+
+
 @triton.jit(do_not_specialize=["rows"])
 def vector_kernel(
     x,
@@ -206,12 +216,7 @@ def vector_kernel(
         products = tl.sum(tile.reshape(1, OUT, WORDS, PER_WORD) * numbers, 3)
         totals = tl.sum(numbers, 3)
         sums += (products - offset.reshape(1, OUT, WORDS) * totals) * steps.reshape(1, OUT, WORDS)
-    result = tl.sum(sums, 2)
-    output = first_out + tl.arange(0, OUT)[None]
-    there = output < out
-    if biases is not None:
-        result += tl.load(pick(biases, index) + output, mask=there, other=0).to(tl.float32)
-    tl.store(y + start + row * out + output, result.to(y.dtype.element_ty), mask=there & (row < rows))
+    write(y + start, tl.sum(sums, 2), biases, index, row, rows, first_out, out, OUT)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -252,9 +257,4 @@ def matrix_kernel(
         )  # fmt: skip
         weight = ((tile - offset) * steps).reshape(OUT, WORDS * PER_WORD).to(x.dtype.element_ty)
         sums = tl.dot(weight, tl.trans(numbers), sums, input_precision="ieee")
-    result = tl.trans(sums)
-    output = first_out + tl.arange(0, OUT)[None]
-    there = output < out
-    if biases is not None:
-        result += tl.load(pick(biases, index) + output, mask=there, other=0).to(tl.float32)
-    tl.store(y + start + row * out + output, result.to(y.dtype.element_ty), mask=there & (row < rows))
+    write(y + start, tl.trans(sums), biases, index, row, rows, first_out, out, OUT)

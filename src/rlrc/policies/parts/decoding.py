@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 from rlrc.packed import cpu
 from rlrc.packed.cpu.decode import PRODUCTS, LayerWeights, LinearWeights, TokenDecoder
 from rlrc.packed.layers import QuantizedLinear
+from rlrc.policies.wide import WideLinear
 
 
 class Decoding:
@@ -158,9 +159,11 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
 def _linear_weights(linear: nn.Module) -> LinearWeights | None:
     weight: Any = None
     if isinstance(linear, QuantizedLinear):
-        weight = linear.packed_weight if linear.group_size % cpu.BLOCK == 0 else None
-    elif isinstance(linear, nn.Linear) and linear.weight.dtype == torch.bfloat16 and linear.weight.is_contiguous():
-        weight = linear.weight
+        packed = linear.packed_weight
+        weight = packed if cpu.refuses(packed, packed.codes.device, torch.bfloat16) is None else None
+    elif isinstance(linear, nn.Linear) and type(linear) in (nn.Linear, WideLinear):
+        plain = linear.weight.dtype == torch.bfloat16 and linear.weight.is_contiguous()
+        weight = linear.weight if plain else None
     if weight is None:
         return None
     bias: Any = linear.bias
