@@ -83,8 +83,7 @@ def packed(path: Path, bits: int) -> Policy:
 def plain(policy: Any, images: np.ndarray, instructions: list[str]) -> np.ndarray:
     """Greedy actions by transformers' own decoder loop."""
     model, inputs = policy.model, policy.prepare(policy.observation(images, instructions))
-    text = model.embed(inputs.input_ids)
-    embeddings, mask, positions = model._joint_sequence(inputs, text, inputs.attention_mask)
+    embeddings, mask, positions = model.sequence(inputs)
     cache, tokens = DynamicCache(), []
     for _ in range(model.config.action_dim):
         output = model.language_model.model(
@@ -92,7 +91,7 @@ def plain(policy: Any, images: np.ndarray, instructions: list[str]) -> np.ndarra
         )
         tokens.append(model.action_logits_of(output.last_hidden_state[:, -1]).argmax(-1) + model.first_action_id)
         embeddings = model.embed(tokens[-1])[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return policy.to_physical(policy.actions.decode(torch.stack(tokens, dim=1).numpy()))
 

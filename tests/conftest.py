@@ -79,3 +79,23 @@ def tiny_policy(tiny_checkpoint: Path) -> "Policy":
     import rlrc
 
     return rlrc.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def grouped_policy() -> "Policy":
+    """A random OpenVLA with key-value heads that several query heads share, and layers of different shapes."""
+    import torch
+
+    from rlrc.configs.train import Shape, TowerShape
+    from rlrc.policies.openvla.tiny import new_policy
+
+    tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
+    shape = Shape(patch_size=32, towers=(tower, tower), hidden_size=40, num_hidden_layers=3, intermediate_size=40)
+    instructions = ["put carrot on plate", "put red cube on plate"]
+    config = new_policy(shape, instructions, None).model.config
+    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 4, 2
+    config.text_config.per_layer_config = {1: {"num_attention_heads": 2, "num_key_value_heads": 1}}
+    policy = new_policy(shape, instructions, None)
+    torch.manual_seed(0)
+    policy.model = type(policy.model)(config).eval()
+    return policy

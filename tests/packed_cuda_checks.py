@@ -9,8 +9,10 @@ The interpreter multiplies bfloat16 matrices wrongly and cuts bfloat16 off where
 rows are checked in float16 and float32, and bfloat16 results may be one step away.
 """
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,9 @@ from triton.runtime import interpreter
 from rlrc.packed import cuda
 from rlrc.packed.cuda import fused, products
 from rlrc.packed.layers import LARGEST_GROUP, QuantizedLinear
+from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.parts.fused_decoding import FusedDecoding, is_fusible
+from rlrc.quantize import linear_names, quantize_linears
 
 SHAPES = [(64, 8), (100, 5), (37, 6), (1104, 3)]
 """(in, out): multiples of every block, of none, and widths that end within a byte's pair or need several tiles."""
@@ -193,6 +198,13 @@ def test_norm(width: int) -> None:
             y = fused.rms_norm(x, reference.weight, 1e-5)
             assert y.dtype == expected.dtype
             torch.testing.assert_close(y, expected, rtol=4 * STEP[dtype], atol=1e-6)
+            branch = torch.randn(2, 3, width).to(dtype)
+            total, y = fused.add_and_norm(x, branch, reference.weight, 1e-5)
+            # Where the interpreter cuts a bfloat16 sum off, it is a step away, and so is what is computed from it.
+            torch.testing.assert_close(total, x + branch, rtol=STEP[dtype], atol=0)
+            torch.testing.assert_close(y, reference(total), rtol=4 * STEP[dtype], atol=1e-6)
+    with pytest.raises(ValueError, match="must be alike"):
+        fused.add_and_norm(x, branch[:1], reference.weight, 1e-5)
     with pytest.raises(ValueError, match="numbers of the weight"):
         fused.rms_norm(torch.randn(2, width + 1), reference.weight, 1e-5)
 
@@ -224,3 +236,21 @@ def test_rotary(heads: int, kv_heads: int, size: int) -> None:
         torch.testing.assert_close(caches[0][:, :, 2:].float(), keys[:, :, :2], **tolerance)
         assert torch.equal(caches[1][:, :, 2:], v[:, :, :2])
         assert all(torch.equal(now[:, :, :2], old[:, :, :2]) for now, old in zip(caches, before, strict=True))
+
+
+@pytest.mark.parametrize("packing", ["dense", "packed"])
+@torch.no_grad()
+def test_fused_decoding(packing: str, grouped_policy: Any) -> None:
+    """Actions as the modules of the decoder compute them, with padding and without, with heads in groups."""
+    model, images = copy.deepcopy(grouped_policy.model), np.zeros((2, 96, 96, 3), np.uint8)
+    if packing == "packed":
+        quantize_linears(model, linear_names(grouped_policy, ["decoder"]), 4, 32)
+    assert is_fusible(model.language_model.model)
+    for rows in (1, 2):
+        instructions = ["put carrot on plate", "put red cube on plate"][:rows]
+        inputs = grouped_policy.prepare(grouped_policy.observation(images[:rows], instructions))
+        assert (inputs.attention_mask is None) == (rows == 1)
+        ours = model.sample_actions(inputs, decode=FusedDecoding)
+        theirs = model.sample_actions(inputs, decode=Decoding)
+        assert torch.equal(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-5)

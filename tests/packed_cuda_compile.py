@@ -135,6 +135,11 @@ def launches() -> dict[str, tuple[Any, str, Callable[[], Any]]]:
         "matrix 4 bits, 280 rows, float32": (*matrix, multiply(4, 280, single)),
         "unpack 4 bits": (unpacking, "unpack_kernel", lambda: cuda.unpack(weight, half)),
         "look up 4 bits": (unpacking, "unpack_kernel", lambda: cuda.unpack(weight, half, position)),
+        "add and norm": (
+            fused,
+            "norm_kernel",
+            lambda: fused.add_and_norm(heads, heads, torch.zeros(4096, dtype=half), 1e-6),
+        ),
         "norm": (fused, "norm_kernel", lambda: fused.rms_norm(heads, torch.zeros(4096, dtype=half), 1e-6)),
         "gated": (fused, "gated_kernel", lambda: fused.gated_unit(heads, heads)),
         "rotary": (

@@ -265,9 +265,9 @@ def test_layers_pass_one_by_one(policy: Policy) -> None:
     """Pruning streams the decoder layer by layer; that is the policy's own computation."""
     inputs, actions = policy.prepare(look(policy)), actions_for(policy)
     entering = policy.teacher_forced(inputs, actions, noise())
-    calibration = Calibration(
-        entering.embeddings, entering.mask, entering.positions, entering.causal, lambda hidden, rows: hidden.sum()
-    )
+    assert entering.mask is not None, "the instructions differ in length, so that masks are tried as well"
+    mask, loss = entering.mask.bool(), lambda hidden, rows: hidden.sum()
+    calibration = Calibration(entering.embeddings, mask, entering.positions, entering.causal, loss)
     (stack,) = policy.stacks()
     stream, hidden = Stream(calibration, stack.rotary), entering.embeddings
     for layer in stack.layers:

@@ -5,9 +5,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from rlrc.configs.train import Shape, TowerShape
 from rlrc.policies.contract import Policy
-from rlrc.policies.openvla.tiny import new_policy
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on plate", "put carrot on plate"]
@@ -18,7 +16,7 @@ def transformers_tokens(policy: Policy, instructions: list[str]) -> tuple[torch.
     model = policy.model
     inputs = policy.prepare(policy.observation(IMAGES[: len(instructions)], instructions))
     embed = model.get_input_embeddings()
-    embeddings, mask, positions = model._joint_sequence(inputs, embed(inputs.input_ids), inputs.attention_mask)
+    embeddings, mask, positions = model.sequence(inputs)
     cache, tokens = DynamicCache(), []
     for _ in range(7):
         hidden = model.language_model.model(
@@ -27,33 +25,19 @@ def transformers_tokens(policy: Policy, instructions: list[str]) -> tuple[torch.
         logits = model.action_logits_of(hidden)
         tokens.append(logits.argmax(-1) + model.first_action_id)
         embeddings = embed(tokens[-1])[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        mask = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return torch.stack(tokens, dim=1), logits
-
-
-@pytest.fixture(scope="module")
-def grouped() -> Policy:
-    """Key-value heads that several query heads share, and layers of different shapes."""
-    tower = TowerShape(hidden_size=16, num_attention_heads=2, intermediate_size=32, stem_channels=(4, 8))
-    shape = Shape(patch_size=32, towers=(tower, tower), hidden_size=40, num_hidden_layers=3, intermediate_size=40)
-    config = new_policy(shape, INSTRUCTIONS, None).model.config
-    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 4, 2
-    config.text_config.per_layer_config = {1: {"num_attention_heads": 2, "num_key_value_heads": 1}}
-    policy = new_policy(shape, INSTRUCTIONS, None)
-    torch.manual_seed(0)
-    policy.model = type(policy.model)(config).eval()
-    return policy
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("count", [1, 2, 3], ids=["one", "padded", "three"])
 @pytest.mark.parametrize("kind", ["plain", "grouped"])
-def test_tokens_are_those_of_transformers(kind: str, count: int, tiny_policy: Policy, grouped: Policy) -> None:
-    policy = tiny_policy if kind == "plain" else grouped
+def test_tokens_are_those_of_transformers(kind: str, count: int, tiny_policy: Policy, grouped_policy: Policy) -> None:
+    policy = tiny_policy if kind == "plain" else grouped_policy
     instructions = INSTRUCTIONS[:count]
     inputs = policy.prepare(policy.observation(IMAGES[:count], instructions))
-    assert bool(inputs.attention_mask.all()) == (count == 1)  # the second instruction is longer
+    assert (inputs.attention_mask is None) == (count == 1)  # the second instruction is longer
     expected, _ = transformers_tokens(policy, instructions)
     sample = policy.sample(inputs)
     assert torch.equal(sample.latent["tokens"][:, 0], expected)

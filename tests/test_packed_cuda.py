@@ -33,6 +33,7 @@ REGISTERS = {
     "matrix 4 bits, 280 rows, float32": 128,
     "look up 4 bits": 80,
     "norm": 64,
+    "add and norm": 64,
     "gated": 64,
     "rotary": 64,
 }
@@ -83,19 +84,19 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         packed = QuantizedLinear.from_linear(nn.Linear(100, 4), 4, group_size)
         return cuda.refuses(packed.packed_weight, torch.device(device), dtype) or ""
 
-    cuda._missing.cache_clear()
+    cuda.missing.cache_clear()
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert "not torch.float64" in refused(dtype=torch.float64)
     assert "a multiple of 16 weights, not of 24" in refused(24)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert refused() == "Triton is not installed"
-    cuda._missing.cache_clear()
+    cuda.missing.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert refused(device="cpu") == "they are for NVIDIA GPUs"
     for capability, reason in (((7, 5), "this GPU has 7.5"), ((8, 0), ""), ((12, 0), "")):
-        cuda._missing.cache_clear()
+        cuda.missing.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert reason in refused() and bool(refused()) == bool(reason)
         assert bool(refused(100)) == bool(reason), "a row may be one group of any size"
-    cuda._missing.cache_clear()
+    cuda.missing.cache_clear()

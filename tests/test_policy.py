@@ -41,7 +41,7 @@ def test_prompt_without_known_words_is_padded_in_the_middle(tiny_policy: Policy)
 
 def test_sampling_follows_the_tempered_distribution() -> None:
     logits = torch.linspace(-2, 2, 256)[None].expand(20_000, -1)
-    bins, logprobs = choose(logits, 0.5, torch.Generator().manual_seed(0))
+    bins, logprobs = choose(logits, 0.5, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     probabilities = (logits[0] / 0.5).softmax(-1)
     torch.testing.assert_close(logprobs.exp(), probabilities[bins])
     mean, spread = (probabilities * torch.arange(256)).sum(), bins.float().std() / 20_000**0.5

@@ -50,6 +50,8 @@ class Policy(ABC):
     """Tensors on disk; None where the policy was not read from there."""
     unnorm_key: str | None
     """Name of the statistics that normalise actions; None where the checkpoint has one set alone, or none."""
+    eager: bool = False
+    """True where an action on a GPU is to be launched kernel by kernel, and not as one CUDA graph."""
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -104,6 +106,11 @@ class Policy(ABC):
     @abstractmethod
     def num_patches(self) -> int:
         """P of `features`, of all cameras together."""
+
+    @property
+    def records(self) -> bool:
+        """True where actions are recorded as CUDA graphs (see `graphs.py`): the first two of a shape take longer."""
+        return False
 
     @abstractmethod
     def sample(self, inputs: Any, sampler: Sampler = GREEDY, generator: Generators = None) -> Sample:

@@ -124,8 +124,8 @@ class TeacherForced:
 
     embeddings: torch.Tensor
     """(N, T, hidden)."""
-    mask: torch.Tensor
-    """Bool (N, T), false where there is padding."""
+    mask: torch.Tensor | None
+    """(N, T), 0 where there is padding; None where there is none."""
     positions: torch.Tensor
     """(N, T), position ids."""
     causal: bool

@@ -76,14 +76,16 @@ class Frames:
         if not self._entering:
             self._entering.append(self.embed(self.observation))
         entering = self._entering[0]
-        there = (~self.padded)[..., None].expand(self.actions.shape).to(self.actions.dtype)
-        weights = there if self.weights is None else there * self.weights
+        counted = (~self.padded)[..., None].expand(self.actions.shape).to(self.actions.dtype)
+        weights = counted if self.weights is None else counted * self.weights
 
         def loss(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
             errors = self.policy.errors(self.policy.read(hidden), entering.target[rows])
-            return (errors * weights[rows]).sum() / there.sum()
+            return (errors * weights[rows]).sum() / counted.sum()
 
-        return Calibration(entering.embeddings, entering.mask, entering.positions, entering.causal, loss)
+        positions, mask = entering.positions, entering.mask
+        there = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool()
+        return Calibration(entering.embeddings, there, positions, entering.causal, loss)
 
     @torch.no_grad()
     def embed(self, observation: Observation) -> TeacherForced:

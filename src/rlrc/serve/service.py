@@ -71,7 +71,8 @@ class Service:
         images = {camera: np.zeros((1, side, side, 3), np.uint8) for camera in spec.cameras}
         state = np.zeros((1, len(spec.state)), np.float32) if spec.state else None
         inputs = self.policy.prepare(Observation(images, ["do nothing"], state))
-        for rows in (1, self.config.max_batch):
+        times = 2 if self.policy.records else 1  # at the second time a GPU records
+        for rows in (1, self.config.max_batch) * times:
             for answer in [self._batcher.submit(inputs, 0) for _ in range(rows)]:
                 answer.result()
 

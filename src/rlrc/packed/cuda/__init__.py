@@ -41,11 +41,11 @@ def refuses(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> s
         return f"they need groups of a multiple of {GROUP_MULTIPLE} weights, not of {weight.group_size}"
     if weight.codes.numel() >= LARGEST_WEIGHT:
         return f"they take weights of less than {LARGEST_WEIGHT:,} bytes, not of {weight.codes.numel():,}"
-    return _missing(device)
+    return missing(device)
 
 
 @functools.cache
-def _missing(device: torch.device) -> str | None:
+def missing(device: torch.device) -> str | None:
     """Return why there are no kernels for `device`."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"

@@ -31,31 +31,56 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     Raises:
         ValueError: the width is not the weight's, or more than LARGEST_ROW.
     """
+    return _norm(x, None, weight, epsilon)[1]
+
+
+def add_and_norm(
+    x: torch.Tensor, branch: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x + branch, rounded to their dtype, and `rms_norm` of it, in one launch.
+
+    Raises:
+        ValueError: as `rms_norm`, or x and branch differ in shape or dtype.
+    """
+    if x.shape != branch.shape or x.dtype != branch.dtype:
+        raise ValueError(f"x {tuple(x.shape)} {x.dtype} and branch {tuple(branch.shape)} {branch.dtype} must be alike")
+    return _norm(x, branch.contiguous(), weight, epsilon)
+
+
+def _norm(
+    x: torch.Tensor, branch: torch.Tensor | None, weight: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     width = x.shape[-1]
     if width != len(weight) or width > LARGEST_ROW:
         raise ValueError(
             f"rows must have the {len(weight)} numbers of the weight and at most {LARGEST_ROW}, not {width}"
         )
     x = x.contiguous()
+    total = x if branch is None else torch.empty_like(x)
     y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
     block = triton.next_power_of_2(width)
     if y.numel():
         warps = min(16, max(1, block // 256))
-        norm_kernel[(y.numel() // width,)](x, weight, y, width, epsilon, BLOCK=block, num_warps=warps)
-    return y
+        norm_kernel[(y.numel() // width,)](x, branch, total, weight, y, width, epsilon, BLOCK=block, num_warps=warps)
+    return total, y
 
 
 @triton.jit
-def norm_kernel(x, weight, y, width, epsilon, BLOCK: tl.constexpr):
-    """Normalise one row."""
+def norm_kernel(x, branch, total, weight, y, width, epsilon, BLOCK: tl.constexpr):
+    """Normalise one row, after a branch is added where there is one; the sum is kept in `total`."""
     column = tl.arange(0, BLOCK)
     there = column < width
-    start = tl.program_id(0).to(tl.int64) * width
-    numbers = tl.load(x + start + column, mask=there, other=0).to(tl.float32)
+    place = tl.program_id(0).to(tl.int64) * width + column
+    numbers = tl.load(x + place, mask=there, other=0).to(tl.float32)
+    if branch is not None:
+        numbers += tl.load(branch + place, mask=there, other=0).to(tl.float32)
+        rounded = numbers.to(x.dtype.element_ty)
+        tl.store(total + place, rounded, mask=there)
+        numbers = rounded.to(tl.float32)
     mean_square = tl.sum(numbers * numbers, 0) / width
     scaled = (numbers * tl.rsqrt(mean_square + epsilon)).to(x.dtype.element_ty).to(tl.float32)
     result = scaled * tl.load(weight + column, mask=there, other=0).to(tl.float32)
-    tl.store(y + start + column, result.to(y.dtype.element_ty), mask=there)
+    tl.store(y + place, result.to(y.dtype.element_ty), mask=there)
 
 
 def gated_unit(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from rlrc.policies.oft.diffusion import add_noise, denoise
 from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, likelihood_of, token_errors
 from rlrc.policies.parts.noise import draw
-from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.values import Generators, Likelihood, Sample, Sampler, TeacherForced
 
 
@@ -24,8 +24,20 @@ class Form(ABC):
         self.chunk = (model.config.horizon, model.config.action_dim)
 
     @abstractmethod
-    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
-        """See `Policy.sample`."""
+    def draw(self, rows: int, sampler: Sampler, generator: Generators) -> torch.Tensor | None:
+        """The random numbers of an action, (rows, H, D); None where nothing is left to chance.
+
+        Raises:
+            UserError: the sampler asks for what the form has not.
+        """
+
+    @abstractmethod
+    def act(self, inputs: PrismaticInputs, drawn: torch.Tensor | None, sampler: Sampler) -> tuple[torch.Tensor, ...]:
+        """Compute an action, without waiting for a GPU, as `sample_of` takes it."""
+
+    def sample_of(self, actions: torch.Tensor) -> Sample:
+        """What `act` has returned, as a sample."""
+        return Sample(actions, {})
 
     @abstractmethod
     def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
@@ -61,9 +73,8 @@ class Form(ABC):
         """(N, H * D, ...) to (N, H, D, ...)."""
         return numbers.unflatten(1, self.chunk)
 
-    def _entering(self, sequence: tuple[torch.Tensor, ...], target: torch.Tensor) -> TeacherForced:
-        embeddings, mask, positions = sequence
-        return TeacherForced(embeddings, mask.bool(), positions, causal=False, target=target)
+    def _entering(self, sequence: DecoderInputs, target: torch.Tensor) -> TeacherForced:
+        return TeacherForced(*sequence, causal=False, target=target)
 
 
 def _refuse_steps(sampler: Sampler) -> None:
@@ -79,11 +90,13 @@ class Numbers(Form):
         "fine-tune the policy with sft --head tokens first"
     )
 
-    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+    def draw(self, rows: int, sampler: Sampler, generator: Generators) -> None:
         _refuse_steps(sampler)
         if sampler.temperature:
             raise UserError(f"temperature {sampler.temperature:g}: an L1 head gives one action and cannot be sampled")
-        return Sample(self.read(self.model.action_states(self.model.sequence(inputs))), {})
+
+    def act(self, inputs: PrismaticInputs, drawn: torch.Tensor | None, sampler: Sampler) -> tuple[torch.Tensor, ...]:
+        return (self.read(self.model.action_states(self.model.sequence(inputs))),)
 
     def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
         return self._entering(self.model.sequence(inputs), actions)
@@ -107,11 +120,18 @@ class Tokens(Form):
         self.bin_width = 2 / (model.config.n_action_bins - 1)
         self.actions = ActionTokenizer(model.config.action_vocab_end, model.config.n_action_bins)
 
-    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+    def draw(self, rows: int, sampler: Sampler, generator: Generators) -> torch.Tensor | None:
         _refuse_steps(sampler)
+        if sampler.temperature == 0.0:
+            return None
+        return draw(torch.rand, (rows, *self.chunk), generator, self.model.device)
+
+    def act(self, inputs: PrismaticInputs, drawn: torch.Tensor | None, sampler: Sampler) -> tuple[torch.Tensor, ...]:
         logits = self.read(self.model.action_states(self.model.sequence(inputs)))
-        bins, logprobs = choose(logits, sampler.temperature, generator)
-        tokens = bins + self.actions.first_id
+        bins, logprobs = choose(logits, sampler.temperature, drawn)
+        return bins + self.actions.first_id, logprobs
+
+    def sample_of(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> Sample:  # type: ignore[override]
         actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
         return Sample(actions, {"tokens": tokens}, logprobs)
 
@@ -156,14 +176,18 @@ class Noise(Form):
         "the policy with sft --head tokens first"
     )
 
-    def sample(self, inputs: PrismaticInputs, sampler: Sampler, generator: Generators) -> Sample:
+    def draw(self, rows: int, sampler: Sampler, generator: Generators) -> torch.Tensor:
         """The noise at the start is normal, times the temperature; the published code takes 1."""
-        training = self.model.config.diffusion_steps
-        steps = training if sampler.steps is None else sampler.steps
-        if not 1 <= steps <= training:
-            raise UserError(f"steps {steps}: the policy was trained with {training}, so it can take 1 to {training}")
-        noise = draw(torch.randn, (len(inputs), *self.chunk), generator, self.model.device)
-        return Sample(self.denoise(inputs, sampler.temperature * noise, steps), {})
+        steps = sampler.steps
+        if steps is not None and not 1 <= steps <= self._training:
+            raise UserError(
+                f"steps {steps}: the policy was trained with {self._training}, so it can take 1 to {self._training}"
+            )
+        return sampler.temperature * draw(torch.randn, (rows, *self.chunk), generator, self.model.device)
+
+    def act(self, inputs: PrismaticInputs, drawn: torch.Tensor | None, sampler: Sampler) -> tuple[torch.Tensor, ...]:
+        assert drawn is not None, "chunks are made of noise"
+        return (self.denoise(inputs, drawn, self._training if sampler.steps is None else sampler.steps),)
 
     def denoise(self, inputs: PrismaticInputs, chunks: torch.Tensor, steps: int) -> torch.Tensor:
         """Chunks (N, H, D) without their noise."""

@@ -7,14 +7,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.heads import ActionHead, TokenProjector, timestep_embedding
-from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 
 FORM_PARTS = ("action_head", "noisy_action_projector")
 """Networks that one form of actions has and another has not."""
-
-Sequence = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Embeddings (B, T, hidden), mask (B, T) and position ids (B, T)."""
 
 
 class OFTForActionPrediction(Prismatic):
@@ -67,7 +64,6 @@ class OFTForActionPrediction(Prismatic):
             pixel_values: of all cameras, (B, 3 * towers * cameras, H, W).
             state: normalised, (B, S).
         """
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = PrismaticInputs(input_ids, attention_mask, pixel_values, state=state)
         states = self.language_model.model.read_all(*self.sequence(inputs))
         return CausalLMOutput(logits=self.language_model.lm_head(states))
@@ -84,15 +80,16 @@ class OFTForActionPrediction(Prismatic):
             features = self.vision_backbone(pixels)
         return self.projector(features).unflatten(0, (-1, cameras)).flatten(1, 2)
 
-    def mean_text(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def mean_text(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The mean embedding (B, hidden) of prompt and stop token, which conditions the vision towers (FiLM)."""
         text = torch.cat([self.embed(input_ids), self._stop(len(input_ids))], dim=1)
+        mask = torch.ones_like(input_ids) if mask is None else mask
         weights = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[..., None].to(text.dtype)
         return (text * weights).sum(dim=1) / weights.sum(dim=1)
 
     def sequence(
         self, inputs: PrismaticInputs, noisy: torch.Tensor | None = None, timesteps: torch.Tensor | None = None
-    ) -> Sequence:
+    ) -> DecoderInputs:
         """Put together what the decoder reads.
 
         Args:
@@ -100,23 +97,21 @@ class OFTForActionPrediction(Prismatic):
                 denoises.
         """
         text, rows = self.embed(inputs.input_ids), len(inputs)
-        front = [text[:, :1], self.images_of(inputs).to(text.dtype)]
+        front = [self.images_of(inputs)]
         if self.config.state_dim:
             assert inputs.state is not None, "inputs need a state"
-            front.append(self.proprio_projector(inputs.state.to(text.dtype))[:, None].to(text.dtype))
+            front.append(self.proprio_projector(inputs.state.to(text.dtype))[:, None])
         places = text.new_zeros(rows, self.config.numbers, text.shape[-1])
         if noisy is not None and timesteps is not None:
-            front.append(timestep_embedding(timesteps, text.shape[-1])[:, None].to(text.dtype))
+            front.append(timestep_embedding(timesteps, text.shape[-1])[:, None])
             places = self.noisy_action_projector(noisy.flatten(1)[..., None].to(text.dtype)).to(text.dtype)
-        before = torch.cat(front, dim=1)
-        embeddings = torch.cat([before, text[:, 1:], places, self._stop(rows)], dim=1)
+        text = torch.cat([text, places, self._stop(rows)], dim=1)
         mask = inputs.attention_mask
-        mask = torch.cat(
-            [mask.new_ones(before.shape[:2]), mask[:, 1:], mask.new_ones(rows, self.config.numbers + 1)], dim=1
-        )
-        return embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(rows, self.config.numbers + 1)], dim=1)
+        return self.with_images(text, mask, front)
 
-    def action_states(self, sequence: Sequence) -> torch.Tensor:
+    def action_states(self, sequence: DecoderInputs) -> torch.Tensor:
         """The final states (B, H * D, hidden) from which the numbers of the chunk are predicted."""
         return self.language_model.model.read_all(*sequence, self.read_positions)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlrc.policies.oft.layout import require_same, supplement
 from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.noise import require_generators
 from rlrc.policies.prismatic.checkpoint import Supplement
-from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.policy import PARTS, PrismaticPolicy
 from rlrc.policies.statistics import normalise, unnormalise
 from rlrc.policies.values import (
@@ -100,8 +101,10 @@ class OFTPolicy(PrismaticPolicy):
 
     def sample(self, inputs: PrismaticInputs, sampler: Sampler = GREEDY, generator: Generators = None) -> Sample:
         require_generators(generator, len(inputs))
+        drawn = self.form.draw(len(inputs), sampler, generator)
         with torch.no_grad():
-            return self.form.sample(inputs, sampler, generator)
+            act = partial(self.form.act, sampler=sampler)
+            return self.form.sample_of(*self.do(act, inputs, {"drawn": drawn}, key=sampler))
 
     def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state in [-1, 1], float32 (N, S), as it is read in training and at work.
@@ -160,7 +163,7 @@ class OFTPolicy(PrismaticPolicy):
         self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         entering = self.teacher_forced(inputs, actions, generator)
-        states = self.model.action_states((entering.embeddings, entering.mask, entering.positions))
+        states = self.model.action_states(DecoderInputs(entering.embeddings, entering.mask, entering.positions))
         return self.form.read(states), entering.target
 
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:

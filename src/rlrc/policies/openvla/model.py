@@ -10,7 +10,9 @@ from rlrc.errors import UserError
 from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.parts.action_tokens import choose
 from rlrc.policies.parts.decoding import Decoding
-from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.parts.fused_decoding import begin_decoding
+from rlrc.policies.parts.noise import draw
+from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.values import Generators
 
@@ -39,11 +41,10 @@ class OpenVLAForActionPrediction(Prismatic):
         """
         if labels is not None and self.config.action_head_only:
             raise UserError("this policy's head holds the action ids alone; load the checkpoint with full_head=True")
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if pixel_values is None:
             return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
         inputs = PrismaticInputs(input_ids, attention_mask, pixel_values)
-        embeddings, mask, positions = self._joint_sequence(inputs, self.embed(input_ids), attention_mask)
+        embeddings, mask, positions = self.sequence(inputs)
         if labels is not None:
             patches = embeddings.shape[1] - labels.shape[1]
             labels = torch.cat([labels[:, :1], labels.new_full((len(labels), patches), -100), labels[:, 1:]], dim=1)
@@ -56,56 +57,57 @@ class OpenVLAForActionPrediction(Prismatic):
 
         `tokens` (B, D) are the action ids whose prefixes are read; one pass, no cache, differentiable.
         """
-        embeddings, mask, positions = self.teacher_forced(inputs, tokens)
+        embeddings, mask, positions = self.sequence(inputs, tokens)
         output = self.language_model.model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
         )
         hidden = output.last_hidden_state[:, -tokens.shape[1] :]
         return self.action_logits_of(hidden), hidden[:, 0]
 
-    def teacher_forced(
-        self, inputs: PrismaticInputs, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The decoder's inputs for predicting `tokens` (B, D): embeddings (B, T, hidden), mask and positions (B, T)."""
-        text = torch.cat([self.embed(inputs.input_ids), self.embed(tokens[:, :-1])], dim=1)
-        mask = torch.cat(
-            [inputs.attention_mask, inputs.attention_mask.new_ones(len(tokens), tokens.shape[1] - 1)], dim=1
-        )
-        return self._joint_sequence(inputs, text, mask)
+    def sequence(self, inputs: PrismaticInputs, tokens: torch.Tensor | None = None) -> DecoderInputs:
+        """What the decoder reads: the prompt, and behind it all but the last of the action ids `tokens` (B, D)."""
+        ids, mask = inputs.input_ids, inputs.attention_mask
+        if tokens is not None:
+            ids = torch.cat([ids, tokens[:, :-1]], dim=1)
+            mask = None if mask is None else torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
+        return self.with_images(self.embed(ids), mask, [self.images_of(inputs)])
+
+    def draw(self, rows: int, temperature: float, generator: Generators) -> torch.Tensor | None:
+        """Numbers that decide which tokens `sample_actions` takes, uniform in [0, 1), (B, D); None at temperature 0,
+        where nothing is left to chance."""
+        if temperature == 0.0:
+            return None
+        numbers = [draw(torch.rand, (rows,), generator, self.device) for _ in range(self.config.action_dim)]
+        return torch.stack(numbers, dim=1)
 
     @torch.no_grad()
     def sample_actions(
         self,
         inputs: PrismaticInputs,
         temperature: float = 0.0,
-        generator: Generators = None,
-        decode: Callable[..., Decoding] = Decoding,
+        uniform: torch.Tensor | None = None,
+        decode: Callable[..., Decoding] = begin_decoding,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the action tokens, greedily at temperature 0, else sampled over the 256 action ids.
 
-        `decode` makes the object that runs the decoder, and takes the arguments of `Decoding`.
+        Nothing here waits for a GPU.
+
+        Args:
+            uniform: what `draw` returns.
+            decode: makes the object that runs the decoder, and takes the arguments of `Decoding`.
 
         Returns:
             tokens (B, D), and their log-probabilities (B, D) in the distribution that was sampled from; at temperature
             0 in the untempered one.
         """
-        text = self.embed(inputs.input_ids)
-        embeddings, mask, positions = self._joint_sequence(inputs, text, inputs.attention_mask)
+        embeddings, mask, positions = self.sequence(inputs)
         length = embeddings.shape[1] + self.config.action_dim - 1
         decoding = decode(self.language_model.model, mask, positions, length)
         tokens, logprobs = [], []
-        for _ in range(self.config.action_dim):
-            bins, logprob = choose(self.action_logits_of(decoding.advance(embeddings)), temperature, generator)
+        for number in range(self.config.action_dim):
+            chance = None if uniform is None else uniform[:, number]
+            bins, logprob = choose(self.action_logits_of(decoding.advance(embeddings)), temperature, chance)
             tokens.append(bins + self.first_action_id)
             logprobs.append(logprob)
             embeddings = self.embed(tokens[-1])[:, None]
         return torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1)
-
-    def _joint_sequence(
-        self, inputs: PrismaticInputs, text: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Put the patches behind BOS: embeddings (B, L + P, hidden), mask and positions (B, L + P)."""
-        image = self.images_of(inputs)
-        embeddings = torch.cat([text[:, :1], image.to(text.dtype), text[:, 1:]], dim=1)
-        mask = torch.cat([mask[:, :1], mask.new_ones(image.shape[:2]), mask[:, 1:]], dim=1)
-        return embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -1,6 +1,7 @@
 """OpenVLA as a policy: one camera, one action a call, as seven tokens."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,14 +58,19 @@ class OpenVLAPolicy(PrismaticPolicy):
     # -- acting --------------------------------------------------------------------------------------------------------
 
     def sample(
-        self, inputs: PrismaticInputs, sampler: Sampler = GREEDY, generator: Generators = None, decode: Any = Decoding
+        self, inputs: PrismaticInputs, sampler: Sampler = GREEDY, generator: Generators = None, decode: Any = None
     ) -> Sample:
         """
         Args:
             decode: makes the object that runs the decoder; see `OpenVLAForActionPrediction.sample_actions`.
         """
         require_generators(generator, len(inputs))
-        tokens, logprobs = self.model.sample_actions(inputs, sampler.temperature, generator, decode)
+        temperature, uniform = sampler.temperature, self.model.draw(len(inputs), sampler.temperature, generator)
+        if decode is None:
+            sample = partial(self.model.sample_actions, temperature=temperature)
+            tokens, logprobs = self.do(sample, inputs, {"uniform": uniform}, key=temperature)
+        else:
+            tokens, logprobs = self.model.sample_actions(inputs, temperature, uniform, decode)
         actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
         return Sample(actions[:, None], {"tokens": tokens[:, None]}, logprobs[:, None])
 
@@ -83,9 +89,8 @@ class OpenVLAPolicy(PrismaticPolicy):
         self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None
     ) -> TeacherForced:
         tokens = self.tokens_of(actions)
-        embeddings, mask, positions = self.model.teacher_forced(inputs, tokens)
         target = self.actions.ids_to_bins(tokens)[:, None]
-        return TeacherForced(embeddings, mask.bool(), positions, causal=True, target=target)
+        return TeacherForced(*self.model.sequence(inputs, tokens), causal=True, target=target)
 
     def read(self, hidden: torch.Tensor) -> torch.Tensor:
         last = self.model.language_model.model.norm(hidden[:, -self.model.config.action_dim :])

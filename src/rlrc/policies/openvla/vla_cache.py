@@ -127,7 +127,7 @@ class VlaCache:
         reusable = None if seen is None else self._reusable(seen, picture, patches)
         runs: list[CachedDecoding] = []
 
-        def decode(decoder: Any, mask: torch.Tensor, positions: torch.Tensor, capacity: int) -> Decoding:
+        def decode(decoder: Any, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int) -> Decoding:
             runs.append(CachedDecoding(decoder, mask, positions, capacity, self.config, patches, seen, reusable))
             return runs[-1]
 
@@ -148,7 +148,7 @@ class CachedDecoding(Decoding):
     def __init__(
         self,
         decoder: Any,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         positions: torch.Tensor,
         capacity: int,
         config: VlaCacheConfig,
@@ -158,8 +158,8 @@ class CachedDecoding(Decoding):
     ) -> None:
         super().__init__(decoder, mask, positions, capacity)
         self._config, self._patches, self._before = config, patches, seen
-        self._read = torch.arange(mask.shape[1], device=mask.device)
-        self._reusable = None if reusable is None else reusable.to(mask.device)
+        self._read = torch.arange(positions.shape[1], device=positions.device)
+        self._reusable = None if reusable is None else reusable.to(positions.device)
         self._shares = [] if seen is None else reused_shares(seen.entropies, config.growth)
         self._entropies: list[float] = []
         self._attended: torch.Tensor

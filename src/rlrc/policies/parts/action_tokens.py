@@ -8,9 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlrc.policies.parts.noise import draw
-from rlrc.policies.values import Generators
-
 
 class ActionTokenizer:
     """Converts between normalised actions in [-1, 1] and token ids in [vocab_end - n_bins, vocab_end)."""
@@ -70,17 +67,22 @@ def spread_labels(labels: torch.Tensor, spread: float, bins: int) -> torch.Tenso
     return (-0.5 * (distance / spread) ** 2).softmax(dim=-1)
 
 
-def choose(logits: torch.Tensor, temperature: float, generator: Generators) -> tuple[torch.Tensor, torch.Tensor]:
+def choose(
+    logits: torch.Tensor, temperature: float = 0.0, uniform: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Bins (B, ...) and their log-probabilities (B, ...) from logits (B, ..., bins); the likeliest at temperature 0.
 
     Log-probabilities are those of the distribution that is sampled from; at temperature 0 of the untempered one.
+
+    Args:
+        uniform: numbers from [0, 1), (B, ...), which decide what is sampled (inverse transform sampling); None at
+            temperature 0.
     """
     logprobs = F.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-    if temperature == 0.0:
+    if uniform is None:
         bins = logprobs.argmax(dim=-1)
     else:
-        # Inverse transform sampling: one uniform number a token, so that each row can have a generator of its own.
         cumulative = logprobs.exp().cumsum(dim=-1)
-        threshold = draw(torch.rand, logits.shape[:-1], generator, logits.device) * cumulative[..., -1]
+        threshold = uniform * cumulative[..., -1]
         bins = (cumulative <= threshold[..., None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
     return bins, logprobs.gather(-1, bins[..., None]).squeeze(-1)

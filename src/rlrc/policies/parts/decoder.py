@@ -39,7 +39,7 @@ class HeterogeneousLlamaModel(LlamaModel):
     def read_all(
         self,
         embeddings: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | None,
         positions: torch.Tensor,
         places: slice = slice(None),
     ) -> torch.Tensor:
@@ -47,15 +47,15 @@ class HeterogeneousLlamaModel(LlamaModel):
 
         Args:
             embeddings: (B, T, hidden).
-            mask: (B, T), 0 where there is padding, which nothing sees.
+            mask: (B, T), 0 where there is padding, which nothing sees; None where there is none.
             positions: position ids (B, T).
             places: positions whose states are wanted. Without gradients the last layer computes no others.
         """
-        visible, length = None, mask.shape[1]
-        if not mask.all():
+        visible = None
+        if mask is not None:
             lowest = torch.finfo(embeddings.dtype).min
             seen = torch.where(mask.bool(), 0.0, lowest).to(embeddings.dtype)
-            visible = seen[:, None, None].expand(-1, 1, length, -1)
+            visible = seen[:, None, None].expand(-1, 1, mask.shape[1], -1)
         rotary = self.rotary_emb(embeddings, position_ids=positions)
         everywhere = torch.is_grad_enabled() or places == slice(None)
         layers = list(self.layers)

@@ -28,19 +28,20 @@ class Decoding:
     """Sequences on their way through the decoder.
 
     Args:
-        mask: (B, T), 0 where the prompt is padded; what is added later never is.
+        mask: (B, T), 0 where the prompt is padded; what is added later never is. None where nothing is padded.
         positions: (B, T) of the prompt.
         capacity: positions that each sequence will have at the end.
     """
 
-    def __init__(self, decoder: LlamaModel, mask: torch.Tensor, positions: torch.Tensor, capacity: int) -> None:
+    def __init__(self, decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int) -> None:
         self._decoder = decoder
-        self._visible = None if mask.all() else F.pad(mask.bool(), (0, capacity - mask.shape[1]), value=True)
+        self._prompt_length, self._length = positions.shape[1], 0
+        self._visible = None if mask is None else F.pad(mask.bool(), (0, capacity - self._prompt_length), value=True)
         self._positions = positions
         self._capacity = capacity
-        self._prompt_length, self._length = mask.shape[1], 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
+        self._seen: torch.Tensor | None = None
         self._by_token: TokenDecoder | None = None
 
     def advance(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -53,11 +54,18 @@ class Decoding:
                 self._by_token = self._token_decoder(embeddings)
             if self._by_token is not None:
                 return self._advance_one(self._by_token, embeddings)
-        rotary = self._decoder.rotary_emb(embeddings, position_ids=self._positions)
+        self._seen = self._mask(embeddings.shape[1])
+        rotary = self._rotary(embeddings)
         hidden, last = embeddings, len(self._decoder.layers) - 1
         for index in range(last + 1):
             hidden = self._pass(index, hidden, rotary, start, only_last=index == last)
-        return self._decoder.norm(hidden[:, -1])
+        return self._norm(hidden[:, -1])
+
+    def _rotary(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._decoder.rotary_emb(embeddings, position_ids=self._positions)
+
+    def _norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._decoder.norm(hidden)
 
     def _token_decoder(self, embeddings: torch.Tensor) -> TokenDecoder | None:
         """The kernel that adds tokens to this sequence; None where modules have to."""
@@ -74,7 +82,7 @@ class Decoding:
     def _advance_one(self, decoder: TokenDecoder, embedding: torch.Tensor) -> torch.Tensor:
         cosine, sine = self._decoder.rotary_emb(embedding.float(), position_ids=self._positions)
         hidden = decoder.advance(embedding[0, 0], cosine[0, 0], sine[0, 0], self._length - 1)
-        return self._decoder.norm(hidden.to(embedding.dtype))[None]
+        return self._norm(hidden.to(embedding.dtype))[None]
 
     def _pass(
         self,
@@ -100,7 +108,7 @@ class Decoding:
     def _attend(self, index: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Return the attention of the queries (B, heads, T, head_dim) of layer `index` to all keys and values so
         far."""
-        seen = self._seen(queries.shape[2])
+        seen = None if self._seen is None else self._seen[:, :, -queries.shape[2] :]
         return F.scaled_dot_product_attention(
             queries,
             keys,
@@ -125,9 +133,9 @@ class Decoding:
         for new, tensors in ((keys, self._keys), (values, self._values)):
             tensors.append(new.new_empty((*new.shape[:2], self._capacity, new.shape[3])))
 
-    def _seen(self, queries: int) -> torch.Tensor | None:
-        """Return a mask of the positions so far that each of the last `queries` sees; None without padding: all up to
-        itself."""
+    def _mask(self, queries: int) -> torch.Tensor | None:
+        """Return a mask (B, 1, queries, T) of the positions so far that each of the last `queries` sees; None without
+        padding: all up to itself."""
         if self._visible is None:
             return None
         ones = torch.ones(queries, self._length, dtype=torch.bool, device=self._visible.device)

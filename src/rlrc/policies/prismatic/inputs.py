@@ -1,22 +1,35 @@
 """Model inputs: prompts as token ids, pictures as pixels or as what the projector made of them, and a state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
 
+class DecoderInputs(NamedTuple):
+    """What the decoder reads of B rows."""
+
+    embeddings: torch.Tensor
+    """(B, T, hidden)."""
+    mask: torch.Tensor | None
+    """(B, T), 0 where there is padding; None where there is none."""
+    positions: torch.Tensor
+    """Position ids (B, T)."""
+
+
 @dataclass(frozen=True)
 class PrismaticInputs:
-    """A left-padded batch: `input_ids` (B, L) = [BOS, padding, prompt], `attention_mask` (B, L), pictures, a state.
+    """A left-padded batch: `input_ids` (B, L) = [BOS, padding, prompt], pictures, a state.
 
     The pictures are `pixel_values` (B, 3 * towers * cameras, H, W), or `image_embeddings` (B, P, hidden) where the
     projector has already run.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    """(B, L), 0 where there is padding; None where there is none. So whether anything is padded is known without
+    reading back from a GPU."""
     pixel_values: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
     state: torch.Tensor | None = None
@@ -28,10 +41,11 @@ class PrismaticInputs:
     def __getitem__(self, rows: Any) -> Self:
         """Some rows, without the positions where all of them have padding."""
         chosen = self._map(lambda tensor: tensor[rows])
-        used = chosen.attention_mask.bool().any(dim=0)
-        if used.all():
+        if chosen.attention_mask is None:
             return chosen
-        return replace(chosen, input_ids=chosen.input_ids[:, used], attention_mask=chosen.attention_mask[:, used])
+        used = chosen.attention_mask.bool().any(dim=0)
+        mask = chosen.attention_mask[:, used]
+        return replace(chosen, input_ids=chosen.input_ids[:, used], attention_mask=None if mask.all() else mask)
 
     def to(self, device: torch.device | str) -> Self:
         return self._map(lambda tensor: tensor.to(device))
@@ -40,22 +54,23 @@ class PrismaticInputs:
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The rows of all parts, in order; shorter prompts are padded behind BOS."""
         length = max(part.input_ids.shape[1] for part in parts)
-        padded = [part._padded(length) for part in parts]
-        return padded[0]._map_named(lambda name: torch.cat([getattr(part, name) for part in padded]))
+        whole = all(part.attention_mask is None and part.input_ids.shape[1] == length for part in parts)
+        padded = parts if whole else [part.padded(length) for part in parts]
+        columns = {name: [part.tensors()[name] for part in padded] for name in padded[0].tensors()}
+        return replace(padded[0], **{name: torch.cat(column) for name, column in columns.items()})
 
-    def _padded(self, length: int) -> Self:
-        missing = length - self.input_ids.shape[1]
-        if not missing:
-            return self
-        wider = {
-            name: torch.cat([ids[:, :1], ids.new_zeros(len(ids), missing), ids[:, 1:]], dim=1)
-            for name, ids in (("input_ids", self.input_ids), ("attention_mask", self.attention_mask))
-        }
-        return replace(self, **wider)
+    def padded(self, length: int) -> Self:
+        """The same rows with prompts of `length` positions, padded behind BOS, and a mask whether needed or not."""
+        ids, mask = self.input_ids, self.attention_mask
+        mask = torch.ones_like(ids) if mask is None else mask
+        missing = ids.new_zeros(len(ids), length - ids.shape[1])
+        wider = (torch.cat([tensor[:, :1], missing, tensor[:, 1:]], dim=1) for tensor in (ids, mask))
+        return replace(self, **dict(zip(("input_ids", "attention_mask"), wider, strict=True)))
 
-    def _map(self, function: Any) -> Self:
-        return self._map_named(lambda name: function(getattr(self, name)))
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that are there, by the names of their fields."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def _map_named(self, function: Any) -> Self:
-        present = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        return replace(self, **{name: function(name) for name in present})
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})

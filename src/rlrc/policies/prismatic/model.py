@@ -5,6 +5,7 @@ looking at the image. This module keeps its parameter names and its arithmetic (
 code) and adds what compression needs: layers of any shape.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantize
 from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
 from rlrc.policies.parts.vit import LayerScale, VisionTower
 from rlrc.policies.prismatic.config import PrismaticConfig
-from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.vision import Projector, VisionBackbone
 
 
@@ -82,6 +83,24 @@ class Prismatic(PreTrainedModel):
     def images_of(self, inputs: PrismaticInputs) -> torch.Tensor:
         """The embeddings of the patches (B, P, hidden), computed unless they were before."""
         return self.project_images(inputs) if inputs.image_embeddings is None else inputs.image_embeddings
+
+    def with_images(
+        self, text: torch.Tensor, mask: torch.Tensor | None, images: Sequence[torch.Tensor]
+    ) -> DecoderInputs:
+        """Put embeddings of pictures and of what else stands in front, (B, P, hidden) each, behind BOS.
+
+        Args:
+            text: embeddings (B, L, hidden), BOS first.
+            mask: (B, L), 0 where there is padding; None where there is none.
+        """
+        front = [image.to(text.dtype) for image in images]
+        embeddings = torch.cat([text[:, :1], *front, text[:, 1:]], dim=1)
+        rows, length = embeddings.shape[:2]
+        if mask is None:
+            return DecoderInputs(embeddings, None, torch.arange(length, device=text.device).expand(rows, -1))
+        behind = mask.new_ones(rows, length - mask.shape[1])
+        mask = torch.cat([mask[:, :1], behind, mask[:, 1:]], dim=1)
+        return DecoderInputs(embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
 
     @property
     def first_action_id(self) -> int:

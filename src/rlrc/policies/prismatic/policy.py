@@ -1,7 +1,7 @@
 """The base of OpenVLA and OpenVLA-OFT as policies: inputs, normalisation, the decoder's layers, saving."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -12,6 +12,7 @@ import torch
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.policies.folder import Reading
+from rlrc.policies.graphs import Graphs
 from rlrc.policies.prismatic.checkpoint import Supplement, empty_model, fill, read_outline, rows_of
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
@@ -29,6 +30,9 @@ PARTS = {
     "embedding": "language_model.model.embed_tokens",
     "head": "language_model.lm_head",
 }
+
+BUCKET = 16
+"""Prompts in a CUDA graph have a multiple of this many tokens."""
 
 
 class PrismaticPolicy(Policy):
@@ -53,6 +57,7 @@ class PrismaticPolicy(Policy):
         self.unnorm_key = unnorm_key or model.config.default_unnorm_key
         self.lineage = lineage or {"stages": []}
         self.weights: Weights | None = None
+        self._graphs = Graphs(model)
         self.spec = self.describe()
         if self.unnorm_key is not None or len(self.norm_stats or ()) == 1:
             _ = self.action_statistics()  # what is wrong with them fails here, not at the first action
@@ -100,7 +105,39 @@ class PrismaticPolicy(Policy):
     # -- acting --------------------------------------------------------------------------------------------------------
 
     def prepare(self, observation: Observation) -> PrismaticInputs:
-        return self.processor(observation, self.spec.cameras).to(self.device)
+        return self.processor(observation, self.spec.cameras, self.device)
+
+    def do(
+        self,
+        action: Callable[..., tuple[torch.Tensor, ...]],
+        inputs: PrismaticInputs,
+        noise: dict[str, torch.Tensor | None],
+        key: Hashable,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return `action(inputs, **noise)`, which is computed as one CUDA graph where the policy `records`.
+
+        For that, prompts are padded to a multiple of BUCKET tokens, so that few graphs serve all instructions.
+
+        Args:
+            action: what the policy does. It does not wait for the GPU.
+            key: what `action` depends on besides its arguments.
+        """
+        if not self.records:
+            return action(inputs, **noise)
+        length = inputs.input_ids.shape[1]
+        padded = inputs.padded(length + -length % BUCKET)
+        drawn = {name: numbers for name, numbers in noise.items() if numbers is not None}
+
+        def act(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            seen = PrismaticInputs(**{name: tensors[name] for name in tensors.keys() - drawn.keys()})
+            return action(seen, **noise | {name: tensors[name] for name in drawn})
+
+        return self._graphs.run(act, key, padded.tensors() | drawn)
+
+    @property
+    def records(self) -> bool:
+        # What autocast casts is kept somewhere else at each call, so it cannot be recorded.
+        return self.device.type == "cuda" and not self.eager and not torch.is_autocast_enabled("cuda")
 
     def encode(self, inputs: PrismaticInputs) -> PrismaticInputs:
         return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))

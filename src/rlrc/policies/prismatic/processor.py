@@ -5,6 +5,7 @@ stacked to 3 channels a tower, all read from `preprocessor_config.json`. Prompts
 checkpoint's tokenizer, left-padded with BOS kept at index 0.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,8 +97,10 @@ class ImageProcessor:
         same = all(list(size[1:]) == [height, width] for size in self.config["input_sizes"])
         return (height, width) if same else None
 
-    def __call__(self, images: np.ndarray) -> torch.Tensor:
-        """Pictures uint8 (B, H, W, 3) to pixel values float32 (B, 3 * towers, size, size).
+    def __call__(self, images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Pictures uint8 (B, H, W, 3) to pixel values float32 (B, 3 * towers, size, size) on `device`.
+
+        They are resized on the processor, as the original does, travel as bytes, and are normalised on the device.
 
         Raises:
             UserError: wrong dtype or shape.
@@ -110,22 +113,32 @@ class ImageProcessor:
             raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
         if not images.size:
             raise UserError(f"images hold no pictures: their shape is {images.shape}")
+        planes = {tuple(size): self._planes(images, size).to(device) for size in self.config["input_sizes"]}
         kinds = list(zip(self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True))
         towers: list[torch.Tensor] = []
         for place, (size, norm) in enumerate(kinds):
             twin = kinds.index((size, norm))
-            towers.append(towers[twin] if twin < place else self._pixel_values(images, size, norm))
+            towers.append(towers[twin] if twin < place else _normalised(planes[tuple(size)], norm))
         return torch.cat(towers, dim=1)
 
-    def _pixel_values(self, images: np.ndarray, size: list[int], norm: dict[str, Any]) -> torch.Tensor:
-        """Pixel values of one tower, (B, 3, height, width)."""
+    def _planes(self, images: np.ndarray, size: list[int]) -> torch.Tensor:
+        """Pictures in the size of one tower, uint8 (B, 3, height, width)."""
         resized = _resize(images, *size[1:])
         if self.center_crop:
             resized = crop_center(resized)
         # Planes first, as bytes: what follows then runs through memory in order, several times as fast.
-        planes = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
-        mean, std = (torch.tensor(norm[name], device=planes.device).view(3, 1, 1) for name in ("mean", "std"))
-        return planes.float().div_(255).sub_(mean).div_(std)
+        return torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
+
+
+def _normalised(planes: torch.Tensor, norm: dict[str, Any]) -> torch.Tensor:
+    mean, std = (_by_channel(tuple(norm[name]), planes.device) for name in ("mean", "std"))
+    return planes.float().div_(255).sub_(mean).div_(std)
+
+
+@functools.cache
+def _by_channel(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A number for each channel (3, 1, 1), brought to the device once."""
+    return torch.tensor(numbers, device=device).view(3, 1, 1)
 
 
 def _resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -162,8 +175,10 @@ class Processor:
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
-    def __call__(self, observation: Observation, cameras: Sequence[str]) -> PrismaticInputs:
-        """Pictures of the cameras, in this order, and instructions to a left-padded batch.
+    def __call__(
+        self, observation: Observation, cameras: Sequence[str], device: torch.device | str = "cpu"
+    ) -> PrismaticInputs:
+        """Pictures of the cameras, in this order, and instructions to a left-padded batch on `device`.
 
         Raises:
             UserError: a camera is missing, or its pictures or the instructions have a wrong type, shape or number.
@@ -176,12 +191,12 @@ class Processor:
                 raise UserError(f"the policy sees the camera '{name}', which is not there (cameras: {shorten(there)})")
             if not np.all(observation.present.get(name, True)):
                 raise UserError(f"the camera '{name}' is missing in some rows, and the policy cannot do without it")
-            pixels.append(self.images(observation.images[name]))
+            pixels.append(self.images(observation.images[name], device))
             if len(pixels[-1]) != len(observation.instruction):
                 raise UserError(
                     f"{len(pixels[-1])} images came with {len(observation.instruction)} instructions; give one to each"
                 )
-        return replace(self.prompts(observation.instruction), pixel_values=torch.cat(pixels, dim=1))
+        return replace(self.prompts(observation.instruction).to(device), pixel_values=torch.cat(pixels, dim=1))
 
     def prompts(self, instructions: Sequence[str]) -> PrismaticInputs:
         """B instructions to a left-padded batch without pictures."""
@@ -189,13 +204,13 @@ class Processor:
         rows = [self.prompt_ids(instruction) for instruction in instructions]
         length = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), length), self.config.pad_token_id or 0)
-        attention_mask = torch.zeros_like(input_ids)
+        attention_mask = torch.ones_like(input_ids)
         for index, row in enumerate(rows):
             # BOS stays in front of the picture; padding sits between the picture and the rest of the prompt.
-            input_ids[index, 0], attention_mask[index, 0] = row[0], 1
+            input_ids[index, 0] = row[0]
             input_ids[index, length - len(row) + 1 :] = torch.tensor(row[1:])
-            attention_mask[index, length - len(row) + 1 :] = 1
-        return PrismaticInputs(input_ids, attention_mask)
+            attention_mask[index, 1 : length - len(row) + 1] = 0
+        return PrismaticInputs(input_ids, None if all(len(row) == length for row in rows) else attention_mask)
 
     def prompt_ids(self, instruction: str) -> list[int]:
         """Token ids of the prompt, BOS first; ends in `prompt_end_token_id` where the config has one."""
