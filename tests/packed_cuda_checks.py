@@ -1,6 +1,7 @@
-"""Checks of the GPU kernels under Triton's interpreter; test_packed_cuda.py runs them in a process of their own.
+"""Checks of the GPU kernels; test_packed_cuda.py runs them in processes of their own, interpreted and on a GPU.
 
-TRITON_INTERPRET=1 pytest packed_cuda_checks.py
+TRITON_INTERPRET=1 pytest packed_cuda_checks.py    (anywhere)
+TRITON_INTERPRET=0 pytest packed_cuda_checks.py    (on an NVIDIA GPU)
 
 The variable must be set before Triton is imported, since Triton's own functions are wrapped then, and some other test's
 import may have imported it already.
@@ -10,6 +11,8 @@ rows are checked in float16 and float32, and bfloat16 results may be one step aw
 """
 
 import copy
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,8 @@ STEP = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-
 
 HALVES = (torch.float16, torch.bfloat16)
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
 _patch = interpreter._patch_lang_tensor
 
 
@@ -47,13 +52,19 @@ def _patch_for_numpy(tensor: Any, scope: Any) -> None:
 interpreter._patch_lang_tensor = _patch_for_numpy
 
 
+@pytest.fixture(autouse=True)
+def on_the_device() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
+
+
 def layer(in_features: int, out_features: int, bits: int, group_size: int, seed: int = 0) -> QuantizedLinear:
     torch.manual_seed(seed)
     linear = nn.Linear(in_features, out_features)
     nn.init.normal_(linear.bias)
     packed = QuantizedLinear.from_linear(linear, bits, group_size).requires_grad_(False)
     for dtype in cuda.DTYPES:
-        assert cuda.refuses(packed.packed_weight, torch.device("cpu"), dtype) is None
+        assert cuda.refuses(packed.packed_weight, torch.device(DEVICE), dtype) is None
     return packed
 
 
@@ -242,13 +253,14 @@ def test_rotary(heads: int, kv_heads: int, size: int) -> None:
 @torch.no_grad()
 def test_fused_decoding(packing: str, grouped_policy: Any) -> None:
     """Actions as the modules of the decoder compute them, with padding and without, with heads in groups."""
-    model, images = copy.deepcopy(grouped_policy.model), np.zeros((2, 96, 96, 3), np.uint8)
+    model, images = copy.deepcopy(grouped_policy.model).to(DEVICE), np.zeros((2, 96, 96, 3), np.uint8)
     if packing == "packed":
         quantize_linears(model, linear_names(grouped_policy, ["decoder"]), 4, 32)
     assert is_fusible(model.language_model.model)
     for rows in (1, 2):
         instructions = ["put carrot on plate", "put red cube on plate"][:rows]
-        inputs = grouped_policy.prepare(grouped_policy.observation(images[:rows], instructions))
+        with torch.device("cpu"):
+            inputs = grouped_policy.prepare(grouped_policy.observation(images[:rows], instructions)).to(DEVICE)
         assert (inputs.attention_mask is None) == (rows == 1)
         ours = model.sample_actions(inputs, decode=FusedDecoding)
         theirs = model.sample_actions(inputs, decode=Decoding)

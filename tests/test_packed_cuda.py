@@ -1,6 +1,6 @@
-"""The GPU kernels, without a GPU: their numbers under Triton's interpreter, and what they compile to.
+"""The GPU kernels, mostly without a GPU: their numbers under Triton's interpreter, and what they compile to.
 
-Both run in processes of their own: whether Triton interprets or compiles is settled when it is imported.
+They run in processes of their own: whether Triton interprets or compiles is settled when it is imported.
 """
 
 import importlib.util
@@ -44,13 +44,24 @@ EVERYWHERE = "vector 4 bits, 1 row$|matrix 4 bits, 16 rows|matrix 4 bits, 280 ro
 """Cases that are compiled for every GPU; one GPU gets them all."""
 
 
+def check_numbers(interpret: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", TESTS / "packed_cuda_checks.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @needs_triton
 @pytest.mark.timeout(900)
 def test_numbers_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", TESTS / "packed_cuda_checks.py"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_numbers(interpret="1")
+
+
+@needs_triton
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_numbers_on_this_gpu() -> None:
+    check_numbers(interpret="0")
 
 
 @needs_triton
