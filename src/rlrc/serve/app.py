@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,9 @@ from aiohttp.typedefs import Handler
 from rlrc.configs.serve import ServeConfig
 from rlrc.port import door, error_answer, notice_dead_peers, opened
 from rlrc.progress import say
-from rlrc.serve.service import Refused, Service
+from rlrc.serve.service import Question, Refused, Service
 from rlrc.serve.websocket import Session, serve_socket
-from rlrc.wire import pack_json, unpack_json
+from rlrc.wire import WireError, pack_json, unpack_json
 
 MEGABYTE = 10**6
 
@@ -82,19 +83,23 @@ class Application:
                 body = await request.read()
         except TimeoutError:
             return error_answer(408, f"the request did not arrive within {self._limits.upload_s:g} seconds")
+        begun = time.perf_counter()
         try:
-            payload = await self._service.read(lambda: unpack_json(body.decode()))
-            twice = isinstance(payload, dict) and payload.keys() == {"encoded"} and isinstance(payload["encoded"], str)
-            if twice:
-                encoded = payload["encoded"]
-                payload = await self._service.read(lambda: unpack_json(encoded))
-            chunk, _ = await self._service.answer("act", payload)
+            twice, question = await self._service.read("act", lambda: self._question(body, begun))
+            chunk, _ = await self._service.answer("act", question)
         except Refused as refusal:
             return error_answer(400, str(refusal))
-        except UnicodeDecodeError:
-            return error_answer(400, "the message is not UTF-8 text")
         text = pack_json(self._as_published(chunk))
         return web.Response(text=json.dumps(text) if twice else text, content_type="application/json")
+
+    def _question(self, body: bytes, begun: float) -> tuple[bool, Question]:
+        """Whether a body was encoded twice, and the question in it."""
+        try:
+            payload = unpack_json(body.decode())
+        except UnicodeDecodeError as error:
+            raise WireError("the message is not UTF-8 text") from error
+        twice = isinstance(payload, dict) and payload.keys() == {"encoded"} and isinstance(payload["encoded"], str)
+        return twice, self._service.ask(unpack_json(payload["encoded"]) if twice else payload, begun)
 
     def _as_published(self, chunk: np.ndarray) -> Any:
         """An action (D,) of a policy that gives one a call, and else a list of them."""

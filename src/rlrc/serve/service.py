@@ -1,12 +1,16 @@
-"""What all protocols share: a message becomes an observation, waits for the policy, and gets its chunk of actions."""
+"""What all protocols share: a message becomes an observation, waits for the policy, and gets its chunk of actions.
+
+A request changes threads three times: to one that reads it and puts it into the policy's queue, to the policy's, and
+back to the event loop. On a busy machine each change can cost milliseconds.
+"""
 
 import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,9 +29,22 @@ READERS = 4
 """Threads that turn messages into model inputs."""
 MAX_SEED = 2**63
 
+T = TypeVar("T")
+
 
 class Refused(Exception):
     """A request gets no actions; the text says why in one line that may be sent to the client."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """An observation that waits for the policy."""
+
+    answer: "Future[Answer]"
+    begun: float
+    """Time at which its message had arrived, as `time.perf_counter` has it."""
+    asked: float
+    """Time at which it began to wait."""
 
 
 class Service:
@@ -76,40 +93,46 @@ class Service:
             for answer in [self._batcher.submit(inputs, 0) for _ in range(rows)]:
                 answer.result()
 
-    async def read(self, decode: Callable[[], Any]) -> Any:
-        """Run the decoding of a message in a thread, where it holds up nobody.
+    async def read(self, protocol: str, work: Callable[[], T]) -> T:
+        """Run what makes a question of a message in a thread, where it holds up nobody.
 
         Raises:
-            Refused: the message is damaged.
+            Refused: the message is damaged or lacks something.
         """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, decode)
+            return await asyncio.get_running_loop().run_in_executor(self._readers, work)
         except (WireError, UserError) as error:
+            self.metrics.errors.labels(protocol).inc()
             raise Refused(str(error)) from error
 
-    async def answer(self, protocol: str, message: Any) -> tuple[np.ndarray, dict[str, float]]:
-        """The chunk (H, D) for a message with one observation, and milliseconds by stage.
+    def ask(self, message: Any, begun: float) -> Question:
+        """Put the observation of a message into the policy's queue; called in a thread of `read`.
 
         Raises:
-            Refused: the message lacks something, or the policy does not answer in time.
+            UserError: the message lacks something, or has a wrong type or shape.
         """
-        begun = time.perf_counter()
+        answer = self._batcher.submit(*self._inputs(message))
+        return Question(answer, begun, time.perf_counter())
+
+    async def answer(self, protocol: str, question: Question) -> tuple[np.ndarray, dict[str, float]]:
+        """Wait for a question's chunk (H, D), and return it with milliseconds by stage.
+
+        Raises:
+            Refused: the policy fails, or does not answer in time.
+        """
         try:
-            inputs, seed = await self.read(lambda: self._inputs(message))
-            prepared = time.perf_counter()
-            answer = await self._ask(inputs, seed)
+            answer = await self._wait(question.answer)
         except Refused:
             self.metrics.errors.labels(protocol).inc()
             raise
-        total = time.perf_counter() - begun
-        self._count(protocol, answer, prepared - begun, total)
+        total = time.perf_counter() - question.begun
+        self._count(protocol, answer, question.asked - question.begun, total)
         return answer.actions, {"infer_ms": 1000 * answer.computed_s, "total_ms": 1000 * total}
 
-    async def _ask(self, inputs: Any, seed: int) -> Answer:
-        future = asyncio.wrap_future(self._batcher.submit(inputs, seed))
+    async def _wait(self, answer: "Future[Answer]") -> Answer:
         try:
             async with asyncio.timeout(self.config.limits.wait_s):
-                return await future
+                return await asyncio.wrap_future(answer)
         except TimeoutError as error:
             raise Refused(f"no answer within {self.config.limits.wait_s:g} seconds; too many requests wait") from error
         except UserError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from rlrc.serve.service import Refused, Service
+from rlrc.serve.service import Question, Refused, Service
 from rlrc.version import __version__
 from rlrc.wire import pack, unpack
 
@@ -70,26 +70,28 @@ class Session:
             await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"the server ends")
 
     async def _answer(self, data: bytes) -> None:
+        begun = time.perf_counter()
         try:
-            message = await self._service.read(lambda: unpack(data))
+            understood = await self._service.read("openpi", lambda: self._understand(data, begun))
+            if isinstance(understood, Question):
+                await self._openpi(understood)
+            else:
+                await self._vla_eval(understood)
         except Refused as refusal:
-            self._service.metrics.errors.labels("websocket").inc()
             await self._refuse(str(refusal))
-            return
+
+    def _understand(self, data: bytes, begun: float) -> Question | dict[str, Any]:
+        """The question in a message of openpi's protocol, or a message of vla-eval's."""
+        message = unpack(data)
         if isinstance(message, dict) and message.keys() >= VLA_EVAL_KEYS:
-            await self._vla_eval(message)
-        else:
-            await self._openpi(message)
+            return message
+        return self._service.ask(message, begun)
 
     # -- openpi --------------------------------------------------------------------------------------------------------
 
-    async def _openpi(self, message: Any) -> None:
-        try:
-            actions, timing = await self._service.answer("openpi", message)
-        except Refused as refusal:
-            await self._refuse(str(refusal))
-        else:
-            await self._socket.send_bytes(pack({"actions": actions, "server_timing": timing}))
+    async def _openpi(self, question: Question) -> None:
+        actions, timing = await self._service.answer("openpi", question)
+        await self._socket.send_bytes(pack({"actions": actions, "server_timing": timing}))
 
     async def _refuse(self, line: str) -> None:
         await self._socket.send_str(line)
@@ -111,8 +113,10 @@ class Session:
 
     async def _step(self, message: dict[str, Any]) -> None:
         if not len(self._chunk):
+            begun = time.perf_counter()
             try:
-                actions, _ = await self._service.answer("vla-eval", message["payload"])
+                question = await self._service.read("vla-eval", lambda: self._service.ask(message["payload"], begun))
+                actions, _ = await self._service.answer("vla-eval", question)
             except Refused as refusal:
                 await self._tell(message, "error", {"error": str(refusal)})
                 return
