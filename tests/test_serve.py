@@ -207,6 +207,22 @@ def test_slow_and_dead_clients_stall_nobody(policy: Policy, server: Running) -> 
         raw.close()
 
 
+def test_who_never_ends_the_headers_is_let_go() -> None:
+    begins = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+    policy = make(CASES["openvla"])
+    with served(policy, limits={"upload_s": 1}) as server, open_socket(server) as connection:
+        connection.recv()
+        for first, again in ((b"", b""), (begins, b""), (begins, b"X: y\r\n")):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+                raw.sendall(first)
+                started = time.monotonic()
+                while again and time.monotonic() < started + 0.9:
+                    raw.sendall(again)
+                    time.sleep(0.1)
+                assert raw.recv(100) == b"" and 0.9 < time.monotonic() - started < 20
+        assert "actions" in ask(connection, message(policy, 0)), "a websocket may be silent for longer"
+
+
 # -- vla-eval ----------------------------------------------------------------------------------------------------------
 
 

@@ -22,16 +22,22 @@ OPEN = ("/healthz", "/health")
 
 
 @asynccontextmanager
-async def opened(application: web.Application, host: str, port: int, grace_s: float) -> AsyncIterator[str]:
+async def opened(
+    application: web.Application, host: str, port: int, request_s: float, grace_s: float
+) -> AsyncIterator[str]:
     """Listen within the block, and yield `host:port` as a client writes it.
 
     Args:
+        request_s: seconds that a connection may take until the headers of its first request have arrived, or may
+            spend between two requests; then it is closed.
         grace_s: seconds that requests may take which are under way at the end.
 
     Raises:
         UserError: the port cannot be listened on.
     """
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=grace_s)
+    runner = web.AppRunner(
+        application, access_log=None, handle_signals=False, shutdown_timeout=grace_s, keepalive_timeout=request_s
+    )
     await runner.setup()
     try:
         try:

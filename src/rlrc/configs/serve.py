@@ -16,7 +16,8 @@ class Limits(Config):
     wait_s: float = Field(default=60, gt=0, le=86_400)
     """Seconds after which a request that has no answer yet is given up with an error."""
     upload_s: float = Field(default=20, gt=0, le=86_400)
-    """Seconds within which an HTTP request must have arrived, once it has begun."""
+    """Seconds within which an HTTP request must have arrived: its headers after the connection is made, or after the
+    request before, and its body after them."""
 
 
 class ServeConfig(PolicyPart):

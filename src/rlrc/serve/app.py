@@ -121,7 +121,8 @@ async def listen(
         UserError: the port cannot be listened on.
     """
     application = Application(service, config, key).web
-    async with opened(application, config.host, config.port, config.limits.wait_s) as address:
+    limits = config.limits
+    async with opened(application, config.host, config.port, limits.upload_s, limits.wait_s) as address:
         ready(address)
         await ends.wait()
         say("answering what was asked, then ending")

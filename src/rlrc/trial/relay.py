@@ -21,6 +21,8 @@ from rlrc.wire import WireError, pack, unpack
 
 LARGEST_MESSAGE = 64 * 10**6
 """Bytes of the largest message that is handed on."""
+REQUEST_S = 20.0
+"""Seconds that the robot's program may take to send the headers of its request."""
 CLOSING_S = 1.0
 """Seconds that the other side may take to agree that a connection ends."""
 
@@ -166,7 +168,7 @@ def listening(relay: Relay, host: str, port: int) -> Iterator["Listening"]:
     stack = AsyncExitStack()
     here = Listening(relay, loop)
     try:
-        here.address = here.do(stack.enter_async_context(opened(relay.application, host, port, CLOSING_S)))
+        here.address = here.do(stack.enter_async_context(opened(relay.application, host, port, REQUEST_S, CLOSING_S)))
         yield here
     finally:
         here.do(stack.aclose())
