@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,84 @@ def test_a_served_policy_ends_episodes_as_the_same_one_here(
     for one, other in zip(here, there, strict=True):
         assert (one.episode_id, one.success_at_end, one.steps) == (other.episode_id, other.success_at_end, other.steps)
         assert one.path_length == pytest.approx(other.path_length, abs=1e-5)
+
+
+GRIPPERS = "1 opens, 0 closes", "-1 opens, 1 closes"
+
+
+def with_gripper(spec: Any, convention: str) -> Any:
+    *arm, gripper = spec.action
+    return replace(spec, action=(*arm, replace(gripper, convention=convention)))
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch, worlds: None) -> list[np.ndarray]:
+    """The commands that the toy world gets; its gripper opens at -1 and closes at 1."""
+    got: list[np.ndarray] = []
+    spec = with_gripper(toy_world.SPEC, GRIPPERS[1])
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: spec)
+    monkeypatch.setattr(ToyWorld, "world_spec", spec)
+    step = ToyWorld.step
+    monkeypatch.setattr(ToyWorld, "step", lambda world, actions: (got.append(actions), step(world, actions))[1])
+    return got
+
+
+def test_a_served_policys_gripper_is_converted_as_that_of_a_local_one(
+    tiny_policy: Policy, commands: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rlrc.act.evaluate.load", lambda *given, **named: tiny_policy)
+
+    def played(policy: str) -> np.ndarray:
+        commands.clear()
+        shared = {"splits": ("ind",), "num_workers": 0, "videos": 0}
+        evaluate(EvaluateConfig(policy=policy, episodes=2, num_envs=2, **shared), tmp_path / str(len(folders)))
+        folders.append(policy)
+        return np.stack(commands)
+
+    folders: list[str] = []
+    as_given = played("here")
+    monkeypatch.setattr(tiny_policy, "spec", with_gripper(tiny_policy.spec, GRIPPERS[0]))
+    here = played("here")
+    with served(tiny_policy) as server:
+        there = played(server.address)
+    np.testing.assert_allclose(there, here, atol=1e-5)
+    np.testing.assert_allclose(here[..., 6], 1 - 2 * as_given[..., 6], atol=1e-5)
+
+
+def test_a_gripper_without_a_rule_is_refused_in_one_line_and_the_server_left(
+    tiny_policy: Policy, commands: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tiny_policy, "spec", with_gripper(tiny_policy.spec, "width of the opening"))
+    before = set(threading.enumerate())
+    with served(tiny_policy) as server:
+        with pytest.raises(
+            UserError, match="convention is 'width of the opening' in the policy and '-1 opens, 1 closes'"
+        ):
+            evaluate(config(server.address), tmp_path)
+        assert not any(thread.name.startswith("ask") for thread in set(threading.enumerate()) - before)
+    assert not commands
+
+
+def test_somebody_elses_gripper_is_what_the_names_say(
+    theirs: tuple[Theirs, str],
+    commands: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one, address = theirs
+    one.actions[:, 6] = -1
+    names = tmp_path / "names.yaml"
+    names.write_text("{cameras: {front: image}, gripper: '0 opens, -1 closes'}")
+    for asked, wanted in (("libero", -1), ("bridge", -1), (str(names), 1)):
+        evaluate(config(address, names=asked, splits=("ind",)), tmp_path / Path(asked).stem)
+        assert {float(value) for value in np.stack(commands)[..., 6].ravel()} == {wanted}
+        commands.clear()
+    monkeypatch.setattr("rlrc.envs.spec", lambda world: with_gripper(toy_world.SPEC, GRIPPERS[0]))
+    monkeypatch.setattr(ToyWorld, "world_spec", with_gripper(toy_world.SPEC, GRIPPERS[0]))
+    evaluate(config(address, names="libero", splits=("ind",)), tmp_path / "opens at 1")
+    assert (np.stack(commands)[..., 6] == 1).all()
+    assert "taken as the world's, but for the gripper (-1 opens, 1 closes)" in capsys.readouterr().err
 
 
 def test_somebody_elses_policy_is_played_with_names_that_are_given(

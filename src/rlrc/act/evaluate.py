@@ -97,10 +97,9 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     check(config)
     keep_freed_memory()
-    policy = _policy(config)
-    connect(policy.spec, _world(config))
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
+    policy = _policy(config)
     ids_to_play = episode_ids(config)
     filmed = ids_to_play[: config.videos]
     total = config.episodes * len(conditions(config))
@@ -127,7 +126,11 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
 
 
 def _policy(config: EvaluateConfig) -> "Policy | RemotePolicy":
-    """The policy, here or at a server."""
+    """The policy, here or at a server.
+
+    Raises:
+        UserError: it is not there, or does not fit the world (see `connect`).
+    """
     if address := address_of(config.policy):
         from rlrc.act.remote import RemotePolicy  # of an extra that nobody else needs
 
@@ -135,6 +138,7 @@ def _policy(config: EvaluateConfig) -> "Policy | RemotePolicy":
     policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
     if config.center_crop:
         policy.crop_pictures()
+    connect(policy.spec, _world(config))
     return policy
 
 

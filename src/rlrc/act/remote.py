@@ -1,8 +1,9 @@
 """Policies that a server holds, played in rlrc's worlds: `rlrc evaluate --policy ws://host:8000`.
 
 The server may be rlrc's own, which says what its policy sees and does, or anybody's that speaks openpi's websocket,
-such as openpi itself. Of the latter the names on the wire must be given; the rest is asked from it with one black
-picture, and its actions are taken to be in the world's own conventions.
+such as openpi itself. Of the latter the names on the wire must be given, and with them the gripper's convention where
+it is not the world's; its other numbers are taken to be in the world's own conventions, and the length of its chunks is
+asked from it with one black picture.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from rlrc.act.conventions import connect
 from rlrc.client import PolicyClient, ServerGone, ServerRefused
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim
 from rlrc.policies.values import Generators, Observation, PolicySpec
+from rlrc.progress import say
 from rlrc.reading import FileModel, validate
 from rlrc.serve.names import JOIN, Reader, WireNames, read_names
 
@@ -26,6 +29,8 @@ PICTURE_SIDE = 224
 these."""
 TIMEOUT_S = 120.0
 """Seconds that an answer may take: a large policy on a small machine needs some."""
+AT_ONCE = 256
+"""Largest number of robots that ask at once, as many as rlrc's server lets in unless told otherwise."""
 
 
 class RemotePolicy:
@@ -40,7 +45,17 @@ class RemotePolicy:
     def __init__(self, address: str, names: str | None, world: WorldSpec, api_key: str | None) -> None:
         self._address, self._api_key = address, api_key
         self._clients: list[PolicyClient] = []
-        metadata = self._client(0).metadata
+        self._askers = ThreadPoolExecutor(AT_ONCE, "ask")
+        try:
+            self._learn(names, world)
+            connect(self.spec, world)
+        except BaseException:
+            self.close()
+            raise
+
+    def _learn(self, names: str | None, world: WorldSpec) -> None:
+        """Find out what the policy sees and does, and under which names."""
+        metadata, address = self._client(0).metadata, self._address
         spec = metadata.get("spec")
         if isinstance(spec, dict):
             self.spec = validate(spec, _Spec, f"{address}: the server's spec").policy
@@ -64,14 +79,20 @@ class RemotePolicy:
         self.image_size = side if isinstance(side, int) and 1 <= side <= 2048 else PICTURE_SIDE
 
     def _seen_by(self, world: WorldSpec) -> PolicySpec:
-        """The world's own cameras, state and actions, as far as they have names on the wire."""
+        """The world's own cameras, state and actions, as far as they have names on the wire, with the gripper that the
+        names tell."""
         cameras = tuple(camera for camera in self._names.cameras if camera in world.cameras)
         if not cameras:
             raise UserError(
                 f"there are names for the cameras {', '.join(self._names.cameras)}, and the world '{world.name}' has "
                 f"{', '.join(world.cameras)}"
             )
-        return PolicySpec("served", cameras, world.state if self._names.state else (), world.action, 1, 1)
+        *arm, gripper = world.action
+        if self._names.gripper:
+            gripper = replace(gripper, convention=self._names.gripper)
+        meaning = f", but for the gripper ({gripper.convention})" if self._names.gripper else ""
+        say(f"the server does not say what its numbers mean: they are taken as the world's{meaning}")
+        return PolicySpec("served", cameras, world.state if self._names.state else (), (*arm, gripper), 1, 1)
 
     def _asked_for(self, spec: PolicySpec) -> PolicySpec:
         """`spec` with the length of the chunk that the server gives for black pictures."""
@@ -107,8 +128,7 @@ class RemotePolicy:
         messages = [self._message(observation, row) for row in range(len(observation))]
         clients = [self._client(row) for row in range(len(messages))]
         try:
-            with ThreadPoolExecutor(len(messages)) as pool:
-                answers = list(pool.map(lambda client, message: client.infer(message), clients, messages))
+            answers = list(self._askers.map(PolicyClient.infer, clients, messages))
         except (ServerGone, ServerRefused) as error:
             raise UserError(f"the served policy gave no actions: {shorten(str(error), 400)}") from error
         return [np.asarray(answer["actions"], np.float32) for answer in answers]
@@ -132,9 +152,10 @@ class RemotePolicy:
         return self._clients[number]
 
     def close(self) -> None:
-        """Leave the server."""
+        """Leave the server, and end the threads that ask it."""
         for client in self._clients:
             client.close()
+        self._askers.shutdown()
 
 
 def _put(message: dict[str, Any], name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ it. A preset or a YAML file says which name belongs to which of the policy's cam
       wrist: [observation/wrist_image, images/wrist]   # the first of these that a message has
     state: observation/joint_position + observation/gripper_position     # joined in this order
     instruction: prompt
+    gripper: -1 opens, 1 closes              # of the actions of servers that do not say what theirs mean
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ class WireNames(FileModel, extra="forbid"):
     cameras: Annotated[dict[Name, Names], Field(min_length=1, max_length=16)]
     state: Names = ()
     instruction: Names = ("prompt", "instruction", "task", "task_description")
+    gripper: Annotated[str, Field(max_length=200)] = ""
+    """Convention of an action's last number, where a server says nothing of its actions."""
 
 
 PRESETS = {
@@ -52,6 +55,7 @@ PRESETS = {
             "wrist": ["observation/wrist_image", "images/wrist", "wrist_image"],
         },
         "state": ["observation/state", "states", "state"],
+        "gripper": "-1 opens, 1 closes",  # robosuite's own, which openpi's clients hand to it
     },
     "droid": {
         "cameras": {
