@@ -16,6 +16,9 @@ from websockets.frames import Opcode
 
 import rlrc
 from rlrc.policies.make_random import MakeRandomConfig, make_random
+from rlrc.trial.greetings import ask as greet
+from rlrc.trial.greetings import shared
+from rlrc.trial.relay import Relay, listening
 from rlrc.wire import unpack, unpack_json
 
 FIXTURES = Path(__file__).parent / "fixtures" / "serving"
@@ -43,10 +46,10 @@ def chunks(server: Running, record: dict) -> np.ndarray:
     return np.stack(rows)
 
 
-def play(server: Running, sent: list[bytes], is_whole: Callable[[bytes], bool]) -> bytes:
+def play(port: int, sent: list[bytes], is_whole: Callable[[bytes], bool]) -> bytes:
     """Send each piece as soon as the server has answered the one before, and return all answers once they are whole."""
     got = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         for piece in sent:
             connection.sendall(piece)
             if piece is not sent[-1]:
@@ -79,17 +82,29 @@ def test_openpi_client_and_lerobot(server: Running, name: str) -> None:
     record = recorded(name)
     (sent,) = record["sent"]
     metadata, *answers = [
-        unpack(message) for message in messages(play(server, sent, lambda got: len(messages(got)) == 3))
+        unpack(message) for message in messages(play(server.port, sent, lambda got: len(messages(got)) == 3))
     ]
     assert metadata["spec"]["horizon"] == 8
     np.testing.assert_array_equal([answer["actions"] for answer in answers], chunks(server, record))
+
+
+def test_openpi_client_in_a_trial(server: Running) -> None:
+    record = recorded("openpi")
+    (sent,) = record["sent"]
+    greeting = shared(greet({"one": server.address}, None))
+    with listening(Relay(greeting, None), "127.0.0.1", 0) as robot, robot.trial(server.address) as traffic:
+        port = int(robot.address.rpartition(":")[2])
+        metadata, *answers = [unpack(one) for one in messages(play(port, sent, lambda got: len(messages(got)) == 3))]
+    assert metadata["spec"]["horizon"] == 8
+    np.testing.assert_array_equal([answer["actions"] for answer in answers], chunks(server, record))
+    assert (traffic.answers, traffic.actions, traffic.error) == (2, 16, "")
 
 
 def test_vla_eval(server: Running) -> None:
     record = recorded("vla_eval")
     (sent,) = record["sent"]
     hello, *answers = [
-        unpack(message) for message in messages(play(server, sent, lambda got: len(messages(got)) == 17))
+        unpack(message) for message in messages(play(server.port, sent, lambda got: len(messages(got)) == 17))
     ]
     assert hello["type"] == "hello" and hello["payload"]["protocol_version"] == 1
     assert {answer["type"] for answer in answers} == {"action"}
@@ -106,7 +121,7 @@ def is_whole_reply(got: bytes) -> bool:
 def test_json_numpy(server: Running) -> None:
     record = recorded("act")
     for number, (sent, chunk) in enumerate(zip(record["sent"], chunks(server, record), strict=True)):
-        head, _, body = play(server, sent, is_whole_reply).partition(b"\r\n\r\n")
+        head, _, body = play(server.port, sent, is_whole_reply).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         text = json.loads(body) if number % 2 else body.decode()
         np.testing.assert_array_equal(unpack_json(text), chunk)

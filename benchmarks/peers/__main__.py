@@ -5,7 +5,8 @@
 Each client runs unmodified in an environment of its own, whose packages ask for other releases than ours. LeRobot's
 takes 8 GB, since PyPI's torch brings CUDA, and less where TORCH_INDEX names a package index with torch for CPUs.
 
-Each asks for the actions of twenty random observations, of an OpenVLA and of an OpenVLA-OFT. With --record, what each
+Each asks for the actions of twenty random observations, of an OpenVLA and of an OpenVLA-OFT; openpi-client also through
+the port of `rlrc trial`. With --peers, only those are asked, and the rows of the others stay. With --record, what each
 sent to the OpenVLA-OFT is kept byte by byte in tests/fixtures/serving, where `make test` plays it to the server again:
 `python benchmarks/peers --record --observations 2 --side 32 --out /tmp/peers.json`.
 """
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from proxy import Recorder
@@ -30,6 +31,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.make_random import MakeRandomConfig, make_random
 from rlrc.policies.values import Observation
 from rlrc.progress import say
+from rlrc.reading import read_json
 from rlrc.tables import print_table
 from rlrc.wire import pack
 
@@ -52,13 +54,17 @@ class Peer(NamedTuple):
     ours: tuple[Path, ...] = ()
     """Folders of this repository that are installed beside them, without what they ask for."""
     is_recorded: bool = True
-    """Whether it sends the same messages each time, so that --record can keep them."""
+    """Whether --record keeps what it sends: where that is the same each time, and no other peer sends it."""
+    in_trial: bool = False
+    """Whether it talks to the port of `rlrc trial` in place of the server's."""
 
 
+OPENPI = ("openpi-client==0.1.2", "typing-extensions")
 LEROBOT = ("lerobot==0.4.4", "msgpack", "websockets", "wrapt")
 PLUGIN = (ROOT, ROOT / "integrations" / "lerobot_policy_rlrc")
 PEERS = (
-    Peer("openpi-client", "openpi", ("openpi-client==0.1.2", "typing-extensions"), "ask_openpi.py"),
+    Peer("openpi-client", "openpi", OPENPI, "ask_openpi.py"),
+    Peer("openpi-client in rlrc trial", "openpi", OPENPI, "ask_openpi.py", is_recorded=False, in_trial=True),
     Peer("vla-eval", "vla_eval", ("vla-eval==0.8.0",), "ask_vla_eval.py"),
     Peer("json-numpy over HTTP", "act", ("json-numpy==2.1.1", "numpy", "requests"), "ask_act.py"),
     Peer("lerobot-eval", "lerobot", LEROBOT, "ask_lerobot.py", PLUGIN),
@@ -72,8 +78,10 @@ def main() -> None:
     parser.add_argument("--observations", type=int, default=20)
     parser.add_argument("--side", type=int, default=96, help="side of the pictures in pixels")
     parser.add_argument("--record", action="store_true", help="keep what the clients send in tests/fixtures/serving")
+    parser.add_argument("--peers", nargs="+", choices=[peer.name for peer in PEERS], help="ask these alone")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    peers = [peer for peer in PEERS if not options.peers or peer.name in options.peers]
+    rows = [row for row in read_json(options.out)["rows"] if row["peer"] not in options.peers] if options.peers else []
     with tempfile.TemporaryDirectory() as folder:
         random = Path(folder) / "oft"
         make_random(MakeRandomConfig(preset="openvla-oft-tiny", out_folder=random), random)
@@ -85,7 +93,7 @@ def main() -> None:
             observations = random_observations(policy, options.observations, options.side)
             expected = np.stack([np.atleast_2d(policy.act(observations[[row]])[0]) for row in range(len(observations))])
             with serving(path, spec) as port:
-                for peer in PEERS:
+                for peer in peers:
                     keep = options.record and spec and peer.is_recorded
                     record = FIXTURES / f"{Path(peer.script).stem}.msgpack" if keep else None
                     got = ask(peer, port, observations, policy.spec.horizon, Path(folder), record)
@@ -142,6 +150,43 @@ def serving(path: Path, spec: str | None) -> Iterator[int]:
             raise SystemExit(f"the server of {path} ended with status {process.returncode}")
 
 
+@contextmanager
+def trial(port: int, folder: Path) -> Iterator[int]:
+    """A trial of `rlrc trial` that has begun and succeeds at the end; gives the port that the robot's program talks to.
+
+    Both of its policies are the server at `port`, by two addresses, so that the order decides nothing.
+    """
+    scenes = folder / "scenes.yaml"
+    scenes.write_text("- name: only")
+    policies = [f"{name}=ws://{host}:{port}" for name, host in (("one", "127.0.0.1"), ("two", "localhost"))]
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "rlrc", "trial", "--policies", *policies, "--scenes", str(scenes)]
+        command += ["--port", "0", "--out", str(Path(out) / "trial")]
+        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes) as process:
+            assert process.stdin is not None and process.stderr is not None
+            line = next(line for line in process.stderr if "connects to ws://" in line)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            wait_for(process.stderr, "then a note if you like): ")
+            yield int(line.rpartition(":")[2])
+            process.stdin.write("s\nq\n")
+            process.stdin.close()
+            said = process.stderr.read()
+    if process.returncode or "kept: success" not in said:
+        raise SystemExit(f"the trial failed: {said}")
+
+
+def wait_for(stream: TextIO, text: str) -> None:
+    """Read until `text`, which ends no line."""
+    said = ""
+    while not said.endswith(text):
+        character = stream.read(1)
+        if not character:
+            raise SystemExit(f"the trial ended early: {said}")
+        said += character
+
+
 def ask(
     peer: Peer, port: int, observations: Observation, horizon: int, folder: Path, record: Path | None
 ) -> np.ndarray:
@@ -159,7 +204,7 @@ def ask(
         horizon=horizon,
     )
     say(f"{peer.name} asks port {port}")
-    with Recorder(port) as relay:
+    with trial(port, folder) if peer.in_trial else nullcontext(port) as entrance, Recorder(entrance) as relay:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         subprocess.run([python, HERE / peer.script, str(relay.port), asked, answers], check=True, env=clean)
     if record is not None:
