@@ -67,6 +67,15 @@ def test_the_policys_own_names() -> None:
     assert read({"images": {"front": PICTURE, "wrist": PICTURE}, "state": STATE, "prompt": "go"}).state.shape == (1, 8)
 
 
+@pytest.mark.parametrize("spec", [ONE, TWO])
+@pytest.mark.parametrize("front", ["image", "full_image"])
+def test_the_scripts_of_openvla_and_oft_need_no_other_names(spec: PolicySpec, front: str) -> None:
+    message = {front: PICTURE, "wrist_image": 255 - PICTURE, "state": STATE, "instruction": "go"}
+    seen = Reader.of(read_names("rlrc", spec.cameras), spec)(message)
+    for camera, picture in zip(spec.cameras, (PICTURE, 255 - PICTURE), strict=False):
+        np.testing.assert_array_equal(seen.images[camera], picture[None])
+
+
 def test_a_file_gives_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("cameras: {front: cam0, wrist: [hand, robot/hand]}\nstate: arm + gripper\ninstruction: say\n")

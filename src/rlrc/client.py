@@ -7,7 +7,7 @@
             action = policy.act({"images/front": picture, "prompt": "put the carrot on the plate"})
 
 It needs numpy, msgpack, websockets and wrapt, and no torch. On a robot's small computer:
-`pip install --no-deps rlrc && pip install numpy msgpack websockets wrapt`.
+`pip install --no-deps . && pip install numpy msgpack websockets wrapt`, in a copy of rlrc's folder.
 """
 
 import threading

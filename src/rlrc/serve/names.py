@@ -87,13 +87,15 @@ PRESETS = {
 
 
 def read_names(asked: str, cameras: Sequence[str]) -> WireNames:
-    """The names of a preset or of a YAML file; `rlrc` has every one of the policy's `cameras` under its own name.
+    """The names of a preset or of a YAML file; `rlrc` has every one of the policy's `cameras` under its own name, and
+    under those which the scripts of OpenVLA and OpenVLA-OFT send.
 
     Raises:
         UserError: there is no such preset or file, or the file is damaged.
     """
     if asked == "rlrc":
-        own = {name: [f"images/{name}", f"observation/images/{name}", name] for name in cameras}
+        own = {name: [f"images/{name}", f"observation/images/{name}", name, f"{name}_image"] for name in cameras}
+        own[cameras[0]] += ["full_image", "image"]  # the robot's main camera
         return validate({"cameras": own, "state": ["state", "observation/state"]}, WireNames, "rlrc")
     if asked in PRESETS:
         return validate(PRESETS[asked], WireNames, asked)
