@@ -269,6 +269,25 @@ def test_the_best_instructions_are_chosen(
     assert (found if isinstance(found, str) else found.name) == expected
 
 
+@pytest.mark.parametrize(
+    ("machine", "able", "expected"),
+    [
+        ("x86_64", "avx2 fma avx512f avx512_vnni", False),
+        ("x86_64", "avx2 fma avx512f avx512_vnni avx512_bf16", True),
+        ("x86_64", "avx2 fma amx_bf16", True),
+        ("aarch64", "asimddp i8mm", False),
+        ("aarch64", "asimddp i8mm bf16", True),
+        ("riscv64", "", True),
+    ],
+)
+def test_bfloat16_is_left_to_processors_with_instructions_for_it(
+    machine: str, able: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "machine", lambda: machine)
+    monkeypatch.setattr(processor, "features", lambda: frozenset(able.split()))
+    assert processor.multiplies_bfloat16() is expected
+
+
 def test_instructions_that_the_processor_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(processor.INSTRUCTIONS, "mmx")
     with pytest.raises(UserError, match="RLRC_INSTRUCTIONS=mmx is not a level of this processor"):

@@ -19,6 +19,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
+from rlrc.recover import loop
 from rlrc.recover import sft as sft_module
 from rlrc.recover.loop import STATE_FILE, Learner, learning_rate_factor
 from rlrc.recover.sft import Frames, SftConfig, fit
@@ -250,8 +251,7 @@ def test_slow_bf16_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    processor = {"architecture": "x86_64", "avx512_bf16": capable, "amx_bf16": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    monkeypatch.setattr(loop, "multiplies_bfloat16", lambda: capable)
     Learner(tiny_policy, LearnerConfig(device="cpu", precision="fp32"), tmp_path)
     assert not capsys.readouterr().err
     Learner(tiny_policy, LearnerConfig(device="cpu", precision="bf16"), tmp_path)

@@ -28,6 +28,16 @@ def test_products_of_many_rows_are_those_of_float32_rounded_once(bias: bool) -> 
     assert torch.equal(wide.float()(x.float()), dense.float()(x.float()))
 
 
+def test_master_weights_in_float32_are_left_to_autocast() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(300, 40))
+    wide = copy.deepcopy(dense)
+    widen_products(wide)
+    x = torch.randn(FEWEST_ROWS, 300).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(wide(x), dense(x))
+
+
 def test_it_has_the_gradient_of_float32() -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(30, 4)).bfloat16()

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from torch import nn
 from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
+from rlrc.packed.cpu.processor import multiplies_bfloat16
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.progress import MetricsLog, bar, read_metrics, say
@@ -83,7 +84,7 @@ class Learner:
         if self.device.type == "cpu":
             # The backward pass of the fused CPU kernel takes several times as long as attention written out.
             policy.model.set_attn_implementation("eager")
-            if config.precision == "bf16" and self.is_main and not multiplies_bf16(torch.cpu.get_capabilities()):
+            if config.precision == "bf16" and self.is_main and not multiplies_bfloat16():
                 say("this processor has no instructions for bf16, so precision fp32 trains faster here")
         self._lora = _choose_trainable(policy, config)
         modules = {"model": policy.model, **(extra_modules or {})}
@@ -303,12 +304,6 @@ class Means:
             return {}
         means = learner.mean(torch.stack([torch.stack(value).mean() for value in values]))
         return dict(zip(names, means.tolist(), strict=True))
-
-
-def multiplies_bf16(capabilities: Mapping[str, Any]) -> bool:
-    """Return whether a processor, as torch describes it, has instructions for bf16 products; false means that an x86
-    processor lacks them."""
-    return capabilities["architecture"] != "x86_64" or capabilities["avx512_bf16"] or capabilities["amx_bf16"]
 
 
 def rng(seed: int, purpose: str, *key: int) -> np.random.Generator:

@@ -76,16 +76,15 @@ def instructions() -> str | None:
     return best.name if isinstance(best, Level) else None
 
 
-@lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Return whether bfloat16 is left to PyTorch on this processor; elsewhere products go through float32.
+    """Return whether this processor has instructions for products in bfloat16; others are faster in float32.
 
-    It is left to PyTorch with AVX-512, and where ARM has instructions for bfloat16. With AVX2 PyTorch takes 4.3 times
-    as long in bfloat16 as in float32 at 280 rows. With AVX-512 but without instructions for bfloat16 it takes three
-    times as long too, so this rule is too wide there, unlike the one that warns about training in bfloat16
-    (`recover/loop.py`); docs/journal/speed.md has the figures.
+    PyTorch's products ask this, not the kernels of this package, so `RLRC_INSTRUCTIONS` changes nothing about it.
+    Processors that are neither x86 nor ARM are not known here, and their bfloat16 is left to PyTorch.
     """
-    return "bf16" in features() if machine() == "aarch64" else instructions() == "avx512"
+    instructions = {"x86_64": {"avx512_bf16", "amx_bf16"}, "aarch64": {"bf16"}}
+    kind = machine()
+    return kind not in instructions or not instructions[kind].isdisjoint(features())
 
 
 @lru_cache(maxsize=1)
