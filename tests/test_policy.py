@@ -59,10 +59,21 @@ def test_a_row_with_its_own_generator_ignores_its_neighbours(tiny_policy: Policy
 
 def test_action_tokens_round_trip_within_half_a_bin() -> None:
     tokenizer = ActionTokenizer(32000)
-    actions = np.random.default_rng(0).uniform(-1.2, 1.2, (1000, 7))
+    actions = torch.from_numpy(np.random.default_rng(0).uniform(-1.2, 1.2, (1000, 7)).astype(np.float32))
     ids = tokenizer.encode(actions)
     assert ids.min() >= 31744 and ids.max() <= 31999
-    np.testing.assert_allclose(tokenizer.decode(ids), actions.clip(-1, 1), atol=1 / 255 + 1e-9)
+    np.testing.assert_allclose(tokenizer.decode(ids.numpy()), actions.clip(-1, 1), atol=1 / 255 + 1e-7)
+
+
+@pytest.mark.parametrize("n_bins", [16, 255, 256])
+def test_action_tokens_are_those_of_the_published_code(n_bins: int) -> None:
+    """Its code is `np.digitize` in float64, also of actions that lie on an edge between two bins or beside one."""
+    tokenizer = ActionTokenizer(32000, n_bins)
+    edges = tokenizer.bins.astype(np.float32)
+    beside = [np.nextafter(edges, np.float32(side)) for side in (-2, 2)]
+    actions = np.concatenate([edges, *beside, np.linspace(-1.1, 1.1, 5000, dtype=np.float32)])
+    expected = 32000 - np.digitize(np.clip(actions, -1.0, 1.0), tokenizer.bins)
+    assert np.array_equal(tokenizer.encode(torch.from_numpy(actions)).numpy(), expected)
 
 
 def test_statistics_give_physical_units(tiny_policy: Policy) -> None:

@@ -27,7 +27,7 @@ from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Sampler
 from rlrc.recover import ppo
-from rlrc.recover.acting import Seen
+from rlrc.recover.acting import Rows, Seen
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, summed
 from rlrc.recover.loop import STATE_FILE, Learner
@@ -162,8 +162,8 @@ def setting(tiny_policy: Policy, tmp_path: Path) -> Any:
 def test_the_first_ratio_is_one(tiny_policy: Policy, setting: Any, precision: str, temperature: float) -> None:
     chosen, learner, critic, buffer = setting(precision=precision, temperature=temperature)
     target = targets(tiny_policy, critic, buffer, chosen, learner)
-    index = torch.randperm(len(buffer))[:16]
-    _, vitals = ppo.ppo_loss(tiny_policy, critic, buffer, target, index, chosen, learner)
+    rows = Rows.batches(torch.randperm(len(buffer)), 16, tiny_policy.device)[0]
+    _, vitals = ppo.ppo_loss(tiny_policy, critic, buffer, target, rows, chosen, learner)
     assert vitals["ratio_max"].item() == pytest.approx(1, abs=1e-5 if precision == "fp32" else 1e-2)
     gap = (target.logprobs - buffer.logprobs.flatten(0, 1)).sum(dim=(1, 2)).abs().max()
     assert gap < (1e-4 if precision == "fp32" else 0.2), "acting and learning disagree about the same actions"

@@ -21,7 +21,7 @@ from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
 from rlrc.recover import loop
 from rlrc.recover import sft as sft_module
-from rlrc.recover.loop import STATE_FILE, Learner, learning_rate_factor
+from rlrc.recover.loop import STATE_FILE, Learner, Means, learning_rate_factor
 from rlrc.recover.sft import Frames, SftConfig, fit
 
 
@@ -170,7 +170,7 @@ def test_merged_adapters_compute_the_same(tiny_policy: Policy, tmp_path: Path) -
     demonstrations = toy_demonstrations()
     learner = Learner(tiny_policy, chosen, tmp_path)
     batch = Frames(tiny_policy, demonstrations, 8, learner).next()
-    inputs, tokens = batch.inputs, torch.from_numpy(tiny_policy.actions.encode(batch.actions[:, 0].numpy()))
+    inputs, tokens = batch.inputs, tiny_policy.actions.encode(batch.actions[:, 0])
     with torch.no_grad():
         before = tiny_policy.model.action_logits(inputs, tokens)[0]
     for _ in range(5):
@@ -192,7 +192,7 @@ def test_losses_are_what_their_names_say(tiny_policy: Policy, tmp_path: Path) ->
     batch = Frames(tiny_policy, toy_demonstrations(), 8, learner).next()
     inputs, actions = batch.inputs, batch.actions[:, 0]
     losses = tiny_policy.loss(inputs, batch.actions, batch.padded)
-    tokens = torch.from_numpy(tiny_policy.actions.encode(actions.numpy()))
+    tokens = tiny_policy.actions.encode(actions)
     with torch.no_grad():
         logits = tiny_policy.model.action_logits(inputs, tokens)[0].double().numpy()
     labels = tokens.numpy() - tiny_policy.actions.first_id
@@ -219,8 +219,8 @@ def test_frames_know_their_numbers_and_can_be_sought(tiny_policy: Policy, tmp_pa
     pictures, instructions = demonstrations.images[numbers], [demonstrations.instruction(i) for i in numbers]
     expected = tiny_policy.prepare(tiny_policy.observation(pictures, instructions))
     assert torch.equal(batch.inputs.pixel_values, expected.pixel_values)
-    assert not batch.padded.any(), "a chunk of one action ends with its frame"
-    physical = tiny_policy.to_physical(tiny_policy.actions.decode(tiny_policy.actions.encode(batch.actions.numpy())))
+    assert batch.padded is None, "a chunk of one action ends with its frame"
+    physical = tiny_policy.to_physical(tiny_policy.actions.decode(tiny_policy.actions.encode(batch.actions).numpy()))
     np.testing.assert_allclose(physical[:, 0], demonstrations.actions[numbers], atol=1 / 128)
     frames.seek(7)
     assert all(torch.equal(frames.next().numbers, batch.numbers) for batch in batches[7:])
@@ -267,7 +267,22 @@ def test_divergence_is_told(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(OpenVLAPolicy, "loss", broken)
     with pytest.raises(UserError, match="diverged"):
-        train(tiny_checkpoint, tmp_path)
+        train(tiny_checkpoint, tmp_path, save_every=0)
+    assert not (tmp_path / STATE_FILE).exists() and not (tmp_path / "checkpoint").exists()
+
+
+def test_a_diverged_training_saves_nothing(tiny_policy: Policy, tmp_path: Path) -> None:
+    learner = Learner(tiny_policy, config(tmp_path), tmp_path)
+    for gradient in (math.inf, 1.0):  # one that is not finite is remembered
+        for parameter in learner.parameters.values():
+            parameter.grad = torch.full_like(parameter, gradient)
+        learner.step()
+    means = Means()
+    means.add(grad_norm=torch.ones(()))
+    for save in (lambda: means.take(learner), lambda: learner.save(2), lambda: learner.finish("sft")):
+        with pytest.raises(UserError, match="diverged"):
+            save()
+    assert not (tmp_path / STATE_FILE).exists() and not (tmp_path / "checkpoint").exists()
 
 
 def test_hidden_words_are_unknown_tokens_at_the_chosen_rate(tiny_policy: Policy, tmp_path: Path) -> None:

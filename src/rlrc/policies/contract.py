@@ -267,7 +267,8 @@ class Policy(ABC):
 
         Args:
             actions: normalised, (N, H, D).
-            padded: bool (N, H), true where a chunk goes on after its episode has ended; nothing is learnt there.
+            padded: bool (N, H), true where a chunk goes on after its episode has ended; nothing is learnt there. None
+                where no chunk does.
             label_spread: see `errors`.
             generator: see `teacher_forced`.
         """
@@ -386,7 +387,7 @@ class Policy(ABC):
 
 def _mean(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:
     """Mean of (N, H, D) over what is not padded (N, H); each row counts the same."""
-    if padded is None or not padded.any():
+    if padded is None:
         return values.mean()
     there = (~padded).to(values.dtype)
     rows = (values.mean(dim=2) * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)

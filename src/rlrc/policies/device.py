@@ -1,4 +1,4 @@
-"""The choice of the device that a policy computes on."""
+"""The choice of the device that a policy computes on, and the way there."""
 
 import torch
 
@@ -27,3 +27,10 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     elif device.type != "cpu":
         raise UserError(f"device '{name}': rlrc computes on cpu, cuda, cuda:1 and mps")
     return device
+
+
+def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """The tensor on `device`. To a CUDA GPU it goes through pinned memory, so that nobody waits for the GPU."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -12,6 +12,7 @@ from rlrc.act.conventions import Interface, connect
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
 from rlrc.policies.contract import Policy
+from rlrc.policies.device import moved
 from rlrc.policies.values import Observation, Sampler
 from rlrc.recover.loop import Learner, rng
 from rlrc.recover.sft import hide_words
@@ -62,6 +63,23 @@ class Buffer:
         return {name: tensor.flatten(0, 1)[index] for name, tensor in self.latent.items()}
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Flat numbers (B,) of moments, at once in the machine's memory and where the policy computes.
+
+    Each tensor is indexed by the numbers that lie beside it, so that no batch waits for a copy of them.
+    """
+
+    host: torch.Tensor
+    here: torch.Tensor
+
+    @classmethod
+    def batches(cls, numbers: torch.Tensor, size: int, device: torch.device) -> "list[Rows]":
+        """Numbers in the machine's memory, in batches of `size`; they are copied to the device once."""
+        pairs = zip(numbers.split(size), moved(numbers, device).split(size), strict=True)
+        return [cls(host, here) for host, here in pairs]
+
+
 class Seen:
     """The moments that a policy saw: as vision has encoded it where vision is frozen, else as pictures."""
 
@@ -78,10 +96,10 @@ class Seen:
         return inputs
 
     def inputs(self, index: torch.Tensor) -> Any:
-        """Model inputs of the moments of flat numbers (B,)."""
+        """Model inputs of the moments of flat numbers (B,), which are in the machine's memory as the moments are."""
         if len(self._moments) > 1:  # joined when they are first read, and held once
             self._moments = [type(self._moments[0]).concatenate(self._moments)]
-        chosen = self._moments[0][index.cpu().numpy()]
+        chosen = self._moments[0][index.numpy()]
         return chosen.to(self._policy.device) if self._encoded else self._policy.prepare(chosen)
 
 
@@ -96,7 +114,8 @@ def act(
     episodes = Episodes(env, connect(policy.spec, env.world_spec), iteration, config, learner)
     noise, variation = learner.generator("act", iteration), learner.generator("augment", iteration, device="cpu")
     seen = Seen(policy, encoded=not learner.trains_vision)
-    chunks: list[tuple[torch.Tensor, ...]] = []
+    logprobs: list[torch.Tensor] = []
+    outcomes: list[tuple[np.ndarray, ...]] = []
     latents: list[dict[str, torch.Tensor]] = []
 
     def look() -> Any:
@@ -114,17 +133,17 @@ def act(
         sample = policy.sample(look(), Sampler(config.temperature), noise)
         assert sample.logprobs is not None
         actions = policy.to_physical(sample.actions.cpu().numpy())[:, :execute]
-        outcomes = [torch.from_numpy(outcome).to(policy.device) for outcome in episodes.carry_out(policy, actions)]
-        executed = F.pad(outcomes[0], (0, policy.spec.horizon - execute))
+        outcomes.append(episodes.carry_out(policy, actions))
         latents.append(sample.latent)
-        chunks.append((sample.logprobs, executed, *outcomes[1:]))
+        logprobs.append(sample.logprobs)
     look()
-    logprobs, executed, rewards, masks, success, succeeded, grasped = (
-        torch.stack(column) for column in zip(*chunks, strict=True)
+    executed, rewards, masks, success, succeeded, grasped = (
+        moved(torch.from_numpy(np.stack(column)), policy.device) for column in zip(*outcomes, strict=True)
     )
+    executed = F.pad(executed, (0, policy.spec.horizon - execute))
     latent = {name: torch.stack([latent[name] for latent in latents]) for name in latents[0]}
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
-    return Buffer(seen, latent, logprobs, executed, rewards, masks, success, succeeded, grasped)
+    return Buffer(seen, latent, torch.stack(logprobs), executed, rewards, masks, success, succeeded, grasped)
 
 
 class Episodes:

@@ -45,7 +45,8 @@ def summed(
         executed: bool (N, H); what was not executed is left out.
     """
     if each == "chunk":
-        return (logprobs * executed[..., None]).flatten(1).sum(dim=1), torch.arange(len(logprobs)).to(executed.device)
+        whole = (logprobs * executed[..., None]).flatten(1).sum(dim=1)
+        return whole, torch.arange(len(logprobs), device=executed.device)
     chosen = logprobs[executed]
     rows = executed.nonzero()[:, 0]
     if each == "action":

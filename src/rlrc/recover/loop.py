@@ -101,6 +101,7 @@ class Learner:
         if config.precision == "fp32":
             policy.model.float()
         self._zeros = _zeros(self.parameters) if config.keep_zeros else {}
+        self._sound = torch.ones((), dtype=torch.bool, device=self.device)
         self._optimizers = optimizers(
             self.parameters,
             modules.values(),
@@ -152,17 +153,16 @@ class Learner:
     def step(self, learning_rate_factor: float = 1.0) -> torch.Tensor:
         """One step of the optimizer on the gradients that are there; parameters without any stay untouched.
 
+        Nothing is read back from the device, so a gradient that is infinite or NaN is noticed later, by
+        `require_sound`.
+
         Returns:
             The norm of the gradient before it was scaled down.
-
-        Raises:
-            UserError: the gradient is infinite or NaN.
         """
         trained = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
         self._average([parameter.grad for parameter in trained if parameter.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
-        if not norm.isfinite():
-            raise UserError("training diverged, because the gradient is not finite; lower the learning rate")
+        self._sound &= norm.isfinite()
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * learning_rate_factor
@@ -172,6 +172,19 @@ class Learner:
             for name, zeros in self._zeros.items():
                 self.parameters[name].masked_fill_(zeros, 0)
         return norm
+
+    def require_sound(self) -> None:
+        """Check that the gradients of all steps were finite.
+
+        This waits for the device. So it is asked where metrics are read, which in supervised training is up to
+        `LOG_EVERY` steps after the gradient that was not finite, and in reinforcement learning at the end of the
+        iteration, and before anything is saved.
+
+        Raises:
+            UserError: a gradient was infinite or NaN.
+        """
+        if not self._sound:
+            raise UserError("training diverged, because the gradient is not finite; lower the learning rate")
 
     def zero_grad(self) -> None:
         """Forget the gradients that are there."""
@@ -218,7 +231,12 @@ class Learner:
         return step
 
     def save(self, step: int) -> None:
-        """Write the training state after `step` steps, in place of the one before."""
+        """Write the training state after `step` steps, in place of the one before.
+
+        Raises:
+            UserError: training has diverged.
+        """
+        self.require_sound()
         self._saved_at = time.monotonic()
         if not self.is_main:
             return
@@ -270,7 +288,11 @@ class Learner:
 
         Returns:
             The last row of metrics; on processes other than the main one, nothing.
+
+        Raises:
+            UserError: training has diverged.
         """
+        self.require_sound()
         if self._lora is not None:
             self._lora.merge_and_unload()
         last_row: dict[str, Any] = {}
@@ -297,7 +319,12 @@ class Means:
             self._values[name].append(value.detach().float())
 
     def take(self, learner: Learner) -> dict[str, float]:
-        """The means over what was added, and over processes; starts anew."""
+        """The means over what was added, and over processes; starts anew.
+
+        Raises:
+            UserError: training has diverged.
+        """
+        learner.require_sound()
         names, values = list(self._values), list(self._values.values())
         self._values = defaultdict(list)
         if not names:

@@ -39,7 +39,7 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Sampler
 from rlrc.process import keep_freed_memory
-from rlrc.recover.acting import Buffer, act
+from rlrc.recover.acting import Buffer, Rows, act
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, summed, value_loss
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
@@ -123,10 +123,10 @@ def targets(policy: Policy, critic: Critic, buffer: Buffer, config: RlConfig, le
     # which reads what comes before the first token, does not depend on them.
     last = {name: torch.cat([tensor, tensor[-1:]]).flatten(0, 1) for name, tensor in buffer.latent.items()}
     readings = []
-    for index in torch.arange(len(buffer) + buffer.rewards.shape[1]).split(config.batch_size):
-        latent = {name: tensor[index] for name, tensor in last.items()}
+    for rows in Rows.batches(torch.arange(len(buffer) + buffer.rewards.shape[1]), config.batch_size, policy.device):
+        latent = {name: tensor[rows.here] for name, tensor in last.items()}
         with learner.autocast():
-            likelihood = policy.likelihood(buffer.seen.inputs(index), latent, Sampler(config.temperature))
+            likelihood = policy.likelihood(buffer.seen.inputs(rows.host), latent, Sampler(config.temperature))
         readings.append((likelihood.logprobs, likelihood.state, critic(likelihood.state)))
     logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
     chunk = int(buffer.executed.sum(dim=-1).max())
@@ -175,7 +175,7 @@ def update(
     orders = [
         rng(config.seed, "update", iteration, epoch, learner.rank).permutation(len(buffer)) for epoch in range(epochs)
     ]
-    batches = torch.from_numpy(np.concatenate(orders)).split(config.batch_size)
+    batches = Rows.batches(torch.from_numpy(np.concatenate(orders)), config.batch_size, policy.device)
     if warming_up:
         warm_up_critic(critic, target, batches, config, learner, means)
     else:
@@ -193,14 +193,14 @@ def rate_factor(iteration: int, config: RlConfig) -> float:
 def warm_up_critic(
     critic: Critic,
     target: Targets,
-    batches: Sequence[torch.Tensor],
+    batches: Sequence[Rows],
     config: RlConfig,
     learner: Learner,
     means: Means,
 ) -> None:
     """Fit the critic, and nothing else, to the returns."""
-    for index in batches:
-        loss = huber(target.returns[index] - critic(target.hidden[index]), config.huber_delta).mean()
+    for rows in batches:
+        loss = huber(target.returns[rows.here] - critic(target.hidden[rows.here]), config.huber_delta).mean()
         loss.backward()
         means.add(value_loss=loss, grad_norm=learner.step())
 
@@ -210,7 +210,7 @@ def improve(
     critic: Critic,
     buffer: Buffer,
     target: Targets,
-    batches: Sequence[torch.Tensor],
+    batches: Sequence[Rows],
     frames: Frames | None,
     rate_factor: float,
     config: RlConfig,
@@ -247,17 +247,19 @@ def ppo_loss(
     critic: Critic,
     buffer: Buffer,
     target: Targets,
-    index: torch.Tensor,
+    rows: Rows,
     config: RlConfig,
     learner: Learner,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of one minibatch, and its vitals."""
+    index = rows.here
     with learner.autocast():
-        likelihood = policy.likelihood(buffer.seen.inputs(index), buffer.latent_of(index), Sampler(config.temperature))
+        inputs = buffer.seen.inputs(rows.host)
+        likelihood = policy.likelihood(inputs, buffer.latent_of(index), Sampler(config.temperature))
     executed = buffer.executed.flatten(0, 1)[index]
-    logprobs, rows = summed(likelihood.logprobs, executed, config.ratio_of)
+    logprobs, owners = summed(likelihood.logprobs, executed, config.ratio_of)
     old_logprobs, _ = summed(target.logprobs[index], executed, config.ratio_of)
-    actor = policy_loss(logprobs, old_logprobs, target.advantages[index][rows], config.clip)
+    actor = policy_loss(logprobs, old_logprobs, target.advantages[index][owners], config.clip)
     values, entropy = critic(likelihood.state), likelihood.entropy
     critical = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
     loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy.mean()

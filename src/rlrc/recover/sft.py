@@ -27,6 +27,7 @@ from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
+from rlrc.policies.device import moved
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
@@ -109,8 +110,8 @@ class Batch:
     """Model inputs."""
     actions: torch.Tensor
     """Chunks, normalised (B, H, D)."""
-    padded: torch.Tensor
-    """Bool (B, H), true behind the end of an episode."""
+    padded: torch.Tensor | None
+    """Bool (B, H), true behind the end of an episode; None where no chunk reaches it."""
     numbers: torch.Tensor
     """Numbers of the frames (B,)."""
     noise: torch.Generator
@@ -189,8 +190,9 @@ class Frames:
         observation = Observation(images, instructions, states(self._demonstrations, rows, self._policy))
         actions, padded = chunks(self._demonstrations, rows, self._policy)
         device = self._learner.device
-        numbers = torch.from_numpy(rows).to(device)
-        return Batch(self._policy.prepare(observation), actions.to(device), padded.to(device), numbers, noise)
+        actions, numbers = (moved(tensor, device) for tensor in (actions, torch.from_numpy(rows)))
+        behind = moved(padded, device) if padded.any() else None  # asked here, where it waits for no GPU
+        return Batch(self._policy.prepare(observation), actions, behind, numbers, noise)
 
 
 def hide_words(policy: Policy, instruction: str, probability: float, words: np.random.Generator) -> str:

@@ -136,7 +136,7 @@ class Tokens(Form):
         return Sample(actions, {"tokens": tokens}, logprobs)
 
     def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
-        tokens = torch.from_numpy(self.actions.encode(actions.cpu().numpy())).to(actions.device)
+        tokens = self.actions.encode(actions)
         return self._entering(self.model.sequence(inputs), self.actions.ids_to_bins(tokens))
 
     def read(self, states: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ class OpenVLAPolicy(PrismaticPolicy):
 
     def tokens_of(self, actions: torch.Tensor) -> torch.Tensor:
         """Normalised actions (N, 1, D) to token ids (N, D)."""
-        return torch.from_numpy(self.actions.encode(actions[:, 0].cpu().numpy())).to(actions.device)
+        return self.actions.encode(actions[:, 0])
 
     def teacher_forced(
         self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from rlrc.policies.device import moved
+
 
 class ActionTokenizer:
     """Converts between normalised actions in [-1, 1] and token ids in [vocab_end - n_bins, vocab_end)."""
@@ -26,9 +28,13 @@ class ActionTokenizer:
         """Token ids to indices 0..n_bins-1 into the action logits."""
         return tokens - self.first_id
 
-    def encode(self, actions: np.ndarray) -> np.ndarray:
-        """Normalised actions (..., D) to token ids (..., D) int64."""
-        return self.vocab_end - np.digitize(np.clip(actions, -1.0, 1.0), self.bins)
+    def encode(self, actions: torch.Tensor) -> torch.Tensor:
+        """Normalised actions float32 (..., D) to token ids (..., D) int64, on their own device."""
+        # The published code compares with bins in float64. No float32 lies between a bin and its next larger float32.
+        bins = self.bins.astype(np.float32)
+        bins = np.where(bins < self.bins, np.nextafter(bins, np.float32(np.inf)), bins)
+        edges = moved(torch.from_numpy(bins), actions.device)
+        return self.vocab_end - torch.bucketize(actions.clamp(-1.0, 1.0), edges, right=True)
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Token ids (..., D) to bin centres (..., D) float64; ids outside the range clip to the nearest bin."""
@@ -37,7 +43,8 @@ class ActionTokenizer:
 
     def centres(self, like: torch.Tensor) -> torch.Tensor:
         """The action in the middle of each bin, normalised (n_bins,), of the dtype and device of `like`."""
-        return torch.from_numpy(self.decode(np.arange(self.first_id, self.vocab_end))).to(like)
+        centres = torch.from_numpy(self.decode(np.arange(self.first_id, self.vocab_end)))
+        return moved(centres.to(like.dtype), like.device)
 
     def mean(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (..., n_bins) to the mean of each distribution, normalised (...)."""

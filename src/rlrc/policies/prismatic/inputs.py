@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
+from rlrc.policies.device import moved
+
 
 class DecoderInputs(NamedTuple):
     """What the decoder reads of B rows."""
@@ -48,7 +50,7 @@ class PrismaticInputs:
         return replace(chosen, input_ids=chosen.input_ids[:, used], attention_mask=None if mask.all() else mask)
 
     def to(self, device: torch.device | str) -> Self:
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: moved(tensor, device))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
