@@ -1,8 +1,11 @@
 """Packed weights: exact codes, bounded error, bytes that are really saved, and equal logits after loading anywhere."""
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -311,3 +314,18 @@ def test_a_wrong_shaped_packed_tensor_is_refused(checkpoint: Path, tmp_path: Pat
     save_file({**state, name: state[name][:, :-1].contiguous()}, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="has shape"):
         rlrc.load(tmp_path / "checkpoint")
+
+
+NAMES = ("arange", "empty", "eye", "from_numpy", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+MAKERS = {f"torch.{name}" for name in NAMES}
+
+
+@pytest.mark.parametrize("module", ["quantize", "quantize.gptq", "packed.layers", "packed.layout"])
+def test_every_tensor_is_made_on_the_device_of_the_weights(module: str) -> None:
+    """`quantize --device cuda` computes there: what a function makes names its device."""
+    source = inspect.getsource(import_module(f"rlrc.{module}"))
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    calls = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func) in MAKERS:
+            assert any(keyword.arg == "device" for keyword in call.keywords), ast.unparse(call)

@@ -135,7 +135,7 @@ def text_calibration(source: Policy, path: Path) -> Calibration:
 
     with torch.no_grad():
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        return Calibration(embed(ids), torch.ones(ids.shape, dtype=torch.bool), positions, True, loss)
+        return Calibration(embed(ids), torch.ones_like(ids, dtype=torch.bool), positions, True, loss)
 
 
 def _read_ids(path: Path) -> torch.Tensor:
