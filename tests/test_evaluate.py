@@ -338,7 +338,7 @@ def test_options_reach_the_policy(
     seen: list[bool] = []
     prepare = ImageProcessor.__call__
 
-    def note(self: ImageProcessor, images: np.ndarray) -> torch.Tensor:
+    def note(self: ImageProcessor, images: np.ndarray, device: torch.device) -> torch.Tensor:
         seen.append(self.center_crop)
         return prepare(self, images)
 

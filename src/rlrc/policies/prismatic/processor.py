@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rlrc.errors import UserError, shorten
 from rlrc.files import write_json
 from rlrc.pixels import resize
+from rlrc.policies.device import moved
 from rlrc.policies.parts.tokenizer import token_ids
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import PrismaticInputs
@@ -113,7 +114,7 @@ class ImageProcessor:
             raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
         if not images.size:
             raise UserError(f"images hold no pictures: their shape is {images.shape}")
-        planes = {tuple(size): self._planes(images, size).to(device) for size in self.config["input_sizes"]}
+        planes = {tuple(size): moved(self._planes(images, size), device) for size in self.config["input_sizes"]}
         kinds = list(zip(self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True))
         towers: list[torch.Tensor] = []
         for place, (size, norm) in enumerate(kinds):
