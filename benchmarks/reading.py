@@ -36,6 +36,7 @@ from rlrc.data.lerobot import CameraDtype, write_dataset
 from rlrc.files import write_json
 from rlrc.progress import say, track
 from rlrc.reading import read_json
+from rlrc.stats import median_interval
 from rlrc.tables import human_bytes, print_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def take_turns(codes: dict[str, Code], name: str, dataset: Path, scratch: Path, 
         "rounds": rounds,
         "samples_per_s": {when: median(values) for when, values in speeds.items()},
         "ratio": median(ratios),
-        "ratio_95": interval(ratios),
+        "ratio_95": median_interval(ratios),
     }
 
 
@@ -144,12 +145,6 @@ def answer_of(process: subprocess.Popen[str]) -> Any:
     if not line:
         raise SystemExit(f"the measured process failed: {process.communicate()[1].strip().splitlines()[-1]}")
     return json.loads(line)
-
-
-def interval(values: list[float]) -> list[float]:
-    """Percentile bootstrap interval of the median, 95 %."""
-    draws = np.random.default_rng(0).choice(values, (10_000, len(values)))
-    return np.quantile(np.median(draws, axis=1), [0.025, 0.975]).tolist()
 
 
 def show(rows: list[dict[str, Any]], alternate: dict[str, Any] | None) -> None:

@@ -162,6 +162,12 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike, seed: int = 0, draws: i
     return ClusterMean(mean, float(low), float(high))
 
 
+def median_interval(values: Sequence[float], draws: int = 10_000) -> list[float]:
+    """The 95 % percentile interval of the median of values (n,), by the bootstrap: [low, high]."""
+    drawn = np.random.default_rng(0).choice(values, (draws, len(values)))
+    return np.quantile(np.median(drawn, axis=1), [0.025, 0.975]).tolist()
+
+
 def _discordant(a: ArrayLike, b: ArrayLike) -> tuple[int, int, int]:
     """Return how many pairs only a wins, how many only b wins, and how many pairs there are."""
     a, b = np.asarray(a, bool), np.asarray(b, bool)

@@ -1,7 +1,5 @@
 """Policies of OpenVLA-7B's and OpenVLA-OFT's real shapes, pruned and quantized, for timing.
 
-The weights only look like some.
-
 Nothing is read from disk. All matrices are cut from one block of random numbers, scaled by their width, so that fifteen
 gigabytes are there in seconds.
 """
@@ -10,11 +8,12 @@ import math
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
+from rlrc.packed.cpu.processor import multiplies_bfloat16
 from rlrc.packed.layers import QuantizedLinear, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.oft.config import OFTConfig
@@ -22,14 +21,13 @@ from rlrc.policies.oft.layout import random_config
 from rlrc.policies.oft.policy import OFTPolicy
 from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.layout import published_config
-from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.checkpoint import empty_model
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import Processor
-from rlrc.policies.values import Observation
+from rlrc.policies.wide import widen_products
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.groups import coupled_groups
 from rlrc.prune.structured import plan_cut
@@ -101,6 +99,8 @@ def policy(config: PrismaticConfig, bits: int = 16, memory: Memory | None = None
         config.quantization_config = quantization_config(bits, 32, linear_names(outline(config), PARTS))
     made = outline(config)
     fill(made.model, memory)
+    if not multiplies_bfloat16():
+        widen_products(made.model)  # as `rlrc.load` does
     return made
 
 
@@ -157,90 +157,9 @@ def _fill_packed(layer: QuantizedLinear, memory: Memory | None) -> None:
     layer.zeros.fill_(0x88 if layer.bits == 4 else 128)
 
 
-class TransformersBaseline:
-    """OpenVLA-7B from transformers' own modules and `generate`: both towers whole, the full head, sdpa, bf16.
-
-    With 4 or 8 bits all linear layers but the projector's and the head are bitsandbytes' (NF4, LLM.int8).
-    """
-
-    def __init__(self, layers: int = LAYERS, bits: int = 16) -> None:
-        from transformers import (
-            Dinov2WithRegistersConfig,
-            Dinov2WithRegistersModel,
-            LlamaConfig,
-            LlamaForCausalLM,
-            SiglipVisionConfig,
-            SiglipVisionModel,
-        )
-
-        dino = Dinov2WithRegistersConfig(
-            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14
-        )
-        siglip = SiglipVisionConfig(
-            hidden_size=1152,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            intermediate_size=4304,
-            image_size=224,
-            patch_size=14,
-        )
-        llama = LlamaConfig(vocab_size=32064, pad_token_id=32000, num_hidden_layers=layers)
-        self.dino = _empty(lambda: Dinov2WithRegistersModel(dino))
-        self.siglip = _empty(lambda: SiglipVisionModel(siglip))
-        self.llama: Any = _empty(lambda: LlamaForCausalLM(llama))
-        self.projector = _empty(lambda: OpenVLAForActionPrediction(published(1)).projector)
-        self.processor = processor(published(1))
-        parts = (self.dino, self.siglip, self.llama, self.projector)
-        if bits < 16:
-            for part in (self.dino, self.siglip, self.llama.model):
-                pack_with_bitsandbytes(part, bits)
-        self.weight_bytes = sum(parameter.nbytes for part in parts for parameter in part.parameters())
-
-    @torch.no_grad()
-    def act(self, observation: Observation) -> torch.Tensor:
-        """Seven tokens (1, 7)."""
-        inputs = self.processor(observation, list(observation.images))
-        assert inputs.pixel_values is not None
-        pixels = inputs.pixel_values.bfloat16()
-        features = [
-            self.dino(pixels[:, :3], output_hidden_states=True).hidden_states[-2][:, 5:],
-            self.siglip(pixels[:, 3:], output_hidden_states=True).hidden_states[-2],
-        ]
-        image = self.projector(torch.cat(features, dim=-1))
-        text = self.llama.get_input_embeddings()(inputs.input_ids)
-        embeddings = torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
-        return self.llama.generate(
-            inputs_embeds=embeddings,
-            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
-            max_new_tokens=7,
-            min_new_tokens=7,
-            do_sample=False,
-        )
-
-
-def pack_with_bitsandbytes(part: nn.Module, bits: int) -> None:
-    """Put bitsandbytes' layers in the place of all linear ones, as its integration in transformers does."""
-    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
-
-    for name, linear in list(part.named_modules()):
-        if type(linear) is not nn.Linear:
-            continue  # SigLIP's unused pooling has attention of PyTorch's own, which reads its weights itself
-        shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
-        if bits == 4:
-            packed = Linear4bit(*shape, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta")
-            packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-        else:
-            packed = Linear8bitLt(*shape, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
-            packed.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-        packed.bias = linear.bias
-        part.set_submodule(name, packed.to("cpu"))
-
-
-def _empty(build: Callable[[], nn.Module]) -> nn.Module:
-    """A module in bf16 with filled weights; buffers are computed as usual."""
-    from accelerate import init_empty_weights
-
+def empty(build: Callable[[], nn.Module], memory: Memory | None = None) -> nn.Module:
+    """A module in bf16 with filled weights, perhaps in the `memory` of another one; buffers are computed as usual."""
     with init_empty_weights(include_buffers=False):
         module = build()
-    fill(module)
+    fill(module, memory)
     return module.eval()

@@ -1,0 +1,71 @@
+"""The fastest dense way on processors that multiply float32 faster than bf16: weights in bf16, computed in either.
+
+Each shape of weight is timed once in both, for one row and for many, and every layer of this shape then takes the
+faster one.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MANY = 8
+"""Number of rows from which a product counts as one of many."""
+TIMED_ROWS = {False: 1, True: 280}
+"""Rows of the products that are timed: a token, and a prompt or picture."""
+IN_FLOAT32 = "in_float32"
+
+
+class EitherLinear(nn.Linear):
+    """`nn.Linear` that computes in float32 where that is faster, and rounds its results once."""
+
+    in_float32: dict[bool, bool]
+    """Whether float32 is faster, for few rows and for many."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) -> (..., out) in x's dtype."""
+        in_float32 = self.in_float32[x.numel() >= MANY * self.in_features]
+        return wide(x, self.weight, self.bias) if in_float32 else F.linear(x, self.weight, self.bias)
+
+
+def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product in float32, in x's dtype."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+@torch.no_grad()
+def choose_for_each(parts: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """Let the linear layers of `parts` compute in what is faster, and return what was timed for each shape."""
+    rows = []
+    chosen: dict[torch.Size, dict[bool, bool]] = {}
+    for part in parts:
+        for module in part.modules():
+            if type(module) is not nn.Linear:
+                continue
+            shape = module.weight.shape
+            if shape not in chosen:
+                timed = [_timed(module.weight, many) for many in TIMED_ROWS]
+                chosen[shape] = {many: row[IN_FLOAT32] for many, row in zip(TIMED_ROWS, timed, strict=True)}
+                rows += timed
+            module.__class__ = EitherLinear  # the same weights under the same names
+            module.in_float32 = chosen[shape]
+    return rows
+
+
+def _timed(weight: torch.Tensor, many: bool) -> dict[str, Any]:
+    x = torch.ones(TIMED_ROWS[many], weight.shape[1], dtype=weight.dtype)
+    bf16, float32 = _fastest_ms(lambda: F.linear(x, weight)), _fastest_ms(lambda: wide(x, weight, None))
+    row = {"out": weight.shape[0], "in": weight.shape[1], "rows": len(x)}
+    return row | {"bf16_ms": bf16, "float32_ms": float32, IN_FLOAT32: float32 < bf16}
+
+
+def _fastest_ms(call: Callable[[], torch.Tensor], repeats: int = 4) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return round(1000 * min(times[1:]), 3)
