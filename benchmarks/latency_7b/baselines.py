@@ -128,6 +128,9 @@ class Transformers:
         )
         return tokens.numpy()
 
+    def stages(self, _observation: Observation) -> None:
+        """Nothing: no clock follows `generate`."""
+
     def facts(self) -> dict[str, Any]:
         """What the row says of the policy."""
         bytes_of = sum(rivals.weight_bytes(part) for part in self._parts)

@@ -1,9 +1,10 @@
-"""The page, tables and figures of `latency_7b.py`, from what it has stored, and the names of what it measures."""
+"""The page, tables and figures of the latency benchmark, from what it has stored."""
 
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from names import BASELINE, BUSY, COMPILED, RLRC, TRANSFORMERS, TWO_LAYERS, VLA_CACHE, run_of, through_transformers
 
 from rlrc.bench import STAGES
 from rlrc.files import atomic_path, write_text
@@ -11,16 +12,9 @@ from rlrc.reading import read_json
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, markdown_table
 
-BASELINE = "dense-transformers"
-TWO_LAYERS = "two-layers"
-"""Name of the policy of two decoder layers, which runs through transformers, and in 4 and 8 bits through
-bitsandbytes."""
-VLA_CACHE = "dense-vla-cache"
-"""Name of the dense policy with VLA-Cache. The picture never changes here, so it reuses as much as it ever can."""
+Rows = dict[str, dict[str, Any]]
 SHAPES = {
-    BASELINE: "dense",
     "dense": "dense",
-    VLA_CACHE: "dense, VLA-Cache at its best (the picture never changes)",
     "rlrc": "RLRC, 90 % of the heads and channels of layers 1 to 30",
     "rlrc-overall": "RLRC, 90 % of the decoder's parameters, from layers 1 to 30",
     "llm-pruner-25": "LLM-Pruner, 25 % of layers 4 to 29",
@@ -35,17 +29,25 @@ SHAPES = {
     "oft-rlrc": "OpenVLA-OFT, RLRC, 90 % of the heads and channels of layers 1 to 30",
 }
 """Names of the policies' shapes on the page."""
-PRECISIONS = {
-    ("rlrc", 16): "bf16",
-    ("rlrc", 8): "W8A8",
-    ("rlrc", 4): "W4A8",
-    ("transformers", 16): "bf16",
-    ("bitsandbytes", 8): "W8A8 (LLM.int8)",
-    ("bitsandbytes", 4): "W4A16 (NF4)",
+FURTHER = {
+    COMPILED: ", static cache and torch.compile",
+    VLA_CACHE: ", VLA-Cache at its best (the picture never changes)",
 }
-"""Bits of weights and activations, by who multiplies them and the bits of the weights."""
-NOT_KEPT = "not kept"
-"""Text for a baseline's seconds where the ratio was measured and the seconds were not written down."""
+"""What a name on the page says besides the shape."""
+BITS = {16: "bf16", 8: "W8A8", 4: "W4A8"}
+"""Legend of the figure of rlrc's own rows."""
+NEEDED = {"rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95", "baseline_ms", "bf16_ms"}
+"""Fields without which a row counts as not measured."""
+INTRODUCTION = """\
+Seconds are medians over rounds. The policies of a group act in turn in every round, in an order that is drawn anew for
+each. A ratio is the median over rounds of the ratio within a round, and in brackets stands its 95 % interval over the
+rounds (bootstrap). Each row shows the seconds that its baselines took in its own group. Seconds of different rows do
+not compare unless they were measured in the same group, because the machine is not equally fast at all times.
+
+A call of OpenVLA-OFT reads two pictures and gives eight actions; one action is a call's time divided by the actions
+that it gives. W4A8 stores weights in 4 bits and multiplies them with activations that are rounded to 8 bits. In rlrc's
+rows of 8 and 4 bits, embeddings, vision towers and projector are packed too; the output head stays in bf16. All weights
+are random, which changes no time. Compiling is not part of an action."""
 
 
 def publish(stored: Path) -> None:
@@ -53,112 +55,155 @@ def publish(stored: Path) -> None:
     result = read_json(stored)
     write_text(stored.with_suffix(".md"), page(result))
     draw_sweep(stored.with_name(f"{stored.stem}-sweep.png"), result["sweep"])
-    draw_stages(stored.with_suffix(".png"), [bar(row) for row in result["rows"] if "stages_ms" in row])
+    bars = [
+        Bar(row["name"], row["stages_ms"], row["roofline"]["floors_ms"]) for row in result["rows"] if "stages_ms" in row
+    ]
+    draw_stages(stored.with_suffix(".png"), bars)
 
 
-def by_name(stored: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows of a stored result, by their names in GROUPS. Earlier rows do not say their processor, which was the
-    file's, nor their actions a call, of which there was one."""
-    left_out = {"cpu": stored["machine"]["cpu"], "actions_per_call": 1}
-    rows = [left_out | row for row in stored["rows"]]
-    return {name_of(row): {key: value for key, value in row.items() if key != "name"} for row in rows}
+def stored_name(name: str) -> str:
+    """The name under which a row is stored: "dense" is both transformers' row and rlrc's, told apart by `backend`."""
+    return "dense" if name == BASELINE else name
 
 
-def name_of(row: dict[str, Any]) -> str:
-    """The name in GROUPS of a row as it is stored."""
-    name: str = row["name"]
-    return BASELINE if (name, row["backend"]) == ("dense", "transformers") else name
+def by_name(stored: dict[str, Any]) -> Rows:
+    """The rows of a stored result, by their names in GROUPS."""
+    found = {}
+    for row in stored["rows"]:
+        name = BASELINE if (row["name"], row["backend"]) == ("dense", TRANSFORMERS) else row["name"]
+        found[name] = {key: value for key, value in row.items() if key != "name"}
+    return found
 
 
-def bar(row: dict[str, Any]) -> Bar:
-    return Bar(row["name"], row["stages_ms"], row["roofline"]["floors_ms"])
+def is_complete(name: str, row: dict[str, Any]) -> bool:
+    """Whether a stored row has all that is measured today; others are measured anew."""
+    busy = {"busy_p50_ms"} if name in BUSY and name != BASELINE else set()
+    return row.keys() >= NEEDED | busy
 
 
 def page(result: dict[str, Any]) -> str:
     """Return the results as a page of tables for people."""
     rows = by_name(result)
-    machine_line = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    machine = dict(result["machine"])
+    used = machine.pop("used_instructions")
     blocks = [
         "# One action at OpenVLA-7B's shapes on a CPU",
-        "Written by `benchmarks/latency_7b.py`; do not edit.",
-        "Seconds are medians over rounds. The policies of a group act in turn in every round, and a ratio is the "
-        "median over rounds of the ratio within a round, so it may differ by some per cent from the ratio of the two "
-        "medians beside it. Each row shows the seconds that its baselines took in its own group. Seconds of different "
-        "groups do not compare, because the machine was not equally fast. "
-        f'"{NOT_KEPT.capitalize()}" means that the ratio was measured and the baseline\'s seconds in that group were '
-        "not written down.",
-        "A call of OpenVLA-OFT reads two pictures and gives eight actions; one action is a call's time divided by the "
-        "actions that it gives. "
-        "W4A8 stores weights in 4 bits and multiplies them with activations that are rounded to 8 bits; W8A8 does the "
-        "same with weights in 8 bits. Embeddings, vision towers and projector are packed too; the output head stays "
-        "in bf16. All weights are random, which changes no time.",
+        "Written by `benchmarks/latency_7b`; do not edit.",
+        " ".join(INTRODUCTION.split("\n")).replace("  ", "\n\n"),
         markdown_table(*seconds_table(rows)),
+        *compiled_lines(rows),
+        *missing_lines(result["missing"]),
+        "## Engine and compression",
+        "How much of a speed-up comes from the smaller policy, and how much from rlrc running it: the same shape in "
+        "bf16 through transformers' own modules stands between the two.",
+        markdown_table(*engine_table(rows)),
+        "## Beside a busy process",
+        "The same rounds again, while another process adds numbers and keeps one core busy.",
+        markdown_table(*busy_table(rows)),
         "## Where the time goes",
         "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
         "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
         "integers can go below).",
         markdown_table(*stages_table(rows)),
-        f"Machine of the latest rows: {machine_line}. The rows were measured at the commits "
-        f"{', '.join(sorted({row['commit'] for row in rows.values()}))}.",
+        f"Machine of the latest rows: {', '.join(f'{key} {value}' for key, value in machine.items())}. The rows were "
+        f"measured at the commits {', '.join(sorted({row['commit'] for row in rows.values()}))}.",
+        "What each library says that it uses: " + "; ".join(f"{name}: {said}" for name, said in used.items()) + ".",
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def seconds_table(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def label(name: str) -> str:
+    """What a row is called on the page."""
+    return SHAPES[run_of(name).shape] + FURTHER.get(name, "")
+
+
+def seconds_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """Every policy beside its baselines in its own group."""
-    head = ["policy", "precision", "run by", "processor", "rounds", "actions a call", "one call", "one action"]
-    head += ["transformers in the same group", "faster by (a call)", "its bf16 in the same group", "faster by"]
-    head += ["weights", "peak memory"]
+    head = ["policy", "weights and activations", "run by", "processor", "rounds", "actions a call", "one call"]
+    head += ["one action", "transformers in the same group", "faster by (a call)", "its bf16 in the same group"]
+    head += ["faster by", "weights", "peak memory"]
     body = []
     for name, row in rows.items():
-        shape, bits = split_bits(name)
-        cells = [SHAPES[shape], PRECISIONS[row["backend"], bits], row["backend"], row["cpu"], str(row["rounds"])]
         actions = row["actions_per_call"]
-        cells += [str(actions), _seconds(row["p50_ms"]), _seconds(row["p50_ms"] / actions)]
-        for ratio, key, baseline in (("speedup", "baseline_ms", BASELINE), ("speedup_over_bf16", "bf16_ms", shape)):
-            if row[ratio] is None or name == baseline:
-                cells += ["", ""]
-            else:
-                cells += [_seconds(beside(rows, name, key, baseline)), f"{row[ratio]:.2f}x"]
+        cells = [label(name), row["dtype"], row["backend"], row["cpu"], str(row["rounds"])]
+        cells += [str(actions), seconds(row["p50_ms"]), seconds(row["p50_ms"] / actions)]
+        cells += ["", ""] if name == row["group"][0] else beside(row, "baseline_ms", "speedup")
+        cells += beside(row, "bf16_ms", "speedup_over_bf16")
         body.append([*cells, human_bytes(row["weight_bytes"]), human_bytes(row["peak_bytes"])])
     return head, body
 
 
-def beside(rows: dict[str, dict[str, Any]], name: str, key: str, baseline: str) -> float | None:
-    """Milliseconds of a row's baseline in the row's own group; None where they were not kept.
+def engine_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """The ratios of compression and of engine, each beside the seconds of its own group."""
+    head = ["policy", "dense, transformers", "this shape, transformers", "compression", "this shape, rlrc", "engine"]
+    body = []
+    for name, row in rows.items():
+        if row.get("engine_speedup") is None:
+            continue
+        middle = rows[through_transformers(name)]
+        same_group = middle["group"] == row["group"]
+        compression = beside(middle, "baseline_ms", "speedup") if same_group and run_of(name).shape != "dense" else ["", ""]
+        cells = [label(name), compression[0], seconds(row["through_transformers_ms"]), compression[1]]
+        body.append([*cells, seconds(row["p50_ms"]), ratio(row, "engine_speedup")])
+    return head, body
 
-    Rows of an earlier form lack `key`; theirs are known where the baseline's own row was measured in the same group.
-    """
-    row = rows[name]
-    if key in row:
-        value: float | None = row[key]
-        return value
-    return rows[baseline]["p50_ms"] if rows[baseline]["group"] == row["group"] else None
+
+def busy_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """The rows of the busy group, quiet and busy."""
+    head = ["policy", "weights and activations", "run by", "quiet", "faster by", "busy", "transformers, busy"]
+    head += ["faster by, busy", "decode, quiet", "decode, busy", "the other process had"]
+    body = []
+    for name, row in rows.items():
+        if "busy_p50_ms" not in row:
+            continue
+        cells = [label(name), row["dtype"], row["backend"], seconds(row["p50_ms"]), ratio(row, "speedup")]
+        cells += [seconds(row["busy_p50_ms"]), *beside(row, "busy_baseline_ms", "busy_speedup")]
+        stages = (row.get("stages_ms"), row.get("busy_stages_ms"))
+        cells += ["" if taken is None else f"{taken['decode']:.0f} ms" for taken in stages]
+        body.append([*cells, f"{row['busy_share']:.2f} cores"])
+    return head, body
 
 
-def stages_table(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def stages_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """Milliseconds of each stage, and in parentheses the multiple of its floor."""
     body = []
     for name, row in rows.items():
         if "stages_ms" in row:
-            shape, bits = split_bits(name)
             over = row["roofline"]["over_floor"]
             taken = [
                 f"{ms:.0f}" + (f" ({over[stage]:.2f})" if stage in over else "")
                 for stage, ms in row["stages_ms"].items()
             ]
-            body.append([SHAPES[shape], PRECISIONS[row["backend"], bits], *taken])
-    return ["policy", "precision", *STAGES], body
+            body.append([label(name), row["dtype"], *taken])
+    return ["policy", "weights and activations", *STAGES], body
 
 
-def split_bits(name: str) -> tuple[str, int]:
-    """ "rlrc-4bit" -> ("rlrc", 4); 16 where the name has no bits."""
-    shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")
-    return shape, int(bits.removesuffix("bit"))
+def compiled_lines(rows: Rows) -> list[str]:
+    """What was compiled, of the rows in which something was."""
+    lines = [f"- {label(name)}, {row['dtype']}: {row['compiled']}" for name, row in rows.items() if "compiled" in row]
+    return ["Compiled was:", "\n".join(lines)] if lines else []
 
 
-def _seconds(milliseconds: float | None) -> str:
-    return NOT_KEPT if milliseconds is None else f"{milliseconds / 1000:.2f} s"
+def missing_lines(missing: dict[str, str]) -> list[str]:
+    """Why rows are not there."""
+    lines = [f"- {name} ({run_of(name).by}): {why}" for name, why in missing.items()]
+    return ["Not measured:", "\n".join(lines)] if lines else []
+
+
+def beside(row: dict[str, Any], milliseconds: str, key: str) -> list[str]:
+    """Two cells: the seconds of what a row is compared with, and the ratio."""
+    return ["", ""] if row[key] is None else [seconds(row[milliseconds]), ratio(row, key)]
+
+
+def ratio(row: dict[str, Any], key: str) -> str:
+    """A ratio with its interval."""
+    low, high = row[f"{key}_95"]
+    return f"{row[key]:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def seconds(milliseconds: float) -> str:
+    """Seconds with as many digits as say something."""
+    return f"{milliseconds / 1000:.2f} s"
 
 
 def draw_sweep(path: Path, points: list[dict[str, Any]]) -> None:
@@ -167,7 +212,7 @@ def draw_sweep(path: Path, points: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
     for bits, marker in ((16, "o"), (8, "s"), (4, "^")):
         line = [(100 * point["ratio"], point["p50_ms"] / 1000) for point in points if point["bits"] == bits]
-        axes.plot(*zip(*line, strict=True), marker=marker, label=PRECISIONS["rlrc", bits])
+        axes.plot(*zip(*line, strict=True), marker=marker, label=BITS[bits])
     axes.set_xlabel("heads and channels pruned, % of the layers between the first and the last")
     axes.set_ylabel("seconds an action")
     axes.set_ylim(bottom=0)
