@@ -42,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--instructions", choices=list(VARIABLES), help="hold every library to these")
-    parser.add_argument("--out", type=Path, help="results/latency_7b/cpu.json, or cpu-avx2.json with AVX2, unless given")
+    parser.add_argument(
+        "--out", type=Path, help="results/latency_7b/cpu.json, or cpu-avx2.json with AVX2, unless given"
+    )
     options = parser.parse_args()
     level = options.instructions
     out = options.out or RESULTS / (f"cpu-{level}.json" if level else "cpu.json")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from names import BASELINE, BUSY, COMPILED, RLRC, TRANSFORMERS, TWO_LAYERS, VLA_CACHE, run_of, through_transformers
+from names import BASELINE, BUSY, COMPILED, TRANSFORMERS, TWO_LAYERS, VLA_CACHE, run_of, through_transformers
 
 from rlrc.bench import STAGES
 from rlrc.files import atomic_path, write_text
@@ -142,7 +142,9 @@ def engine_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
             continue
         middle = rows[through_transformers(name)]
         same_group = middle["group"] == row["group"]
-        compression = beside(middle, "baseline_ms", "speedup") if same_group and run_of(name).shape != "dense" else ["", ""]
+        compression = (
+            beside(middle, "baseline_ms", "speedup") if same_group and run_of(name).shape != "dense" else ["", ""]
+        )
         cells = [label(name), compression[0], seconds(row["through_transformers_ms"]), compression[1]]
         body.append([*cells, seconds(row["p50_ms"]), ratio(row, "engine_speedup")])
     return head, body

@@ -87,7 +87,9 @@ def is_linear(module: nn.Module) -> bool:
 def weight_bytes(part: nn.Module) -> int:
     """Bytes of all weights as they are stored, whichever package did it."""
     dynamic = torch.ao.nn.quantized.dynamic.Linear
-    packed = sum(stored.nbytes for module in part.modules() if isinstance(module, dynamic) for stored in _dynamic(module))
+    packed = sum(
+        stored.nbytes for module in part.modules() if isinstance(module, dynamic) for stored in _dynamic(module)
+    )
     return packed + sum(_stored_bytes(parameter) for parameter in part.parameters())
 
 

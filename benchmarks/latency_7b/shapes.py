@@ -36,6 +36,8 @@ from rlrc.quantize import linear_names
 LAYERS = 32
 ENDS = frozenset({0, LAYERS - 1})
 PARTS = ("decoder", "vision", "projector", "embedding")
+LEAST_LENT = 2**22
+"""Numbers in a weight from which it can be lent to another policy."""
 
 
 def pruned(
@@ -80,7 +82,7 @@ class Memory:
     """Weights of one policy that can also serve a second one, since there is no room for fifteen gigabytes twice."""
 
     def __init__(self, module: nn.Module) -> None:
-        large = [parameter for parameter in module.parameters() if parameter.numel() > 2**22]
+        large = [parameter for parameter in module.parameters() if parameter.numel() > LEAST_LENT]
         self._tensors = cycle(large)
         self._count = len(large)
 

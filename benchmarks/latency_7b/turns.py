@@ -1,20 +1,15 @@
 """Policies that act in turn, in an order that is drawn anew for every round, alone and beside a busy process."""
 
-import multiprocessing
 import random
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.synchronize import Event
 from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
+from busy import busy_core
 from host import Failed, Host, Make, make, milliseconds
 from names import BASELINE, LARGE, RLRC, TRANSFORMERS, bf16_of, is_optional, run_of, through_transformers
 
-from rlrc.process import end_with_parent
 from rlrc.stats import median_interval
 
 Seconds = dict[str, list[float]]
@@ -121,7 +116,10 @@ def row_of(first: str, name: str, seconds: Seconds) -> dict[str, Any]:
     row |= compared("speedup", "baseline_ms", baseline_of(first), name, seconds)
     row |= compared("speedup_over_bf16", "bf16_ms", bf16_of(name), name, seconds)
     if run_of(name).by == RLRC and run_of(name).bits == 16:
-        row |= compared("engine_speedup", "through_transformers_ms", through_transformers(name), name, seconds)
+        between = through_transformers(name)
+        row |= compared("engine_speedup", "through_transformers_ms", between, name, seconds)
+        if between in seconds:
+            row |= compared("compression_speedup", "baseline_ms", baseline_of(first), between, seconds)
     return row
 
 
@@ -148,32 +146,6 @@ def compared(ratio: str, milliseconds_key: str, slow: str | None, fast: str, sec
         f"{ratio}_95": interval,
         milliseconds_key: milliseconds(median(seconds[slow])),
     }
-
-
-@contextmanager
-def busy_core() -> Iterator[Any]:
-    """Keep one core busy within the block. Yields a function that says what share of a core the process has had."""
-    context = multiprocessing.get_context("spawn")
-    started = context.Event()
-    process = context.Process(target=spin, args=(started,), daemon=True)
-    process.start()
-    started.wait()
-    watched, before = psutil.Process(process.pid), time.perf_counter()
-    used = sum(watched.cpu_times()[:2])
-    try:
-        yield lambda: (sum(watched.cpu_times()[:2]) - used) / (time.perf_counter() - before)
-    finally:
-        process.kill()
-        process.join()
-
-
-def spin(started: Event) -> None:
-    """Add numbers until the process is ended."""
-    end_with_parent()
-    started.set()
-    number = 0
-    while True:
-        number += 1
 
 
 def peak_alone(name: str, make: Make) -> int:
