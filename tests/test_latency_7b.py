@@ -23,6 +23,7 @@ from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.layout import published_config
 
 ROUNDS = 5
+TABLES = (page.seconds_table, page.engine_table, page.busy_table, page.stages_table)
 GROUP = [names.TWO_LAYERS, "two-layers-rlrc-4bit"]
 SHARED = [names.BASELINE, "rlrc-transformers", "rlrc"]
 RATES = {"bytes_per_second": 1e7, "operations_per_second": 1e8}  # so low that no floor rounds to zero
@@ -90,6 +91,7 @@ def test_seconds_on_the_page_agree_with_its_ratios(rows: dict[str, dict[str, Any
     machine = {"cpu": "this one", "used_instructions": {"torch": "AVX2"}}
     text = page.page({"machine": machine, "rows": stored, "missing": missing})
     assert "bitsandbytes is not installed" in text
+    assert all(len(row) == len(head) for table in TABLES for head, body in [table(rows)] for row in body)
     compared = 0
     scale = 1000 / min(row["p50_ms"] for row in rows.values())  # tiny policies take no hundredths of a second
     for row in rows.values():
@@ -150,6 +152,9 @@ def test_engine_and_compression_are_told_apart() -> None:
     assert body == [
         [page.SHAPES["rlrc"], "8.00 s", "4.00 s", "2.00x [2.00, 2.00]", "2.00 s", "2.00x [2.00, 2.00]"],
     ]
+    dense = {names.BASELINE: [8.0, 8.0], "dense": [4.0, 4.0]}
+    rows = {"dense": turns.row_of(names.BASELINE, "dense", dense) | {"group": list(dense)}}
+    assert page.engine_table(rows)[1] == [["dense", "", "8.00 s", "", "4.00 s", "2.00x [2.00, 2.00]"]]
 
 
 def test_layers_compute_in_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

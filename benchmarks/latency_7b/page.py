@@ -140,11 +140,9 @@ def engine_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     for name, row in rows.items():
         if row.get("engine_speedup") is None:
             continue
-        middle = rows[through_transformers(name)]
-        same_group = middle["group"] == row["group"]
-        compression = (
-            beside(middle, "baseline_ms", "speedup") if same_group and run_of(name).shape != "dense" else ["", ""]
-        )
+        # The dense shape through transformers is the baseline itself, which nothing has compressed.
+        is_baseline = through_transformers(name) == row["group"][0]
+        compression = ["", ""] if is_baseline else beside(row, "baseline_ms", "compression_speedup")
         cells = [label(name), compression[0], seconds(row["through_transformers_ms"]), compression[1]]
         body.append([*cells, seconds(row["p50_ms"]), ratio(row, "engine_speedup")])
     return head, body
@@ -152,13 +150,14 @@ def engine_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
 
 def busy_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """The rows of the busy group, quiet and busy."""
-    head = ["policy", "weights and activations", "run by", "quiet", "faster by", "busy", "transformers, busy"]
-    head += ["faster by, busy", "decode, quiet", "decode, busy", "the other process had"]
+    head = ["policy", "weights and activations", "run by", "quiet", "transformers, quiet", "faster by", "busy"]
+    head += ["transformers, busy", "faster by, busy", "decode, quiet", "decode, busy", "the other process had"]
     body = []
     for name, row in rows.items():
         if "busy_p50_ms" not in row:
             continue
-        cells = [label(name), row["dtype"], row["backend"], seconds(row["p50_ms"]), ratio(row, "speedup")]
+        cells = [label(name), row["dtype"], row["backend"], seconds(row["p50_ms"])]
+        cells += beside(row, "baseline_ms", "speedup")
         cells += [seconds(row["busy_p50_ms"]), *beside(row, "busy_baseline_ms", "busy_speedup")]
         stages = (row.get("stages_ms"), row.get("busy_stages_ms"))
         cells += ["" if taken is None else f"{taken['decode']:.0f} ms" for taken in stages]
