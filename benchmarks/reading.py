@@ -36,7 +36,7 @@ from rlrc.data.lerobot import CameraDtype, write_dataset
 from rlrc.files import write_json
 from rlrc.progress import say, track
 from rlrc.reading import read_json
-from rlrc.stats import median_interval
+from rlrc.stats import FEWEST_FOR_MEDIAN, median_interval
 from rlrc.tables import human_bytes, print_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of old and new code in turn, on what fits into memory")
     parser.add_argument("--work", type=Path, help="keep datasets and caches here; a temporary folder unless given")
     options = parser.parse_args()
+    if options.rounds < FEWEST_FOR_MEDIAN:
+        parser.error(f"--rounds must be at least {FEWEST_FOR_MEDIAN}: the interval of a ratio needs as many")
     result = read_json(options.out) if options.out.exists() else {}  # the datasets that are not measured now stay in it
     kept = [row for row in result.get("rows", []) if row["dataset"] not in options.only]
     rows: list[dict[str, Any]] = []

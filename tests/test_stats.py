@@ -12,6 +12,7 @@ from rlrc.stats import (
     holm,
     mcnemar,
     mcnemar_power,
+    median_interval,
     paired_difference,
     paired_lower_bound,
     pairs_needed,
@@ -159,7 +160,25 @@ def test_pairs_needed_at_the_ends() -> None:
         assert a == b or pairs_needed(float(a), float(b)) is not None
 
 
+@pytest.mark.parametrize("n", range(6, 40))
+def test_the_interval_of_a_median_is_the_closest_that_covers_it(n: int) -> None:
+    low, high = median_interval([(7 * number) % n if math.gcd(7, n) == 1 else number for number in range(n)])
+    assert low + high == n - 1  # as many values lie below as above
+
+    def missed(outside: int) -> float:
+        """The probability that one side of the median has as few of n values, or fewer."""
+        return sum(math.comb(n, below) for below in range(outside + 1)) / 2**n
+
+    assert missed(int(low)) <= 0.025 < missed(int(low) + 1)
+
+
+def test_the_interval_of_a_median_as_published() -> None:
+    assert median_interval(range(1, 16)) == [4, 12]  # 96.5 %, as in tables of order statistics
+
+
 def test_bad_input_is_refused() -> None:
+    with pytest.raises(UserError, match="6 values or more, not 5"):
+        median_interval([1.0] * 5)
     with pytest.raises(UserError, match="at least one"):
         wilson(0, 0)
     with pytest.raises(UserError, match="same episodes"):
