@@ -19,6 +19,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.values import Observation
 from rlrc.reading import read_json
+from rlrc.roofline import floors_ms, work
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,22 @@ def test_packed_weights_count_as_the_weights_they_stand_for(tiny_policy: Policy)
     assert after["parameters"] == before["parameters"]
     assert before["bytes"]["decoder"] - after["bytes"]["decoder"] == dense.nbytes - layer.mlp.gate_proj.nbytes
     assert after["quantization"] == {"layers": 1, "bits": 4, "group_size": 8}
+
+
+def test_a_stage_is_no_faster_than_reading_its_weights_nor_than_multiplying_them(tiny_policy: Policy) -> None:
+    done = work(tiny_policy.stages(tiny_policy.prepare(black(tiny_policy))))
+    decoder = tiny_policy.model.language_model.model.layers
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    nbytes = sum(parameter.nbytes for parameter in decoder.parameters())
+    assert done["decode"] == {"bytes": 6 * nbytes, "operations": 6 * 2 * parameters}
+    assert done["prefill"]["bytes"] == nbytes
+    assert done["prefill"]["operations"] % (2 * parameters) == 0
+    slow_to_read = {"bytes_per_second": 1000.0, "operations_per_second": 1e15}
+    slow_to_multiply = {"bytes_per_second": 1e15, "operations_per_second": 1000.0}
+    for stage, least in floors_ms(done, slow_to_read).items():
+        assert least == pytest.approx(done[stage]["bytes"])
+    for stage, least in floors_ms(done, slow_to_multiply).items():
+        assert least == pytest.approx(done[stage]["operations"])
 
 
 def test_inspect_prints_parts_and_layers(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,13 @@
 """The latency benchmark of `benchmarks/latency_7b`, with tiny policies in the place of OpenVLA-7B's shapes."""
 
+import pickle
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,51 +15,81 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "latency_7b"))
 
 import either
-import host
 import instructions
+import making
 import names
 import page
+import processes
+import results
+import rivals
 import shapes
 import turns
+from actor import Actor, Setting
+from latency_answers import answers
 
-from rlrc.policies.openvla.config import OpenVLAConfig
-from rlrc.policies.openvla.layout import published_config
-
-ROUNDS = 5
-TABLES = (page.seconds_table, page.engine_table, page.busy_table, page.stages_table)
+ROUNDS = 6
+TINY = Setting(tiny=True)
+TABLES: tuple[Callable[[results.Rows], page.Table], ...] = (
+    page.times_table,
+    page.engine_table,
+    page.busy_table,
+    page.stages_table,
+)
 GROUP = [names.TWO_LAYERS, "two-layers-rlrc-4bit"]
 SHARED = [names.BASELINE, "rlrc-transformers", "rlrc"]
 RATES = {"bytes_per_second": 1e7, "operations_per_second": 1e8}  # so low that no floor rounds to zero
 
 
-def dense() -> OpenVLAConfig:
-    config = OpenVLAConfig.from_dict(published_config(tiny=True))
-    config.action_head_only = True
-    return config
+@pytest.fixture(scope="module", autouse=True)
+def time_layers_shortly() -> Iterator[None]:
+    with patch.object(either, "LEAST_SECONDS", 0):
+        yield
 
 
-def pruned() -> OpenVLAConfig:
-    config = dense()
-    config.text_config.per_layer_config = {1: {"num_attention_heads": 2, "num_key_value_heads": 2}}
-    return config
+class Here:
+    """Policies in this very process, in the place of `processes.Host`."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.ended = list(names), False
+        self._policies = making.make(names, TINY)
+
+    def ask(self, name: str, question: str) -> Any:
+        policy = self._policies[name]
+        assert isinstance(policy, Actor), policy
+        return getattr(policy, question)()
+
+    def end(self) -> None:
+        self.ended = True
 
 
-CONFIGS = {"dense": dense, "rlrc": pruned, names.TWO_LAYERS: dense}
+def completed(rows: results.Rows, group: list[str]) -> results.Rows:
+    """Rows as the file holds them, after what the command line adds."""
+    origin = {"group": group, "rates": RATES, "cpu": "this one", "commit": "none"}
+    rows = {name: row | origin for name, row in rows.items()}
+    results.compare_with_floors(rows.values())
+    return rows
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, dict[str, Any]]:
-    rows, missing = turns.take_turns(GROUP, ROUNDS, RATES, True, partial(host.make, configs=CONFIGS))
+def rows() -> results.Rows:
+    hosts: list[Here] = []
+
+    def open_host(names: Sequence[str]) -> Any:
+        hosts.append(Here(names))
+        return hosts[-1]
+
+    rows, missing = turns.take_turns(GROUP, GROUP, ROUNDS, True, open_host)
     assert not missing
-    return {name: row | {"group": GROUP, "cpu": "this one", "commit": "none"} for name, row in rows.items()}
+    assert all(host.ended for host in hosts)
+    return completed(rows, GROUP)
 
 
-def test_rows_say_what_was_measured(rows: dict[str, dict[str, Any]]) -> None:
+def test_rows_say_what_was_measured(rows: results.Rows) -> None:
     assert list(rows) == GROUP
     for name, row in rows.items():
-        assert page.is_complete(name, row)
+        assert results.is_complete(name, row)
         assert row["rounds"] == ROUNDS
-        assert row["busy_share"] > 0.1
+        assert row["busy_share"] > 0
         assert row["weight_bytes"] < row["peak_bytes"]
     transformers, packed = rows.values()
     assert (transformers["backend"], packed["backend"]) == ("transformers", "rlrc")
@@ -67,7 +100,7 @@ def test_rows_say_what_was_measured(rows: dict[str, dict[str, Any]]) -> None:
     assert packed["weight_bytes"] < transformers["weight_bytes"]
 
 
-def test_ratios_lie_in_their_intervals(rows: dict[str, dict[str, Any]]) -> None:
+def test_ratios_lie_in_their_intervals(rows: results.Rows) -> None:
     found = 0
     for row in rows.values():
         for key in [key for key in row if f"{key}_95" in row and row[key] is not None]:
@@ -78,6 +111,20 @@ def test_ratios_lie_in_their_intervals(rows: dict[str, dict[str, Any]]) -> None:
     assert rows[names.TWO_LAYERS]["speedup"] == 1
 
 
+def test_floors_come_from_the_best_rates_of_a_processor(rows: results.Rows) -> None:
+    packed = rows[GROUP[1]]
+    fast = {**packed, "rates": {"bytes_per_second": 1e8, "operations_per_second": 1e7}}
+    elsewhere = {**packed, "gpu": "another one"}
+    results.compare_with_floors([packed, fast, elsewhere])
+    assert packed["roofline"]["rates"] == {"bytes_per_second": 1e8, "operations_per_second": 1e8}
+    assert elsewhere["roofline"]["rates"] == RATES
+    for stage, work in packed["work"].items():
+        floor = packed["roofline"]["floors_ms"][stage]
+        assert floor == pytest.approx(1000 * max(work["bytes"] / 1e8, work["operations"] / 1e8), abs=0.001)
+        assert packed["roofline"]["over_floor"][stage] == round(packed["stages_ms"][stage] / floor, 2)
+    assert packed["work"]["decode"]["bytes"] == 6 * packed["work"]["prefill"]["bytes"] > 0
+
+
 def test_the_order_of_rounds_is_shuffled() -> None:
     drawn = list(turns.orders(GROUP, 20))
     assert all(sorted(order) == sorted(GROUP) for order in drawn)
@@ -85,74 +132,132 @@ def test_the_order_of_rounds_is_shuffled() -> None:
     assert drawn == list(turns.orders(GROUP, 20))
 
 
-def test_seconds_on_the_page_agree_with_its_ratios(rows: dict[str, dict[str, Any]]) -> None:
-    stored = [{**row, "name": page.stored_name(name)} for name, row in rows.items()]
-    missing = {"two-layers-8bit": "bitsandbytes is not installed"}
-    machine = {"cpu": "this one", "used_instructions": {"torch": "AVX2"}}
-    text = page.page({"machine": machine, "rows": stored, "missing": missing})
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_times_on_the_page_agree_with_its_ratios(rows: results.Rows, device: str) -> None:
+    head = {"machine": {"cpu": "this one", "used_instructions": {"torch": "AVX2"}}, "device": device, "tiny": True}
+    result = results.result(head, rows, {"two-layers-8bit": "bitsandbytes is not installed"})
+    assert results.by_name(result) == rows
+    text = page.page(result)
     assert "bitsandbytes is not installed" in text
+    assert f"on a {'GPU' if device == 'cuda' else 'CPU'}\n" in text
     assert all(len(row) == len(head) for table in TABLES for head, body in [table(rows)] for row in body)
     compared = 0
-    scale = 1000 / min(row["p50_ms"] for row in rows.values())  # tiny policies take no hundredths of a second
+    scale = 10_000 / min(row["p50_ms"] for row in rows.values())  # tiny policies take no hundredths of a second
     for row in rows.values():
         for key, slow in (("speedup", "baseline_ms"), ("speedup_over_bf16", "bf16_ms")):
             if row[key] is None:
                 continue
             cells = page.beside({**row, slow: scale * row[slow]}, slow, key)
             told, low, high = map(float, re.findall(r"[\d.]+", cells[1]))
-            mine, theirs = (float(text.split()[0]) for text in (page.seconds(scale * row["p50_ms"]), cells[0]))
-            # The ratio of two medians cannot leave the range of the ratios, which the interval of five rounds is.
+            mine, theirs = (float(text.split()[0]) for text in (page.duration(scale * row["p50_ms"]), cells[0]))
+            # The ratio of two medians cannot leave the range of the ratios, which the interval of six rounds is.
             assert low - 0.05 <= theirs / mine <= high + 0.05
             assert low <= told <= high
             compared += 1
     assert compared == 2
 
 
-def test_a_row_without_what_is_measured_today_counts_as_not_measured(rows: dict[str, dict[str, Any]]) -> None:
+def test_durations_have_as_many_digits_as_say_something() -> None:
+    assert [page.duration(ms) for ms in (16186.9, 1000, 431.2, 20.26, 0.513)] == [
+        "16.19 s",
+        "1.00 s",
+        "431 ms",
+        "20.3 ms",
+        "0.5 ms",
+    ]
+
+
+def test_a_row_without_what_is_measured_today_counts_as_not_measured(rows: results.Rows) -> None:
     for field in ("rounds", "dtype", "speedup_95"):
-        assert not page.is_complete(GROUP[1], {key: value for key, value in rows[GROUP[1]].items() if key != field})
-    assert not page.is_complete("rlrc-overall", {k: v for k, v in rows[GROUP[1]].items() if k != "busy_p50_ms"})
+        without = {key: value for key, value in rows[GROUP[1]].items() if key != field}
+        assert not results.is_complete(GROUP[1], without)
+    assert not results.is_complete("rlrc-overall", {k: v for k, v in rows[GROUP[1]].items() if k != "busy_p50_ms"})
 
 
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     optional = f"{names.TWO_LAYERS}-dynamic-int8"
-    assert turns.warm_up({optional: Refuses()}) == {optional: "no engine"}
-    with pytest.raises(host.Failed, match="no engine"):
-        turns.warm_up({names.TWO_LAYERS: Refuses()})
+    assert turns.warm_up({optional: Refuses()}) == {optional: "no engine"}  # type: ignore[dict-item]
+    with pytest.raises(processes.Failed, match="no engine"):
+        turns.warm_up({names.TWO_LAYERS: Refuses()})  # type: ignore[dict-item]
     monkeypatch.setattr(names, "find_spec", lambda package: None)
-    assert names.refusal(f"{names.TWO_LAYERS}-4bit", None) == "bitsandbytes is not installed"
-    assert names.refusal("rlrc", None) is None
+    assert names.refusal(f"{names.TWO_LAYERS}-4bit", "cpu", None) == "bitsandbytes is not installed"
+    assert names.refusal("rlrc", "cpu", None) is None
+    assert "CPUs alone" in str(names.refusal(optional, "cuda", None))
 
 
 class Refuses:
     """A host whose policies cannot act."""
 
     def ask(self, name: str, what: str) -> None:
-        raise host.Failed("no engine")
+        raise processes.Failed("no engine")
+
+
+def test_a_process_answers_and_says_why_it_cannot() -> None:
+    host = processes.Host(["good", "broken"], answers)
+    try:
+        assert host.ask("good", "act") == 0.5
+        with pytest.raises(processes.Failed, match=r"^ValueError: c\+\+: error: no compiler$"):
+            host.ask("good", "stages")
+        with pytest.raises(processes.Failed, match=r"^RuntimeError: cannot be made$"):
+            host.ask("broken", "act")
+    finally:
+        host.end()
+    with pytest.raises(processes.Failed, match="ended with status -9"):
+        host.ask("good", "act")
 
 
 def test_policies_of_one_process_share_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "LEAST_LENT", 2**13)
-    made = host.make(SHARED, CONFIGS)
-    for policy in made.values():
-        assert host.answer(policy, "act", None, 0) > 0
-    baseline, transformers = made[names.BASELINE].llama, made["rlrc-transformers"].llama
+    monkeypatch.setattr(shapes, "LEAST_LENT", 2**11)
+    made = making.make(SHARED, TINY)
+    for actor in made.values():
+        assert isinstance(actor, Actor)
+        assert actor.act() > 0
+    baseline, transformers = (made[name]._policy.llama for name in SHARED[:2])  # type: ignore[union-attr]
     owned = {parameter.untyped_storage().data_ptr() for parameter in baseline.parameters()}
     shared = [parameter.untyped_storage().data_ptr() in owned for parameter in transformers.parameters()]
     assert sum(shared) == sum(parameter.ndim == 2 for parameter in transformers.parameters())
     heads = [layer.self_attn.q_proj.out_features for layer in transformers.model.layers]
-    assert heads == [64, 32, 64, 64]
+    assert heads == [64, *[16] * 6, 64]
     assert transformers.config._attn_implementation == baseline.config._attn_implementation == "sdpa"
 
 
+def test_every_row_has_a_shape_a_name_on_the_page_and_a_group_to_compare_with() -> None:
+    for name in names.NAMES:
+        assert names.run_of(name).shape in shapes.SHAPES
+        group = next(group for group in names.GROUPS.values() if name in group)
+        assert names.bf16_of(name) in (None, *group)
+    assert len({(page.label(name), *names.run_of(name)[1:3]) for name in names.NAMES}) == len(names.NAMES)
+    assert pickle.loads(pickle.dumps(partial(making.make, setting=TINY))).func is making.make
+
+
+def test_shapes_are_what_their_names_say() -> None:
+    tiny = {shape: shapes.config_of(shape, tiny=True).text_config for shape in shapes.SHAPES}
+    assert {shape: text.num_hidden_layers for shape, text in tiny.items()} == {
+        shape: 2 if shape in ("two-layers", "depth-0-31") else 8 for shape in shapes.SHAPES
+    }
+    pruned = {shape: sorted(text.per_layer_config or {}) for shape, text in tiny.items()}
+    assert pruned["rlrc"] == pruned["rlrc-overall"] == pruned["oft-rlrc"] == [1, 2, 3, 4, 5, 6]
+    assert pruned["llm-pruner-25"] == [4, 5]
+    assert pruned["dense"] == pruned["oft"] == []
+
+
+def test_every_policy_is_counted_in_the_bytes_that_it_is_stored_in() -> None:
+    layer = torch.nn.Linear(64, 32).bfloat16().requires_grad_(False)
+    assert rivals.weight_bytes(layer) == 2 * (64 * 32 + 32)
+    both = torch.nn.Sequential(layer)
+    rivals.with_torch(both, 8)
+    scales = 0 if both[0].weight().qscheme() == torch.per_tensor_affine else 8 * 32
+    assert rivals.weight_bytes(both) == 64 * 32 + scales + 4 * 32
+
+
 def test_engine_and_compression_are_told_apart() -> None:
-    seconds = {names.BASELINE: [8.0, 8.0], "rlrc-transformers": [4.0, 4.0], "rlrc": [2.0, 2.0]}
+    seconds = {names.BASELINE: [8.0] * ROUNDS, "rlrc-transformers": [4.0] * ROUNDS, "rlrc": [2.0] * ROUNDS}
     rows = {name: turns.row_of(names.BASELINE, name, seconds) | {"group": SHARED} for name in SHARED}
     _, body = page.engine_table(rows)
     assert body == [
         [page.SHAPES["rlrc"], "8.00 s", "4.00 s", "2.00x [2.00, 2.00]", "2.00 s", "2.00x [2.00, 2.00]"],
     ]
-    dense = {names.BASELINE: [8.0, 8.0], "dense": [4.0, 4.0]}
+    dense = {names.BASELINE: [8.0] * ROUNDS, "dense": [4.0] * ROUNDS}
     rows = {"dense": turns.row_of(names.BASELINE, "dense", dense) | {"group": list(dense)}}
     assert page.engine_table(rows)[1] == [["dense", "", "8.00 s", "", "4.00 s", "2.00x [2.00, 2.00]"]]
 
@@ -165,6 +270,7 @@ def test_layers_compute_in_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
     bf16, float32 = layer(x[:1]), either.wide(x, layer.weight, layer.bias)
     rows = either.choose_for_each([layer])
     assert [(row["rows"], row["in_float32"]) for row in rows] == [(1, False), (280, True)]
+    assert either.any_in_float32([layer])
     assert torch.equal(layer(x[:1]), bf16)
     assert torch.equal(layer(x), float32)
     exact = x.double() @ layer.weight.double().T + layer.bias.double()
@@ -177,6 +283,7 @@ def test_layers_compute_in_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
         ("Intel AVX2", True),
         ("AVX2", True),
         ("haswell avx2", True),
+        ("Intel(R) Advanced Vector Extensions 2 (Intel(R) AVX2) enabled processors", True),
         ("Intel AVX-512 with Intel DL Boost", False),
         ("native avx2", False),
         ("", False),

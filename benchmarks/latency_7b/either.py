@@ -1,4 +1,4 @@
-"""The fastest dense way on processors that multiply float32 faster than bf16: weights in bf16, computed in either.
+"""The fastest dense way on a CPU, of which many multiply float32 faster than bf16: weights in bf16, computed in either.
 
 Each shape of weight is timed once in both, for one row and for many, and every layer of this shape then takes the
 faster one.
@@ -16,6 +16,8 @@ MANY = 8
 """Number of rows from which a product counts as one of many."""
 TIMED_ROWS = {False: 1, True: 280}
 """Rows of the products that are timed: a token, and a prompt or picture."""
+LEAST_SECONDS = 0.1
+"""Time for which each product is repeated, so that a neighbour who takes the core for a moment changes nothing."""
 IN_FLOAT32 = "in_float32"
 
 
@@ -38,12 +40,12 @@ def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> to
 
 @torch.no_grad()
 def choose_for_each(parts: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Let the linear layers of `parts` compute in what is faster, and return what was timed for each shape."""
+    """Let the linear layers in bf16 of `parts` compute in what is faster, and return what was timed for each shape."""
     rows = []
     chosen: dict[torch.Size, dict[bool, bool]] = {}
     for part in parts:
         for module in part.modules():
-            if type(module) is not nn.Linear:
+            if type(module) is not nn.Linear or module.weight.dtype != torch.bfloat16:
                 continue
             shape = module.weight.shape
             if shape not in chosen:
@@ -55,6 +57,12 @@ def choose_for_each(parts: Iterable[nn.Module]) -> list[dict[str, Any]]:
     return rows
 
 
+def any_in_float32(parts: Iterable[nn.Module]) -> bool:
+    """Whether a layer of `parts` computes in float32 at all."""
+    layers = (module for part in parts for module in part.modules() if isinstance(module, EitherLinear))
+    return any(chosen for layer in layers for chosen in layer.in_float32.values())
+
+
 def _timed(weight: torch.Tensor, many: bool) -> dict[str, Any]:
     x = torch.ones(TIMED_ROWS[many], weight.shape[1], dtype=weight.dtype)
     bf16, float32 = _fastest_ms(lambda: F.linear(x, weight)), _fastest_ms(lambda: wide(x, weight, None))
@@ -62,10 +70,12 @@ def _timed(weight: torch.Tensor, many: bool) -> dict[str, Any]:
     return row | {"bf16_ms": bf16, "float32_ms": float32, IN_FLOAT32: float32 < bf16}
 
 
-def _fastest_ms(call: Callable[[], torch.Tensor], repeats: int = 4) -> float:
-    times = []
-    for _ in range(repeats):
+def _fastest_ms(call: Callable[[], torch.Tensor]) -> float:
+    """The fastest of a few calls, and of as many as fit into LEAST_SECONDS, after one that is not timed."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < LEAST_SECONDS:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return round(1000 * min(times[1:]), 3)
+    return round(1000 * min(times), 3)

@@ -17,8 +17,10 @@ VARIABLES = {
     }
 }
 """Environment variables by level."""
-WORDS = {"avx2": ("avx2", "Advanced Vector Extensions 2")}
-"""How libraries name a level: a library is held to it if its answer ends in one of these, spelled as it likes."""
+WORDS = {"avx2": ("avx2", "advanced vector extensions 2")}
+"""How libraries name a level, in small letters."""
+HIGHER = ("512", "amx", "vnni", "native", "deep learning")
+"""Parts of the names of higher levels, in small letters."""
 LIBRARIES = ("rlrc", "torch", "torch.compile", "oneDNN", "MKL")
 LOOK = """
 import torch
@@ -28,11 +30,12 @@ from torch._inductor import config
 print("rlrc:", processor.instructions())
 print("torch:", torch.backends.cpu.get_cpu_capability())
 print("torch.compile:", config.cpp.march or "native", pick_vec_isa(), flush=True)
-x = torch.ones(64, 64)
-with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
-    torch.nn.functional.conv2d(torch.ones(8, 32, 64, 64), torch.ones(32, 32, 3, 3))
-with torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON):
-    x @ x
+if torch.backends.mkldnn.is_available():
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        torch.nn.functional.conv2d(torch.ones(8, 32, 64, 64), torch.ones(32, 32, 3, 3))
+if torch.backends.mkl.is_available():
+    with torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON):
+        torch.ones(64, 64) @ torch.ones(64, 64)
 """
 MARKS = {
     "onednn_verbose,v1,info,cpu,isa:": "oneDNN",
@@ -57,8 +60,7 @@ def hold_to(level: str) -> None:
 def is_held(answer: str, level: str) -> bool:
     """Whether a library's answer names this level and no higher one."""
     said = answer.lower()
-    higher = ("512", "amx", "vnni", "native", "deep learning")
-    return any(word.lower() in said for word in WORDS[level]) and not any(word in said for word in higher)
+    return any(word in said for word in WORDS[level]) and not any(word in said for word in HIGHER)
 
 
 def used_instructions() -> dict[str, str]:

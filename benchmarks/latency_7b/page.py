@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from actor import ACTIONS_A_TURN
 from matplotlib.figure import Figure
-from names import BASELINE, BUSY, COMPILED, TRANSFORMERS, TWO_LAYERS, VLA_CACHE, run_of, through_transformers
+from names import TWO_LAYERS, VLA_CACHE, run_of, through_transformers
+from results import Rows, by_name, processor_of
 
 from rlrc.bench import STAGES
 from rlrc.files import atomic_path, write_text
@@ -12,7 +14,8 @@ from rlrc.reading import read_json
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, markdown_table
 
-Rows = dict[str, dict[str, Any]]
+Table = tuple[list[str], list[list[str]]]
+"""A head and rows of cells."""
 SHAPES = {
     "dense": "dense",
     "rlrc": "RLRC, 90 % of the heads and channels of layers 1 to 30",
@@ -29,25 +32,27 @@ SHAPES = {
     "oft-rlrc": "OpenVLA-OFT, RLRC, 90 % of the heads and channels of layers 1 to 30",
 }
 """Names of the policies' shapes on the page."""
-FURTHER = {
-    COMPILED: ", static cache and torch.compile",
-    VLA_CACHE: ", VLA-Cache at its best (the picture never changes)",
-}
-"""What a name on the page says besides the shape."""
-BITS = {16: "bf16", 8: "W8A8", 4: "W4A8"}
-"""Legend of the figure of rlrc's own rows."""
-NEEDED = {"rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95", "baseline_ms", "bf16_ms"}
-"""Fields without which a row counts as not measured."""
-INTRODUCTION = """\
-Seconds are medians over rounds. The policies of a group act in turn in every round, in an order that is drawn anew for
-each. A ratio is the median over rounds of the ratio within a round, and in brackets stands its 95 % interval over the
-rounds (bootstrap). Each row shows the seconds that its baselines took in its own group. Seconds of different rows do
-not compare unless they were measured in the same group, because the machine is not equally fast at all times.
-
-A call of OpenVLA-OFT reads two pictures and gives eight actions; one action is a call's time divided by the actions
-that it gives. W4A8 stores weights in 4 bits and multiplies them with activations that are rounded to 8 bits. In rlrc's
-rows of 8 and 4 bits, embeddings, vision towers and projector are packed too; the output head stays in bf16. All weights
-are random, which changes no time. Compiling is not part of an action."""
+LINES = {16: ("bf16", "o"), 8: ("8-bit weights", "s"), 4: ("4-bit weights", "^")}
+"""Legend and marker of each line of the paper's figure, by the bits of the weights."""
+INTRODUCTION = [
+    "Times are medians over rounds. The policies of a group act in turn in every round, in an order that is drawn "
+    "anew for each. A ratio is the median over rounds of the ratio within a round, and in brackets stands its 95 % "
+    "interval, which is exact for any distribution (order statistics). Each row shows the times that its baselines "
+    "took in its own group. Times of different rows do not compare unless they were measured in the same group, "
+    "because the machine is not equally fast at all times.",
+    "A call of OpenVLA-OFT reads two pictures and gives eight actions; one action is a call's time divided by the "
+    "actions that it gives. W4A8 stores weights in 4 bits and multiplies them with activations that are rounded to "
+    "8 bits. In rlrc's rows of 8 and 4 bits, embeddings, vision towers and projector are packed too; the output "
+    "head stays in bf16. The rows of transformers compute both vision towers whole and the logits of the whole "
+    "vocabulary, as the published model does; rlrc leaves out what no action depends on. Where torch.compile is "
+    "named, towers, prompt and tokens are compiled, with a static cache, and an action compiles nothing. All "
+    "weights are random, which changes no time. Peak memory includes what making the policy takes.",
+]
+ON_GPU = (
+    f"A turn on a GPU is {ACTIONS_A_TURN['cuda']} actions, of which the median counts, and peak memory is what PyTorch "
+    "allocated there."
+)
+TINY = "**This is a rehearsal with tiny policies: it says nothing about OpenVLA-7B.**"
 
 
 def publish(stored: Path) -> None:
@@ -61,63 +66,54 @@ def publish(stored: Path) -> None:
     draw_stages(stored.with_suffix(".png"), bars)
 
 
-def stored_name(name: str) -> str:
-    """The name under which a row is stored: "dense" is both transformers' row and rlrc's, told apart by `backend`."""
-    return "dense" if name == BASELINE else name
-
-
-def by_name(stored: dict[str, Any]) -> Rows:
-    """The rows of a stored result, by their names in GROUPS."""
-    found = {}
-    for row in stored["rows"]:
-        name = BASELINE if (row["name"], row["backend"]) == ("dense", TRANSFORMERS) else row["name"]
-        found[name] = {key: value for key, value in row.items() if key != "name"}
-    return found
-
-
-def is_complete(name: str, row: dict[str, Any]) -> bool:
-    """Whether a stored row has all that is measured today; others are measured anew."""
-    busy = {"busy_p50_ms"} if name in BUSY and name != BASELINE else set()
-    return row.keys() >= NEEDED | busy
-
-
 def page(result: dict[str, Any]) -> str:
     """Return the results as a page of tables for people."""
     rows = by_name(result)
-    machine = dict(result["machine"])
-    used = machine.pop("used_instructions")
+    on_gpu = result["device"] == "cuda"
     blocks = [
-        "# One action at OpenVLA-7B's shapes on a CPU",
+        f"# One action at OpenVLA-7B's shapes on a {'GPU' if on_gpu else 'CPU'}",
         "Written by `benchmarks/latency_7b`; do not edit.",
-        " ".join(INTRODUCTION.split("\n")).replace("  ", "\n\n"),
-        markdown_table(*seconds_table(rows)),
-        *compiled_lines(rows),
+        *([TINY] if result["tiny"] else []),
+        *INTRODUCTION,
+        *([ON_GPU] if on_gpu else []),
+        markdown_table(*times_table(rows)),
         *missing_lines(result["missing"]),
-        "## Engine and compression",
-        "How much of a speed-up comes from the smaller policy, and how much from rlrc running it: the same shape in "
-        "bf16 through transformers' own modules stands between the two.",
-        markdown_table(*engine_table(rows)),
-        "## Beside a busy process",
-        "The same rounds again, while another process adds numbers and keeps one core busy.",
-        markdown_table(*busy_table(rows)),
-        "## Where the time goes",
-        "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
-        "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
-        "integers can go below).",
-        markdown_table(*stages_table(rows)),
-        f"Machine of the latest rows: {', '.join(f'{key} {value}' for key, value in machine.items())}. The rows were "
-        f"measured at the commits {', '.join(sorted({row['commit'] for row in rows.values()}))}.",
-        "What each library says that it uses: " + "; ".join(f"{name}: {said}" for name, said in used.items()) + ".",
+        *section(
+            "Engine and compression",
+            "How much of a speed-up comes from the smaller policy, and how much from rlrc running it: the same shape "
+            "in bf16 through transformers' own modules stands between the two.",
+            engine_table(rows),
+        ),
+        *section(
+            "Beside a busy process",
+            "The same rounds again, while another process adds numbers and keeps one core busy.",
+            busy_table(rows),
+        ),
+        *section(
+            "Where the time goes",
+            "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
+            "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
+            "integers can go below).",
+            stages_table(rows),
+        ),
+        *machine_lines(result["machine"], rows),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
+def section(title: str, text: str, table: Table) -> list[str]:
+    """The blocks of a section; none where its table has no rows."""
+    return [f"## {title}", text, markdown_table(*table)] if table[1] else []
+
+
 def label(name: str) -> str:
     """What a row is called on the page."""
-    return SHAPES[run_of(name).shape] + FURTHER.get(name, "")
+    run = run_of(name)
+    further = ", VLA-Cache at its best (the picture never changes)" if name == VLA_CACHE else ""
+    return SHAPES[run.shape] + further + (", torch.compile" if run.compiled else "")
 
 
-def seconds_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+def times_table(rows: Rows) -> Table:
     """Every policy beside its baselines in its own group."""
     head = ["policy", "weights and activations", "run by", "processor", "rounds", "actions a call", "one call"]
     head += ["one action", "transformers in the same group", "faster by (a call)", "its bf16 in the same group"]
@@ -125,16 +121,16 @@ def seconds_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     body = []
     for name, row in rows.items():
         actions = row["actions_per_call"]
-        cells = [label(name), row["dtype"], row["backend"], row["cpu"], str(row["rounds"])]
-        cells += [str(actions), seconds(row["p50_ms"]), seconds(row["p50_ms"] / actions)]
+        cells = [label(name), row["dtype"], row["backend"], processor_of(row), str(row["rounds"])]
+        cells += [str(actions), duration(row["p50_ms"]), duration(row["p50_ms"] / actions)]
         cells += ["", ""] if name == row["group"][0] else beside(row, "baseline_ms", "speedup")
         cells += beside(row, "bf16_ms", "speedup_over_bf16")
         body.append([*cells, human_bytes(row["weight_bytes"]), human_bytes(row["peak_bytes"])])
     return head, body
 
 
-def engine_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """The ratios of compression and of engine, each beside the seconds of its own group."""
+def engine_table(rows: Rows) -> Table:
+    """The ratios of compression and of engine, each beside the times of its own group."""
     head = ["policy", "dense, transformers", "this shape, transformers", "compression", "this shape, rlrc", "engine"]
     body = []
     for name, row in rows.items():
@@ -143,12 +139,12 @@ def engine_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
         # The dense shape through transformers is the baseline itself, which nothing has compressed.
         is_baseline = through_transformers(name) == row["group"][0]
         compression = ["", ""] if is_baseline else beside(row, "baseline_ms", "compression_speedup")
-        cells = [label(name), compression[0], seconds(row["through_transformers_ms"]), compression[1]]
-        body.append([*cells, seconds(row["p50_ms"]), ratio(row, "engine_speedup")])
+        cells = [label(name), compression[0], duration(row["through_transformers_ms"]), compression[1]]
+        body.append([*cells, duration(row["p50_ms"]), ratio(row, "engine_speedup")])
     return head, body
 
 
-def busy_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+def busy_table(rows: Rows) -> Table:
     """The rows of the busy group, quiet and busy."""
     head = ["policy", "weights and activations", "run by", "quiet", "transformers, quiet", "faster by", "busy"]
     head += ["transformers, busy", "faster by, busy", "decode, quiet", "decode, busy", "the other process had"]
@@ -156,33 +152,38 @@ def busy_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     for name, row in rows.items():
         if "busy_p50_ms" not in row:
             continue
-        cells = [label(name), row["dtype"], row["backend"], seconds(row["p50_ms"])]
+        cells = [label(name), row["dtype"], row["backend"], duration(row["p50_ms"])]
         cells += beside(row, "baseline_ms", "speedup")
-        cells += [seconds(row["busy_p50_ms"]), *beside(row, "busy_baseline_ms", "busy_speedup")]
+        cells += [duration(row["busy_p50_ms"]), *beside(row, "busy_baseline_ms", "busy_speedup")]
         stages = (row.get("stages_ms"), row.get("busy_stages_ms"))
-        cells += ["" if taken is None else f"{taken['decode']:.0f} ms" for taken in stages]
+        cells += ["" if taken is None else duration(taken["decode"]) for taken in stages]
         body.append([*cells, f"{row['busy_share']:.2f} cores"])
     return head, body
 
 
-def stages_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+def stages_table(rows: Rows) -> Table:
     """Milliseconds of each stage, and in parentheses the multiple of its floor."""
     body = []
     for name, row in rows.items():
         if "stages_ms" in row:
             over = row["roofline"]["over_floor"]
             taken = [
-                f"{ms:.0f}" + (f" ({over[stage]:.2f})" if stage in over else "")
+                f"{ms:.{0 if ms >= 10 else 1}f}" + (f" ({over[stage]:.2f})" if stage in over else "")
                 for stage, ms in row["stages_ms"].items()
             ]
             body.append([label(name), row["dtype"], *taken])
     return ["policy", "weights and activations", *STAGES], body
 
 
-def compiled_lines(rows: Rows) -> list[str]:
-    """What was compiled, of the rows in which something was."""
-    lines = [f"- {label(name)}, {row['dtype']}: {row['compiled']}" for name, row in rows.items() if "compiled" in row]
-    return ["Compiled was:", "\n".join(lines)] if lines else []
+def machine_lines(machine: dict[str, Any], rows: Rows) -> list[str]:
+    """The machine, the commits, and the instructions that libraries use on a CPU."""
+    commits = ", ".join(sorted({row["commit"] for row in rows.values()}))
+    told = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "used_instructions")
+    lines = [f"Machine of the latest rows: {told}. The rows were measured at the commits {commits}."]
+    if "used_instructions" in machine:
+        used = "; ".join(f"{name}: {said}" for name, said in machine["used_instructions"].items())
+        lines.append(f"What each library says that it uses: {used}.")
+    return lines
 
 
 def missing_lines(missing: dict[str, str]) -> list[str]:
@@ -192,8 +193,8 @@ def missing_lines(missing: dict[str, str]) -> list[str]:
 
 
 def beside(row: dict[str, Any], milliseconds: str, key: str) -> list[str]:
-    """Two cells: the seconds of what a row is compared with, and the ratio."""
-    return ["", ""] if row[key] is None else [seconds(row[milliseconds]), ratio(row, key)]
+    """Two cells: the time of what a row is compared with, and the ratio."""
+    return ["", ""] if row[key] is None else [duration(row[milliseconds]), ratio(row, key)]
 
 
 def ratio(row: dict[str, Any], key: str) -> str:
@@ -202,18 +203,21 @@ def ratio(row: dict[str, Any], key: str) -> str:
     return f"{row[key]:.2f}x [{low:.2f}, {high:.2f}]"
 
 
-def seconds(milliseconds: float) -> str:
-    """Seconds with as many digits as say something."""
-    return f"{milliseconds / 1000:.2f} s"
+def duration(milliseconds: float) -> str:
+    """Seconds, or milliseconds where it is less than one."""
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.2f} s"
+    return f"{milliseconds:.{0 if milliseconds >= 100 else 1}f} ms"
 
 
 def draw_sweep(path: Path, points: list[dict[str, Any]]) -> None:
     """The paper's figure: one line for each number of bits, from dense to nine tenths pruned."""
     figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for bits, marker in ((16, "o"), (8, "s"), (4, "^")):
-        line = [(100 * point["ratio"], point["p50_ms"] / 1000) for point in points if point["bits"] == bits]
-        axes.plot(*zip(*line, strict=True), marker=marker, label=BITS[bits])
+    for bits, (legend, marker) in LINES.items():
+        mine = [point for point in points if point["bits"] == bits]
+        shares, times = [100 * point["ratio"] for point in mine], [point["p50_ms"] / 1000 for point in mine]
+        axes.plot(shares, times, marker=marker, label=legend)
     axes.set_xlabel("heads and channels pruned, % of the layers between the first and the last")
     axes.set_ylabel("seconds an action")
     axes.set_ylim(bottom=0)

@@ -4,6 +4,7 @@ The projector and the head stay as they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from names import BITSANDBYTES, DYNAMIC, TORCHAO, Run
@@ -32,11 +33,6 @@ def pack(run: Run, parts: Sequence[nn.Module], others: Sequence[nn.Module]) -> s
     return words
 
 
-def wants_compiling(run: Run) -> bool:
-    """Whether a package counts on torch.compile for its speed."""
-    return run.by == TORCHAO
-
-
 def with_bitsandbytes(part: nn.Module, bits: int) -> None:
     """Put bitsandbytes' layers in the place of all linear ones, as its integration in transformers does. The kernel
     that it can fetch from a hub is not used."""
@@ -46,14 +42,15 @@ def with_bitsandbytes(part: nn.Module, bits: int) -> None:
         if not is_linear(linear):
             continue
         shape, bias = (linear.in_features, linear.out_features), linear.bias is not None
+        weight = linear.weight.data.cpu()  # it packs while a weight leaves the host's memory, and only then
         if bits == 4:
             packed = Linear4bit(*shape, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta")
-            packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+            packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4")
         else:
             packed = Linear8bitLt(*shape, bias=bias, has_fp16_weights=False, threshold=6.0, device="meta")
-            packed.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+            packed.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         packed.bias = linear.bias
-        part.set_submodule(name, packed.to("cpu"))
+        part.set_submodule(name, packed.to(linear.weight.device))
 
 
 def with_torch(part: nn.Module, _bits: int) -> None:
@@ -67,16 +64,24 @@ def with_torch(part: nn.Module, _bits: int) -> None:
 
 
 def with_torchao(part: nn.Module, bits: int) -> None:
-    """torchao's `quantize_`; its 4-bit layers for processors are among its prototypes."""
+    """Let torchao's `quantize_` pack the layers."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    if bits == 8:
-        config = Int8DynamicActivationInt8WeightConfig()
-    else:
+    on_cpu = next(part.parameters()).device.type == "cpu"
+    config = Int8DynamicActivationInt8WeightConfig() if bits == 8 else _torchao_int4(on_cpu)
+    quantize_(part, config, filter_fn=lambda module, _name: is_linear(module))
+
+
+def _torchao_int4(on_cpu: bool) -> Any:
+    """torchao's 4-bit layers for processors, which are among its prototypes, or those for GPUs that need no further
+    package."""
+    if on_cpu:
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-        config = PrototypeInt4WeightOnlyConfig(group_size=32)
-    quantize_(part, config, filter_fn=lambda module, _name: is_linear(module))
+        return PrototypeInt4WeightOnlyConfig(group_size=32)
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    return Int4WeightOnlyConfig(group_size=32, int4_packing_format="tile_packed_to_4d")
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -85,7 +90,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def weight_bytes(part: nn.Module) -> int:
-    """Bytes of all weights as they are stored, whichever package did it."""
+    """Bytes of all weights as they are stored, with their scales, whichever package did it."""
     dynamic = torch.ao.nn.quantized.dynamic.Linear
     packed = sum(
         stored.nbytes for module in part.modules() if isinstance(module, dynamic) for stored in _dynamic(module)
@@ -94,6 +99,7 @@ def weight_bytes(part: nn.Module) -> int:
 
 
 def _dynamic(layer: nn.Module) -> Iterator[torch.Tensor]:
+    """The tensors of one of PyTorch's dynamic layers."""
     weight, bias = layer.weight(), layer.bias()
     yield weight.int_repr()
     if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
@@ -102,9 +108,13 @@ def _dynamic(layer: nn.Module) -> Iterator[torch.Tensor]:
         yield bias
 
 
-def _stored_bytes(tensor: torch.Tensor) -> int:
-    """torchao's tensors say how many bytes they would take in bf16, so those that they are made of are counted."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return tensor.nbytes
-    names, _ = tensor.__tensor_flatten__()
-    return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+def _stored_bytes(tensor: Any) -> int:
+    """torchao's tensors say how many bytes they would take in bf16, so those that they are made of are counted;
+    bitsandbytes' have their scales beside them."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+    state, scales = getattr(tensor, "quant_state", None), getattr(tensor, "SCB", None)
+    beside = [] if state is None else list(state.as_dict(packed=True).values())
+    beside += [] if scales is None else [scales]
+    return tensor.nbytes + sum(scale.nbytes for scale in beside)

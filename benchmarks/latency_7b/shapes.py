@@ -1,13 +1,14 @@
 """Policies of OpenVLA-7B's and OpenVLA-OFT's real shapes, pruned and quantized, for timing.
 
 Nothing is read from disk. All matrices are cut from one block of random numbers, scaled by their width, so that fifteen
-gigabytes are there in seconds.
+gigabytes are there in seconds, on the device that computes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -33,49 +34,86 @@ from rlrc.prune.groups import coupled_groups
 from rlrc.prune.structured import plan_cut
 from rlrc.quantize import linear_names
 
-LAYERS = 32
-ENDS = frozenset({0, LAYERS - 1})
+LAYERS, TINY_LAYERS = 32, 8
+"""Decoder layers of OpenVLA-7B, and of a tiny policy: enough for every shape below."""
+KEPT_MULTIPLE, TINY_KEPT_MULTIPLE = 128, 32
+"""Kept channels are a multiple of this number, as kernels like them."""
+TINY_OVERALL = 0.5
+"""Share of a tiny decoder's parameters that is lost at most, since its two whole layers hold a quarter of them."""
+ENDS = frozenset({0, -1})
 PARTS = ("decoder", "vision", "projector", "embedding")
+"""What is packed in 8 and 4 bits: all but the output head."""
 LEAST_LENT = 2**22
 """Numbers in a weight from which it can be lent to another policy."""
 
 
-def pruned(
-    ratio: float | None = None,
-    overall: float | None = None,
-    protected: frozenset[int] = ENDS,
-    round_to: int = 128,
-    output_bias: bool = False,
-    of: Callable[[], PrismaticConfig] | None = None,
-) -> PrismaticConfig:
-    """The config after block-wise pruning; kept channels are a multiple of `round_to`, as kernels like them.
+class Shape(NamedTuple):
+    """The size of a policy: what block-wise pruning leaves of a dense one."""
 
-    Args:
-        of: gives the config of the dense policy; None is OpenVLA's.
-    """
-    config = (of or published)()
+    ratio: float = 0.0
+    """Share of the heads and channels that each layer loses."""
+    overall: float = 0.0
+    """Share of the decoder's parameters that is lost, in place of `ratio`."""
+    protected: frozenset[int] = ENDS
+    """Layers that lose nothing; negative numbers count from the last."""
+    output_bias: bool = False
+    """Whether o_proj and down_proj have a bias."""
+    only_layers: int | None = None
+    """Number of decoder layers; None is all."""
+    of_oft: bool = False
+    """Whether the dense policy is OpenVLA-OFT in place of OpenVLA."""
+
+
+SHAPES = {
+    "dense": Shape(),
+    "rlrc": Shape(ratio=0.9),
+    "rlrc-overall": Shape(overall=0.9),
+    "llm-pruner-25": Shape(ratio=0.25, protected=frozenset({0, 1, 2, 3, -2, -1})),
+    # FLAP ranks all layers together; on random weights that means nothing, so here each layer loses the same share.
+    "flap-20": Shape(ratio=0.2, protected=frozenset(), output_bias=True),
+    "depth-0-31": Shape(only_layers=2),
+    "two-layers": Shape(only_layers=2),
+    "ratio-0.25": Shape(ratio=0.25),
+    "ratio-0.5": Shape(ratio=0.5),
+    "ratio-0.75": Shape(ratio=0.75),
+    "oft": Shape(of_oft=True),
+    "oft-rlrc": Shape(ratio=0.9, of_oft=True),
+}
+
+
+def config_of(shape: str, tiny: bool = False) -> PrismaticConfig:
+    """The config of a policy of this shape; a tiny one has few and narrow layers, pruned in the same way."""
+    wanted = SHAPES[shape]
+    config = dense(wanted.of_oft, wanted.only_layers or (TINY_LAYERS if tiny else LAYERS), tiny)
+    if not wanted.ratio and not wanted.overall:
+        return config
+    layers = config.text_config.num_hidden_layers
     groups = coupled_groups(outline(config).stacks()[0].layers)
     scores = [torch.zeros(group.units) for group in groups]
-    kept = choose(groups, scores, protected, "local", ratio, overall, Rounding(round_to, "up"))
+    protected = frozenset(layer % layers for layer in wanted.protected)
+    rounding = Rounding(TINY_KEPT_MULTIPLE if tiny else KEPT_MULTIPLE, "up")
+    overall = min(wanted.overall, TINY_OVERALL) if tiny else wanted.overall
+    kept = choose(groups, scores, protected, "local", wanted.ratio or None, overall or None, rounding)
     whole = config.text_config.to_dict()
-    shapes = plan_cut(LAYERS, groups, kept).shapes
+    shapes = plan_cut(layers, groups, kept).shapes
     changed = {layer: shape for layer, shape in shapes.items() if not shape.items() <= whole.items()}
     config.text_config.per_layer_config = changed or None
-    config.text_config.output_bias = output_bias
+    config.text_config.output_bias = wanted.output_bias
     return config
 
 
-def published(layers: int = LAYERS) -> OpenVLAConfig:
-    """The published config, or one with fewer decoder layers; the head holds the action rows."""
-    config = OpenVLAConfig.from_dict(published_config())
-    config.action_head_only = True
+def dense(of_oft: bool, layers: int, tiny: bool) -> PrismaticConfig:
+    """The published config with some number of decoder layers; the head holds the action rows.
+
+    OpenVLA-OFT is as published for LIBERO: two cameras, a state of 8 numbers, 8 actions a call, an L1 head.
+    """
+    config: PrismaticConfig
+    if of_oft:
+        config = OFTConfig.from_dict(random_config(tiny) | {"action_head_only": True})
+    else:
+        config = OpenVLAConfig.from_dict(published_config(tiny) | {"action_head_only": True})
     config.text_config.num_hidden_layers = layers
     return config
-
-
-def oft() -> OFTConfig:
-    """OpenVLA-OFT as published for LIBERO: two cameras, a state of 8 numbers, 8 actions a call, an L1 head."""
-    return OFTConfig.from_dict(random_config() | {"action_head_only": True})
 
 
 class Memory:
@@ -95,13 +133,13 @@ class Memory:
         return None
 
 
-def policy(config: PrismaticConfig, bits: int = 16, memory: Memory | None = None) -> Policy:
+def policy(config: PrismaticConfig, bits: int = 16, memory: Memory | None = None, device: str = "cpu") -> Policy:
     """Make a policy in bf16, perhaps in the `memory` of another one, or with all but the head in 4 or 8 bits."""
     if bits < 16:
         config.quantization_config = quantization_config(bits, 32, linear_names(outline(config), PARTS))
     made = outline(config)
-    fill(made.model, memory)
-    if not multiplies_bfloat16():
+    fill(made.model, memory, device)
+    if device == "cpu" and not multiplies_bfloat16():
         widen_products(made.model)  # as `rlrc.load` does
     return made
 
@@ -113,13 +151,16 @@ def outline(config: PrismaticConfig) -> Policy:
 
 
 def processor(config: PrismaticConfig) -> Processor:
+    """What makes inputs of observations, with the published settings."""
     return Processor(image_processor(*config.image_sizes), llama_like_tokenizer(), config)
 
 
 @torch.no_grad()
-def fill(model: nn.Module, memory: Memory | None = None) -> None:
-    """Give every parameter without memory some, in bf16."""
-    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
+def fill(model: nn.Module, memory: Memory | None, device: str) -> None:
+    """Give every parameter without memory some on the device, in bf16, and bring the rest of the model there."""
+    random = torch.Generator(device).manual_seed(0)
+    block = torch.randn(2**20, generator=random, device=device).bfloat16()
+    codes = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=random, device=device)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
@@ -127,41 +168,42 @@ def fill(model: nn.Module, memory: Memory | None = None) -> None:
                 numbers = _numbers(name, parameter.shape, block) if lent is None else lent
                 setattr(module, name, nn.Parameter(numbers, requires_grad=False))
         if isinstance(module, QuantizedLinear):
-            _fill_packed(module, memory)
+            _fill_packed(module, memory, codes)
+    model.to(device)
 
 
 def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
     if name == "bias":
-        return torch.zeros(shape, dtype=block.dtype)
+        return torch.zeros(shape, dtype=block.dtype, device=block.device)
     if len(shape) == 1:
-        return torch.ones(shape, dtype=block.dtype)
-    tensor = torch.empty(shape, dtype=block.dtype)
-    scaled = block / math.sqrt(math.prod(shape[1:]))
+        return torch.ones(shape, dtype=block.dtype, device=block.device)
+    return _repeated(block / math.sqrt(math.prod(shape[1:])), shape)
+
+
+def _repeated(block: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor that holds the numbers of a block again and again."""
+    tensor = torch.empty(shape, dtype=block.dtype, device=block.device)
     for chunk in tensor.view(-1).split(len(block)):
-        chunk.copy_(scaled[: len(chunk)])
+        chunk.copy_(block[: len(chunk)])
     return tensor
 
 
-def _fill_packed(layer: QuantizedLinear, memory: Memory | None) -> None:
+def _fill_packed(layer: QuantizedLinear, memory: Memory | None, block: torch.Tensor) -> None:
     """Fill in random codes around the middle zero point, of the dense weight's variance; or the numbers that memory
     holds."""
-    layer.scales, layer.zeros = (torch.empty_like(buffer, device="cpu") for buffer in (layer.scales, layer.zeros))
     lent = memory and memory.take(torch.Size((math.ceil(layer.codes.numel() / 2),)))
     if lent is None:
-        layer.codes = torch.empty_like(layer.codes, device="cpu")
-        block = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        for chunk in layer.codes.view(-1).split(len(block)):
-            chunk.copy_(block[: len(chunk)])
+        layer.codes = _repeated(block, layer.codes.shape)
     else:
         layer.codes = lent.view(torch.uint8)[: layer.codes.numel()].view(layer.codes.shape)
     step = 1 / (2**layer.bits / math.sqrt(12) * math.sqrt(layer.in_features))
-    layer.scales.fill_(step)
-    layer.zeros.fill_(0x88 if layer.bits == 4 else 128)
+    layer.scales = torch.full_like(layer.scales, step, device=block.device)
+    layer.zeros = torch.full_like(layer.zeros, 0x88 if layer.bits == 4 else 128, device=block.device)
 
 
-def empty(build: Callable[[], nn.Module], memory: Memory | None = None) -> nn.Module:
+def empty(build: Callable[[], nn.Module], memory: Memory | None, device: str) -> nn.Module:
     """A module in bf16 with filled weights, perhaps in the `memory` of another one; buffers are computed as usual."""
     with init_empty_weights(include_buffers=False):
         module = build()
-    fill(module, memory)
+    fill(module, memory, device)
     return module.eval()

@@ -1,44 +1,48 @@
 """Policies that act in turn, in an order that is drawn anew for every round, alone and beside a busy process."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
+from actor import milliseconds
 from busy import busy_core
-from host import Failed, Host, Make, make, milliseconds
 from names import BASELINE, LARGE, RLRC, TRANSFORMERS, bf16_of, is_optional, run_of, through_transformers
+from processes import Failed, Host
 
 from rlrc.stats import median_interval
 
+Open = Callable[[Sequence[str]], Host]
+"""Starts a process that holds the policies of these names."""
 Seconds = dict[str, list[float]]
-"""Of each policy in each round."""
+"""Seconds of each policy in each round."""
+PEAKS = ("peak_bytes", "reserved_bytes")
+"""Fields that tell of a whole process, the second one on a GPU alone."""
 
 
 def take_turns(
-    group: Sequence[str], rounds: int, rates: dict[str, float], busy: bool, make: Make = make
+    group: Sequence[str], wanted: Collection[str], rounds: int, busy: bool, open_host: Open
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Measure the policies of a group in turn, each in a process of its own but for those that share weights.
 
     Args:
-        rates: of the machine, as `rlrc.roofline` has them.
+        wanted: those that rows are made for; the others act for comparison.
         busy: measure once more while another process keeps one core busy.
 
     Returns:
         Rows by name, and why those of other people's packages that do not run here are missing.
     """
-    hosts = start(group, make)
+    hosts = start(group, open_host)
     try:
         missing = warm_up(hosts)
         names = [name for name in group if name not in missing]
         seconds = run_rounds(hosts, names, rounds)
-        facts = {name: facts_of(hosts[name], name, rates) for name in names}
-        rows = {name: row_of(group[0], name, seconds) | facts[name] for name in names}
+        rows = {name: row_of(group[0], name, seconds) | facts_of(hosts[name], name) for name in names if name in wanted}
         if busy:
             with busy_core() as share:
                 beside = run_rounds(hosts, names, rounds)
-                stages = {name: hosts[name].ask(name, "stages") for name in names}
+                stages = {name: hosts[name].ask(name, "stages") for name in rows}
                 taken = round(share(), 2)
             for name, row in rows.items():
                 row |= busy_fields(group[0], name, beside, stages[name]) | {"busy_share": taken}
@@ -48,19 +52,20 @@ def take_turns(
     for name, row in rows.items():
         # A process that holds several policies has a peak that belongs to none of them.
         if len(hosts[name].names) > 1:
-            row["peak_bytes"] = peak_alone(name, make)
+            row |= memory_alone(name, open_host)
     return rows, missing
 
 
-def start(group: Sequence[str], make: Make) -> dict[str, Host]:
+def start(group: Sequence[str], open_host: Open) -> dict[str, Host]:
     """The processes of a group, by the names of the policies that they hold."""
     shared = [name for name in group if BASELINE in group and (run_of(name).bits == 16 or name == LARGE)]
-    hosts = {name: Host([name], make) for name in group if name not in shared}
-    return hosts | dict.fromkeys(shared, Host(shared, make)) if shared else hosts
+    hosts = {name: open_host([name]) for name in group if name not in shared}
+    return hosts | dict.fromkeys(shared, open_host(shared)) if shared else hosts
 
 
 def warm_up(hosts: dict[str, Host]) -> dict[str, str]:
-    """Let each policy act once, which also compiles what is compiled, and return why optional ones cannot.
+    """Make the policies one after another, since that takes more memory than to hold them, and let each act until
+    what has to be compiled is. Returns why optional ones cannot.
 
     Raises:
         Failed: one that is not optional cannot.
@@ -68,7 +73,7 @@ def warm_up(hosts: dict[str, Host]) -> dict[str, str]:
     missing = {}
     for name, host in hosts.items():
         try:
-            host.ask(name, "act")
+            host.ask(name, "warm_up")
         except Failed as error:
             if not is_optional(name):
                 raise
@@ -92,15 +97,10 @@ def run_rounds(hosts: dict[str, Host], names: Sequence[str], rounds: int) -> Sec
     return seconds
 
 
-def facts_of(host: Host, name: str, rates: dict[str, float]) -> dict[str, Any]:
-    """What the policy says of itself, and its stages beside their floors where a clock follows them."""
-    facts = host.ask(name, "facts")
-    stages = host.ask(name, "stages")
-    if stages is None:
-        return facts
-    floors = host.ask(name, "floors", rates)
-    over = {stage: round(stages[stage] / floor, 2) for stage, floor in floors.items()}
-    return facts | {"stages_ms": stages, "roofline": {"rates": rates, "floors_ms": floors, "over_floor": over}}
+def facts_of(host: Host, name: str) -> dict[str, Any]:
+    """What the policy says of itself, and its stages and their work where a clock follows them."""
+    facts, stages, work = (host.ask(name, question) for question in ("facts", "stages", "work"))
+    return facts if stages is None else facts | {"stages_ms": stages, "work": work}
 
 
 def row_of(first: str, name: str, seconds: Seconds) -> dict[str, Any]:
@@ -110,12 +110,12 @@ def row_of(first: str, name: str, seconds: Seconds) -> dict[str, Any]:
     Args:
         first: the first of the group, which is its baseline if transformers runs it.
     """
-    mine = seconds[name]
-    row: dict[str, Any] = {"backend": run_of(name).by, "rounds": len(mine)}
+    mine, run = seconds[name], run_of(name)
+    row: dict[str, Any] = {"backend": run.by, "rounds": len(mine)}
     row |= {"p50_ms": milliseconds(median(mine)), "p90_ms": milliseconds(np.percentile(mine, 90))}
     row |= compared("speedup", "baseline_ms", baseline_of(first), name, seconds)
     row |= compared("speedup_over_bf16", "bf16_ms", bf16_of(name), name, seconds)
-    if run_of(name).by == RLRC and run_of(name).bits == 16:
+    if run.by == RLRC and run.bits == 16:
         between = through_transformers(name)
         row |= compared("engine_speedup", "through_transformers_ms", between, name, seconds)
         if between in seconds:
@@ -125,7 +125,7 @@ def row_of(first: str, name: str, seconds: Seconds) -> dict[str, Any]:
 
 def busy_fields(first: str, name: str, seconds: Seconds, stages: dict[str, float] | None) -> dict[str, Any]:
     """The fields of a row that were measured beside a busy process."""
-    row = {"busy_p50_ms": milliseconds(median(seconds[name]))}
+    row: dict[str, Any] = {"busy_p50_ms": milliseconds(median(seconds[name]))}
     row |= compared("busy_speedup", "busy_baseline_ms", baseline_of(first), name, seconds)
     return row if stages is None else row | {"busy_stages_ms": stages}
 
@@ -140,19 +140,18 @@ def compared(ratio: str, milliseconds_key: str, slow: str | None, fast: str, sec
     if slow not in seconds:
         return {ratio: None, f"{ratio}_95": None, milliseconds_key: None}
     ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-    interval = [round(bound, 3) for bound in median_interval(ratios)]
     return {
         ratio: round(median(ratios), 3),
-        f"{ratio}_95": interval,
+        f"{ratio}_95": [round(bound, 3) for bound in median_interval(ratios)],
         milliseconds_key: milliseconds(median(seconds[slow])),
     }
 
 
-def peak_alone(name: str, make: Make) -> int:
-    """The peak of memory of a process that holds this policy alone and acts once."""
-    host = Host([name], make)
+def memory_alone(name: str, open_host: Open) -> dict[str, int]:
+    """The peaks of memory of a process that holds this policy alone and acts."""
+    host = open_host([name])
     try:
-        host.ask(name, "act")
-        return int(host.ask(name, "facts")["peak_bytes"])
+        host.ask(name, "warm_up")
+        return {key: value for key, value in host.ask(name, "facts").items() if key in PEAKS}
     finally:
         host.end()

@@ -34,7 +34,7 @@ from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import stored_bytes
 from rlrc.policies.values import GREEDY, Observation
 from rlrc.progress import bar
-from rlrc.roofline import floors_ms, rates
+from rlrc.roofline import floors_ms, rates, work
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, human_count, print_table
 from rlrc.version import __version__
@@ -80,7 +80,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "peak_memory": memory[i],
                 "latency_ms": _percentiles(1000 * latency[i]),
                 "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},
-                "floors_ms": floors_ms(policy.stages(policy.prepare(_observation(policy, 1))), machine_rates),
+                "floors_ms": floors_ms(work(policy.stages(policy.prepare(_observation(policy, 1)))), machine_rates),
                 "actions_per_call": policy.spec.execute,
                 "actions_per_second": {
                     str(size): size * policy.spec.execute / float(np.median(t[i, warm])) for size, t in batches.items()
@@ -174,9 +174,9 @@ def _timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
     observation = _observation(policy, batch_size)
 
     def measure() -> float:
-        started = _now(policy.device)
+        started = now(policy.device)
         policy.act(observation)
-        return _now(policy.device) - started
+        return now(policy.device) - started
 
     return measure
 
@@ -185,13 +185,13 @@ def stage_timer(policy: Policy, observation: Observation) -> Callable[[], list[f
     """A function that acts once on an observation and returns the seconds of each of STAGES."""
 
     def measure() -> list[float]:
-        started = _now(policy.device)
+        started = now(policy.device)
         inputs = policy.prepare(observation)
-        prepared = _now(policy.device)
+        prepared = now(policy.device)
         with stage_clock(policy) as seconds:
             policy.to_physical(policy.sample(inputs, GREEDY).actions.cpu().numpy())
         seconds = {"preprocess": prepared - started, **seconds}
-        seconds["other"] = _now(policy.device) - started - sum(seconds.values())
+        seconds["other"] = now(policy.device) - started - sum(seconds.values())
         return [seconds[stage] for stage in STAGES]
 
     return measure
@@ -209,9 +209,9 @@ def stage_clock(policy: Policy) -> Iterator[dict[str, float]]:
         original = getattr(owner, method)
 
         def call(*args: Any) -> Any:
-            started = _now(policy.device)
+            started = now(policy.device)
             result = original(*args)
-            seconds[stage(*args)] += _now(policy.device) - started
+            seconds[stage(*args)] += now(policy.device) - started
             return result
 
         return patch.object(owner, method, call)
@@ -231,7 +231,8 @@ def _observation(policy: Policy, batch_size: int) -> Observation:
     return Observation(images, [INSTRUCTION] * batch_size, state)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """The clock's seconds, once the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,7 +1,8 @@
 """The least time that one action can take on this machine: what must be read, and what must be multiplied.
 
-Reading weights limits the tokens that are decoded one by one, multiplying limits the prompt and the picture. The floors
-come from this machine's own rates, for bf16 products; 8-bit integers can go below those.
+Reading weights limits the tokens that are decoded one by one. Multiplying limits the prompt and the picture on a
+processor; on a fast GPU reading may limit them too. The floors come from this machine's own rates, for bf16 products;
+8-bit integers can go below those.
 """
 
 import time
@@ -16,45 +17,56 @@ from rlrc.policies.values import Stage
 
 READ_BYTES = 2**30
 """Bytes that are read to measure memory: enough that they come from memory and not from a cache."""
-ROWS, WIDTH = 280, 4096
-"""Size of the product that is timed: a prompt's positions and OpenVLA-7B's hidden size."""
+WIDTH = 4096
+"""Inputs and outputs of the product that is timed: OpenVLA-7B's hidden size."""
+ROWS, ROWS_ON_CUDA = 280, 4096
+"""Rows of the product that is timed: a prompt's positions, and on a CUDA GPU so many that all of it has work."""
+QUEUED_ON_CUDA = 50
+"""Calls that are timed together there, since the GPU takes less time for one than Python for starting it."""
+
+Work = dict[str, int]
+"""`bytes` of weights that a stage reads in one action, and the `operations` of its products (two a multiplication)."""
 
 
 def rates(device: torch.device | str = "cpu") -> dict[str, float]:
     """`bytes_per_second` read from memory, and `operations_per_second` of a bf16 product (two a multiplication)."""
+    on_cuda = torch.device(device).type == "cuda"
+    rows, queued = (ROWS_ON_CUDA, QUEUED_ON_CUDA) if on_cuda else (ROWS, 1)
     memory = torch.ones(READ_BYTES // 8, dtype=torch.int64, device=device)
-    x, weight = (torch.ones(rows, WIDTH, dtype=torch.bfloat16, device=device) for rows in (ROWS, WIDTH))
+    x, weight = (torch.ones(count, WIDTH, dtype=torch.bfloat16, device=device) for count in (rows, WIDTH))
     return {
-        "bytes_per_second": memory.nbytes / _fastest(memory.sum),
-        "operations_per_second": 2 * ROWS * weight.numel() / _fastest(lambda: F.linear(x, weight)),
+        "bytes_per_second": memory.nbytes / _fastest(memory.sum, queued),
+        "operations_per_second": 2 * rows * weight.numel() / _fastest(lambda: F.linear(x, weight), queued),
     }
 
 
-def floors_ms(stages: Mapping[str, Stage], rates: dict[str, float]) -> dict[str, float]:
-    """Milliseconds of the stages of one action at batch 1.
-
-    Reading the weights limits a stage that multiplies one row at a time, multiplying limits the others.
-    """
-    seconds = {}
-    for name, stage in stages.items():
-        if stage.positions == 1:
-            weights = sum(tensor.nbytes for tensor in stage.module.state_dict().values())
-            seconds[name] = stage.passes * weights / rates["bytes_per_second"]
-        else:
-            seconds[name] = stage.passes * _product_seconds(stage.module, stage.positions, rates)
-    return {name: 1000 * value for name, value in seconds.items()}
+def work(stages: Mapping[str, Stage]) -> dict[str, Work]:
+    """What the stages of one action at batch 1 have to do."""
+    return {
+        name: {
+            "bytes": stage.passes * sum(tensor.nbytes for tensor in stage.module.state_dict().values()),
+            "operations": stage.passes * 2 * count_parameters(stage.module) * stage.positions,
+        }
+        for name, stage in stages.items()
+    }
 
 
-def _product_seconds(part: torch.nn.Module, positions: int, rates: dict[str, float]) -> float:
-    return 2 * count_parameters(part) * positions / rates["operations_per_second"]
+def floors_ms(work: Mapping[str, Work], rates: Mapping[str, float]) -> dict[str, float]:
+    """The least milliseconds of each stage: it can be no faster than reading its weights, nor than multiplying them."""
+    return {
+        name: 1000 * max(done["bytes"] / rates["bytes_per_second"], done["operations"] / rates["operations_per_second"])
+        for name, done in work.items()
+    }
 
 
-def _fastest(call: Callable[[], Any], repeats: int = 10) -> float:
+def _fastest(call: Callable[[], Any], queued: int, repeats: int = 10) -> float:
+    """The seconds of one call, the fastest of some repeats."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        result = call()
+        for _ in range(queued):
+            result = call()
         if result.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+            torch.cuda.synchronize(result.device)
+        times.append((time.perf_counter() - started) / queued)
     return min(times)

@@ -1,0 +1,84 @@
+"""What the file of results holds, and which of its rows need not be measured again."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from names import BASELINE, BUSY, GROUPS, NAMES, NOT_INSTALLED, SWEEP, TRANSFORMERS, refusal
+
+from rlrc.reading import read_json
+from rlrc.roofline import floors_ms
+
+Rows = dict[str, dict[str, Any]]
+NEEDED = {"rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95", "baseline_ms", "bf16_ms"}
+"""Fields without which a row counts as not measured."""
+
+
+def stored(out: Path, device: str, instructions: str | None) -> tuple[Rows, dict[str, str]]:
+    """The rows that need not be measured again, and why others cannot be."""
+    before = read_json(out) if out.exists() else {"rows": []}
+    rows = {name: row for name, row in by_name(before).items() if is_complete(name, row)}
+    missing = {name: why for name, why in before.get("missing", {}).items() if NOT_INSTALLED not in why}
+    refusals = {name: refusal(name, device, instructions) for name in NAMES if name not in rows}
+    return rows, missing | {name: why for name, why in refusals.items() if why is not None}
+
+
+def by_name(result: dict[str, Any]) -> Rows:
+    """The rows of a stored result, by their names in GROUPS."""
+    found = {}
+    for row in result["rows"]:
+        name = BASELINE if (row["name"], row["backend"]) == ("dense", TRANSFORMERS) else row["name"]
+        found[name] = {key: value for key, value in row.items() if key != "name"}
+    return found
+
+
+def stored_name(name: str) -> str:
+    """The name under which a row is stored: "dense" is both transformers' row and rlrc's, told apart by `backend`."""
+    return "dense" if name == BASELINE else name
+
+
+def is_complete(name: str, row: dict[str, Any]) -> bool:
+    """Whether a stored row has all that is measured today; others are measured anew."""
+    busy = {"busy_p50_ms"} if name in GROUPS[BUSY] and name != BASELINE else set()
+    return row.keys() >= NEEDED | busy
+
+
+def result(head: dict[str, Any], rows: Rows, missing: dict[str, str]) -> dict[str, Any]:
+    """What the file of results holds.
+
+    Args:
+        head: what comes before the rows, such as a description of the machine.
+    """
+    compare_with_floors(rows.values())
+    ordered = [{**rows[name], "name": stored_name(name)} for name in NAMES if name in rows]
+    return head | {"rows": ordered, "missing": missing, "sweep": sweep(rows)}
+
+
+def compare_with_floors(rows: Iterable[dict[str, Any]]) -> None:
+    """Give the rows that have stages their floors, from the best rates that their processor showed in any group: what
+    it can do, whatever else its host was doing."""
+    measured = [row for row in rows if "stages_ms" in row]
+    for processor in {processor_of(row) for row in measured}:
+        mine = [row for row in measured if processor_of(row) == processor]
+        best = {key: max(row["rates"][key] for row in mine) for key in mine[0]["rates"]}
+        for row in mine:
+            floors = {stage: round(least, 3) for stage, least in floors_ms(row["work"], best).items()}
+            over = {stage: round(row["stages_ms"][stage] / least, 2) for stage, least in floors.items()}
+            row["roofline"] = {"rates": best, "floors_ms": floors, "over_floor": over}
+
+
+def processor_of(row: dict[str, Any]) -> str:
+    """The name of the processor that computed a row: the GPU, or else the CPU."""
+    return row.get("gpu") or row["cpu"]
+
+
+def sweep(rows: Rows) -> list[dict[str, Any]]:
+    """The points of the paper's figure: seconds by the share that is pruned and the bits of the weights."""
+    points = []
+    for ratio, shape in SWEEP.items():
+        for bits in (16, 8, 4):
+            row = rows.get(shape if bits == 16 else f"{shape}-{bits}bit")
+            if row is not None:
+                speedup = row["speedup_over_bf16"]
+                points.append({"ratio": ratio, "bits": bits, "p50_ms": row["p50_ms"], "speedup_over_bf16": speedup})
+    return points
