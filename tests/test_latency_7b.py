@@ -235,7 +235,11 @@ def test_shapes_are_what_their_names_say() -> None:
     assert {shape: text.num_hidden_layers for shape, text in tiny.items()} == {
         shape: 2 if shape in ("two-layers", "depth-0-31") else 8 for shape in shapes.SHAPES
     }
-    pruned = {shape: sorted(text.per_layer_config or {}) for shape, text in tiny.items()}
+    whole = tiny["dense"].per_layer_config[0].intermediate_size
+    pruned = {
+        shape: [number for number, layer in enumerate(text.per_layer_config) if layer.intermediate_size < whole]
+        for shape, text in tiny.items()
+    }
     assert pruned["rlrc"] == pruned["rlrc-overall"] == pruned["oft-rlrc"] == [1, 2, 3, 4, 5, 6]
     assert pruned["llm-pruner-25"] == [4, 5]
     assert pruned["dense"] == pruned["oft"] == []

@@ -16,9 +16,10 @@ from rlrc.packed.cpu.processor import multiplies_bfloat16
 from rlrc.packed.layers import who_multiplies
 from rlrc.policies.openvla.vla_cache import VlaCache
 from rlrc.policies.values import Observation
+from rlrc.policies.wide import FEWEST_ROWS
 from rlrc.roofline import Work, work
 
-WIDENED = "weights bf16, computed in float32 from 8 rows on and in bf16 below"
+WIDENED = f"weights bf16, computed in float32 from {FEWEST_ROWS} rows on and in bf16 below"
 ACTIVATIONS = {"cpu": "A8", "cuda": "A16", "reference": "A16, unpacked at every call"}
 """Bits of activations, by the backend that multiplies packed weights."""
 FEWEST_STAGE_ROUNDS = 3
