@@ -32,7 +32,7 @@ def main() -> None:
     print("\n".join(text))
 
 
-LATENCY = ("name", "backend", "dtype", "p50_ms", "speedup", "interval", "actions_per_call", "peak_bytes")
+LATENCY = ("name", "backend", "dtype", "p50_ms", "speedup", "speedup_95", "actions_per_call", "peak_bytes")
 THROUGHPUT = ("policy", "batch_size", "p50_ms", "eager_p50_ms", "speedup_of_graph", "interval", "actions_per_second")
 THROUGHPUT += ("peak_bytes",)
 TRAINING = ("verb", "shape", "batch_size", "steps_per_second", "peak_bytes")
