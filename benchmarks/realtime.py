@@ -25,12 +25,10 @@ import rlrc
 from rlrc.act.actor import Plain
 from rlrc.act.evaluate import evaluate
 from rlrc.act.realtime import measured_latency
-from rlrc.bench import machine
+from rlrc.bench import machine, noise_observation
 from rlrc.configs.evaluate import EvaluateConfig, Realtime
 from rlrc.episodes import Rate
 from rlrc.files import atomic_path, write_json, write_text
-from rlrc.policies.contract import Policy
-from rlrc.policies.values import Observation
 from rlrc.reading import read_json
 from rlrc.report.charts import COLOURS
 from rlrc.study.figures import STYLE
@@ -91,20 +89,12 @@ def all_marks(out: Path) -> Iterator[dict[str, Any]]:
         if folder.exists():
             policy = rlrc.load(folder)
             (out / name).mkdir(parents=True, exist_ok=True)
-            latency = measured_latency(Plain(policy), random_observation(policy), out / name)
+            latency = measured_latency(Plain(policy), noise_observation(policy, 1), out / name)
             yield {"name": name, "latency_ms": latency.latency_ms, "actions_per_call": policy.spec.horizon}
     rows = read_json(Path("results/latency_7b/cpu.json"))["rows"]
     for row, name in LARGE.items():
         found = next(entry for entry in rows if entry["name"] == row and entry["backend"] != "transformers")
         yield {"name": name, "latency_ms": found["p50_ms"], "actions_per_call": 1}
-
-
-def random_observation(policy: Policy) -> Observation:
-    generator = np.random.default_rng(0)
-    side = policy.image_size
-    images = {camera: generator.integers(0, 256, (1, side, side, 3), np.uint8) for camera in policy.spec.cameras}
-    state = np.zeros((1, len(policy.spec.state)), np.float32) if policy.spec.state else None
-    return Observation(images, ["put carrot on plate"], state)
 
 
 def play_all(policies: dict[str, Path], out: Path, episodes: int) -> Iterator[Point]:

@@ -160,13 +160,13 @@ def test_an_action_never_waits_for_the_gpu(case: Case, padded: bool, monkeypatch
     inputs = policy.prepare(look(policy, 1))
     inputs = inputs.padded(inputs.input_ids.shape[1] + 3) if padded else inputs
 
-    def do(action: Any, inputs: Any, noise: dict[str, torch.Tensor | None], key: Any) -> Any:
+    def do(action: Any, inputs: Any, numbers: torch.Tensor | None, key: Any) -> Any:
         drawn.append(action)
-        there = {name: numbers if numbers is None else numbers.to("meta") for name, numbers in noise.items()}
+        there = None if numbers is None else numbers.to("meta")
         seen = inputs.to("meta")
         policy.model.to("meta")
         with Kernels() as kernels:
-            outputs = action(seen, **there)
+            outputs = action(seen, there)
         assert not kernels.elsewhere
         return tuple(torch.zeros(output.shape, dtype=output.dtype) for output in outputs)
 

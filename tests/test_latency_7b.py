@@ -271,7 +271,7 @@ def test_layers_compute_in_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(either, "_fastest_ms", lambda call: next(times))
     layer = torch.nn.Linear(64, 32).bfloat16().requires_grad_(False)
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    bf16, float32 = layer(x[:1]), either.wide(x, layer.weight, layer.bias)
+    bf16, float32 = layer(x[:1]), either.wide_product(x, layer.weight, layer.bias)
     rows = either.choose_for_each([layer])
     assert [(row["rows"], row["in_float32"]) for row in rows] == [(1, False), (280, True)]
     assert either.any_in_float32([layer])

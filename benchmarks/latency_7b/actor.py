@@ -1,4 +1,4 @@
-"""What every policy of the benchmark can be asked, whoever runs it."""
+"""This module defines the questions that every policy of the benchmark answers, whoever runs it."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -46,7 +46,7 @@ class Policy(Protocol):
         """The milliseconds of each stage of one action; None where no clock follows them."""
 
     def work(self, observation: Observation) -> dict[str, Work] | None:
-        """What each stage has to do; None where no clock follows them."""
+        """Return what each stage has to do; None where no clock follows them."""
 
 
 class Actor:

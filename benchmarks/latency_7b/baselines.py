@@ -137,5 +137,5 @@ class Transformers:
         """Nothing, as there are no stages."""
 
     def facts(self) -> dict[str, Any]:
-        """What the row says of the policy."""
+        """Return what the row says of the policy."""
         return self._row

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.policies.wide import wide_product
+
 MANY = 8
 """Number of rows from which a product counts as one of many."""
 TIMED_ROWS = {False: 1, True: 280}
@@ -30,12 +32,7 @@ class EitherLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
         in_float32 = self.in_float32[x.numel() >= MANY * self.in_features]
-        return wide(x, self.weight, self.bias) if in_float32 else F.linear(x, self.weight, self.bias)
-
-
-def wide(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The product in float32, in x's dtype."""
-    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        return wide_product(x, self.weight, self.bias) if in_float32 else F.linear(x, self.weight, self.bias)
 
 
 @torch.no_grad()
@@ -65,7 +62,7 @@ def any_in_float32(parts: Iterable[nn.Module]) -> bool:
 
 def _timed(weight: torch.Tensor, many: bool) -> dict[str, Any]:
     x = torch.ones(TIMED_ROWS[many], weight.shape[1], dtype=weight.dtype)
-    bf16, float32 = _fastest_ms(lambda: F.linear(x, weight)), _fastest_ms(lambda: wide(x, weight, None))
+    bf16, float32 = _fastest_ms(lambda: F.linear(x, weight)), _fastest_ms(lambda: wide_product(x, weight, None))
     row = {"out": weight.shape[0], "in": weight.shape[1], "rows": len(x)}
     return row | {"bf16_ms": bf16, "float32_ms": float32, IN_FLOAT32: float32 < bf16}
 

@@ -18,7 +18,7 @@ VARIABLES = {
 }
 """Environment variables by level."""
 WORDS = {"avx2": ("avx2", "advanced vector extensions 2")}
-"""How libraries name a level, in small letters."""
+"""Libraries name a level by one of these words, in small letters."""
 HIGHER = ("512", "amx", "vnni", "native", "deep learning")
 """Parts of the names of higher levels, in small letters."""
 LIBRARIES = ("rlrc", "torch", "torch.compile", "oneDNN", "MKL")
@@ -64,7 +64,7 @@ def is_held(answer: str, level: str) -> bool:
 
 
 def used_instructions() -> dict[str, str]:
-    """What each library says of itself in a fresh process, by its name."""
+    """Return what each library says of itself in a fresh process, by its name."""
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the libraries cannot be asked: {done.stderr.strip().splitlines()[-1]}")

@@ -67,7 +67,7 @@ class Rlrc:
         return self._actor.act(observation)
 
     def facts(self) -> dict[str, Any]:
-        """What the row says of the policy."""
+        """Return what the row says of the policy."""
         model = self._policy.model
         multipliers = who_multiplies(model, model.device, model.dtype)
         weights = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -90,7 +90,7 @@ class Rlrc:
         return {stage: milliseconds(value) for stage, value in zip(STAGES, seconds, strict=True)}
 
     def work(self, observation: Observation) -> dict[str, Work] | None:
-        """What each stage has to do; None where no clock follows them."""
+        """Return what each stage has to do; None where no clock follows them."""
         if self._actor is not self._policy:
             return None
         return work(self._policy.stages(self._policy.prepare(observation)))

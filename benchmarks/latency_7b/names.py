@@ -21,7 +21,7 @@ NOT_INSTALLED = "is not installed"
 
 
 class Run(NamedTuple):
-    """What a row is."""
+    """A row is described by these four facts."""
 
     shape: str
     """A key of `shapes.SHAPES`."""
@@ -85,7 +85,7 @@ SWEEP = {0.0: "dense", 0.25: "ratio-0.25", 0.5: "ratio-0.5", 0.75: "ratio-0.75",
 
 
 def run_of(name: str) -> Run:
-    """What the row of this name is."""
+    """Return what the row of this name is."""
     if name in SPECIAL:
         return SPECIAL[name]
     shape, _, bits = name.rpartition("-") if name.endswith("bit") else (name, "", "16bit")

@@ -107,7 +107,7 @@ def section(title: str, text: str, table: Table) -> list[str]:
 
 
 def label(name: str) -> str:
-    """What a row is called on the page."""
+    """Return what a row is called on the page."""
     run = run_of(name)
     further = ", VLA-Cache at its best (the picture never changes)" if name == VLA_CACHE else ""
     return SHAPES[run.shape] + further + (", torch.compile" if run.compiled else "")

@@ -42,7 +42,7 @@ TINY_OVERALL = 0.5
 """Share of a tiny decoder's parameters that is lost at most, since its two whole layers hold a quarter of them."""
 ENDS = frozenset({0, -1})
 PARTS = ("decoder", "vision", "projector", "embedding")
-"""What is packed in 8 and 4 bits: all but the output head."""
+"""These parts are packed in 8 and 4 bits: all but the output head."""
 LEAST_LENT = 2**22
 """Numbers in a weight from which it can be lent to another policy."""
 
@@ -151,7 +151,7 @@ def outline(config: PrismaticConfig) -> Policy:
 
 
 def processor(config: PrismaticConfig) -> Processor:
-    """What makes inputs of observations, with the published settings."""
+    """Return what makes inputs of observations, with the published settings."""
     return Processor(image_processor(*config.image_sizes), llama_like_tokenizer(), config)
 
 

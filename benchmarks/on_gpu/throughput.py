@@ -8,24 +8,18 @@ and batch both ways act in turn, in an order drawn anew for each round; the spee
 rounds of the ratio, with its 95 % interval.
 """
 
-import argparse
 import gc
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import options
+import shapes
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "latency_7b"))
-import shapes
-from actor import noise
-
-from rlrc.bench import machine, now
+from rlrc.bench import machine, noise_observation, now
 from rlrc.files import write_json
 from rlrc.packed.layers import who_multiplies
 from rlrc.policies.contract import Policy
-from rlrc.policies.device import resolve_device
 from rlrc.stats import median_interval
 
 POLICIES = {"dense": ("dense", 16), "rlrc": ("rlrc", 16), "rlrc-4bit": ("rlrc", 4)}
@@ -34,26 +28,22 @@ ROUNDS, WARM_UPS = 20, 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny policies in place of OpenVLA-7B's shapes")
-    options = parser.parse_args()
-    device, rows = str(resolve_device(options.device)), []
+    chosen = options.parse(__doc__)
+    rows = []
     for name, (shape, bits) in POLICIES.items():
-        policy = shapes.policy(shapes.config_of(shape, options.tiny), bits, None, device)
+        policy = shapes.policy(shapes.config_of(shape, chosen.tiny), bits, None, chosen.device)
         for batch in BATCHES:
-            rows.append({"policy": name, "tiny": options.tiny, "batch_size": batch, **measured(policy, batch)})
+            rows.append({"policy": name, "tiny": chosen.tiny, "batch_size": batch, **measured(policy, batch)})
             print(rows[-1], flush=True)
         del policy
         gc.collect()
         torch.cuda.empty_cache()
-        write_json(options.out, {"machine": machine(), "device": options.device, "rows": rows})
+        write_json(chosen.out, {"machine": machine(), "device": chosen.device, "rows": rows})
 
 
 def measured(policy: Policy, batch: int) -> dict[str, Any]:
     """One row: milliseconds of a call in both ways, and what the graph gains."""
-    observation = noise(policy.spec.cameras, len(policy.spec.state))[[0] * batch]
+    observation = noise_observation(policy, batch)
     random, seconds = np.random.default_rng(0), np.empty((ROUNDS, 2))
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)

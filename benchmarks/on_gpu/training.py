@@ -9,8 +9,6 @@ share of reading the buffer for the old log-probabilities is part of it. Both ke
 compute in bf16, as the verbs do; 7B needs about 40 GB.
 """
 
-import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,19 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import options
+import shapes
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "latency_7b"))
-import shapes
-from actor import noise
-
-from rlrc.bench import machine, now
+from rlrc.bench import machine, noise_observation, now
 from rlrc.configs.rl import RlConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.files import write_json
 from rlrc.policies.contract import Policy
-from rlrc.policies.device import resolve_device
-from rlrc.policies.values import Observation, Sampler
+from rlrc.policies.values import Sampler
 from rlrc.recover.acting import Buffer, Seen
 from rlrc.recover.critic import new_critic
 from rlrc.recover.loop import Learner
@@ -42,34 +37,24 @@ WORLDS, CHUNKS = 8, 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a tiny policy in place of OpenVLA-7B's shapes")
-    options = parser.parse_args()
+    chosen = options.parse(__doc__)
     rows = []
     for verb, step in (("sft", fine_tuning), ("rl", ppo)):
-        policy = shapes.policy(shapes.config_of("rlrc", options.tiny), 16, None, str(resolve_device(options.device)))
+        policy = shapes.policy(shapes.config_of("rlrc", chosen.tiny), 16, None, chosen.device)
         with tempfile.TemporaryDirectory() as folder:
             rows.append(
-                {"verb": verb, "shape": "rlrc", "tiny": options.tiny, **step(policy, options.device, Path(folder))}
+                {"verb": verb, "shape": "rlrc", "tiny": chosen.tiny, **step(policy, chosen.device, Path(folder))}
             )
         print(rows[-1], flush=True)
         del policy
-    write_json(options.out, {"machine": machine(), "device": options.device, "rows": rows})
-
-
-def pictures(policy: Policy, rows: int) -> Observation:
-    """The same observation in each row."""
-    one = noise(policy.spec.cameras, len(policy.spec.state))
-    return one[[0] * rows]
+    write_json(chosen.out, {"machine": machine(), "device": chosen.device, "rows": rows})
 
 
 def fine_tuning(policy: Policy, device: str, out: Path) -> dict[str, Any]:
     """Steps a second of `sft`."""
     config = SftConfig(policy=out, dataset=out, device=device, batch_size=BATCH)
     learner = Learner(policy, config, out)
-    inputs = policy.prepare(pictures(policy, BATCH))
+    inputs = policy.prepare(noise_observation(policy, BATCH))
     actions = torch.zeros(BATCH, policy.spec.horizon, len(policy.spec.action), device=policy.device)
 
     def step() -> None:
@@ -100,8 +85,10 @@ def collected(policy: Policy, learner: Learner) -> Buffer:
     seen = Seen(policy, encoded=not learner.trains_vision)
     random = torch.Generator(policy.device).manual_seed(0)
     with learner.autocast():
-        samples = [policy.sample(seen.add(pictures(policy, WORLDS)), Sampler(1.0), random) for _ in range(CHUNKS)]
-        seen.add(pictures(policy, WORLDS))
+        samples = [
+            policy.sample(seen.add(noise_observation(policy, WORLDS)), Sampler(1.0), random) for _ in range(CHUNKS)
+        ]
+        seen.add(noise_observation(policy, WORLDS))
     flags = torch.zeros(CHUNKS, WORLDS, dtype=torch.bool, device=policy.device)
     return Buffer(
         seen,

@@ -55,7 +55,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
         latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
         stages = _interleaved(
-            [stage_timer(policy, _observation(policy, 1)) for policy in policies], rounds, progress.advance
+            [stage_timer(policy, noise_observation(policy, 1)) for policy in policies], rounds, progress.advance
         )
         batches = {
             size: _interleaved([_timed_action(policy, size) for policy in policies], rounds, progress.advance)
@@ -80,7 +80,9 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "peak_memory": memory[i],
                 "latency_ms": _percentiles(1000 * latency[i]),
                 "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},
-                "floors_ms": floors_ms(work(policy.stages(policy.prepare(_observation(policy, 1)))), machine_rates),
+                "floors_ms": floors_ms(
+                    work(policy.stages(policy.prepare(noise_observation(policy, 1)))), machine_rates
+                ),
                 "actions_per_call": policy.spec.execute,
                 "actions_per_second": {
                     str(size): size * policy.spec.execute / float(np.median(t[i, warm])) for size, t in batches.items()
@@ -141,7 +143,7 @@ def _load_and_act(path: Path, device: str, unnorm_key: str | None, spec: str | N
     baseline = psutil.Process().memory_info().rss
     policy = load(path, unnorm_key, device, spec=spec)
     for _ in range(3):
-        policy.act(_observation(policy, 1))
+        policy.act(noise_observation(policy, 1))
     measured = {"baseline": baseline, "peak": peak_resident()}
     if device.startswith("cuda"):
         measured |= {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
@@ -171,7 +173,7 @@ def _interleaved(measures: Sequence[Callable[[], Any]], rounds: int, after_round
 
 
 def _timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
-    observation = _observation(policy, batch_size)
+    observation = noise_observation(policy, batch_size)
 
     def measure() -> float:
         started = now(policy.device)
@@ -223,8 +225,8 @@ def stage_clock(policy: Policy) -> Iterator[dict[str, float]]:
         yield seconds
 
 
-def _observation(policy: Policy, batch_size: int) -> Observation:
-    """Noise for pictures, an instruction, and a state in the middle of what is usual."""
+def noise_observation(policy: Policy, batch_size: int) -> Observation:
+    """Make an observation of noise for pictures, an instruction, and a state in the middle of what is usual."""
     random, side = np.random.default_rng(0), policy.image_size
     images = {camera: random.integers(0, 256, (batch_size, side, side, 3), np.uint8) for camera in policy.spec.cameras}
     state = np.zeros((batch_size, len(policy.spec.state)), np.float32) if policy.spec.state else None

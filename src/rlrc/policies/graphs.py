@@ -75,24 +75,18 @@ class Graphs:
             if [weight.data_ptr() for weight in self._weights] != self._places:
                 self._graphs.clear()
                 self._weights, self._places = [], []
-            known = self._graphs.get((key, shapes))
-            if known is None:
-                seen_before = (key, shapes) in self._graphs
-                self._remember((key, shapes), self._recorded(action, inputs) if seen_before else None)
-                if not seen_before:
-                    return action(inputs)
-                known = self._graphs[key, shapes]
-                assert known is not None
+            if (key, shapes) not in self._graphs:
+                self._graphs[key, shapes] = None
+                if len(self._graphs) > MOST_GRAPHS:
+                    self._graphs.popitem(last=False)
+                return action(inputs)
+            known = self._graphs[key, shapes] or self._recorded(action, inputs)
+            self._graphs[key, shapes] = known
             self._graphs.move_to_end((key, shapes))
             for name, place in known.inputs.items():
                 place.copy_(inputs[name])
             known.recording.replay()
             return tuple(output.clone() for output in known.outputs)
-
-    def _remember(self, key: Hashable, recorded: Recorded | None) -> None:
-        self._graphs[key] = recorded
-        if len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
 
     def _recorded(self, action: Action, inputs: Tensors) -> Recorded:
         self._weights = [*self._model.parameters(), *self._model.buffers()]

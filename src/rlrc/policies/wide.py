@@ -21,8 +21,12 @@ class WideLinear(nn.Linear):
         narrow = x.dtype == self.weight.dtype == torch.bfloat16
         if not narrow or x.numel() < FEWEST_ROWS * self.in_features:
             return super().forward(x)
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
+        return wide_product(x, self.weight, self.bias)
+
+
+def wide_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x (..., in) times the weight (out, in), plus a bias (out), computed in float32: (..., out) in x's dtype."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def widen_products(model: nn.Module) -> None:

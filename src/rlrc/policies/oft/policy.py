@@ -104,7 +104,7 @@ class OFTPolicy(PrismaticPolicy):
         drawn = self.form.draw(len(inputs), sampler, generator)
         with torch.no_grad():
             act = partial(self.form.act, sampler=sampler)
-            return self.form.sample_of(*self.do(act, inputs, {"drawn": drawn}, key=sampler))
+            return self.form.sample_of(*self.do(act, inputs, drawn, key=sampler))
 
     def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state in [-1, 1], float32 (N, S), as it is read in training and at work.

@@ -84,8 +84,8 @@ class OpenVLAForActionPrediction(Prismatic):
     def sample_actions(
         self,
         inputs: PrismaticInputs,
-        temperature: float = 0.0,
         uniform: torch.Tensor | None = None,
+        temperature: float = 0.0,
         decode: Callable[..., Decoding] = begin_decoding,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the action tokens, greedily at temperature 0, else sampled over the 256 action ids.

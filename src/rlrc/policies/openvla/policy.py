@@ -68,9 +68,9 @@ class OpenVLAPolicy(PrismaticPolicy):
         temperature, uniform = sampler.temperature, self.model.draw(len(inputs), sampler.temperature, generator)
         if decode is None:
             sample = partial(self.model.sample_actions, temperature=temperature)
-            tokens, logprobs = self.do(sample, inputs, {"uniform": uniform}, key=temperature)
+            tokens, logprobs = self.do(sample, inputs, uniform, key=temperature)
         else:
-            tokens, logprobs = self.model.sample_actions(inputs, temperature, uniform, decode)
+            tokens, logprobs = self.model.sample_actions(inputs, uniform, temperature, decode)
         actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
         return Sample(actions[:, None], {"tokens": tokens[:, None]}, logprobs[:, None])
 

@@ -15,7 +15,7 @@ from transformers.activations import SiLUActivation
 
 from rlrc.packed import cuda
 from rlrc.packed.layers import QuantizedLinear
-from rlrc.policies.parts.decoding import Decoding
+from rlrc.policies.parts.decoding import Decoding, heads
 
 
 def begin_decoding(decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int) -> Decoding:
@@ -65,9 +65,7 @@ class FusedDecoding(Decoding):
         entering = fused.rms_norm(hidden, norms[0].weight, norms[0].variance_epsilon)
         queries, keys, values = products((attention.q_proj, attention.k_proj, attention.v_proj), entering)
         if start == 0:
-            kv_heads = keys.shape[2] // attention.head_dim
-            for memory in (self._keys, self._values):
-                memory.append(keys.new_empty(len(keys), kv_heads, self._capacity, attention.head_dim))
+            self._take_memory(heads(keys, attention.head_dim), heads(values, attention.head_dim))
         cache = self._keys[index], self._values[index]
         slot = self._slots[start : start + 1]
         queries = fused.rotate_and_store(queries, keys, values, *rotary, self._positions, *cache, slot)

@@ -111,28 +111,29 @@ class PrismaticPolicy(Policy):
         self,
         action: Callable[..., tuple[torch.Tensor, ...]],
         inputs: PrismaticInputs,
-        noise: dict[str, torch.Tensor | None],
+        drawn: torch.Tensor | None,
         key: Hashable,
     ) -> tuple[torch.Tensor, ...]:
-        """Return `action(inputs, **noise)`, which is computed as one CUDA graph where the policy `records`.
+        """Return `action(inputs, drawn)`, which is computed as one CUDA graph where the policy `records`.
 
         For that, prompts are padded to a multiple of BUCKET tokens, so that few graphs serve all instructions.
 
         Args:
             action: what the policy does. It does not wait for the GPU.
+            drawn: random numbers; None where nothing is left to chance.
             key: what `action` depends on besides its arguments.
         """
         if not self.records:
-            return action(inputs, **noise)
+            return action(inputs, drawn)
         length = inputs.input_ids.shape[1]
-        padded = inputs.padded(length + -length % BUCKET)
-        drawn = {name: numbers for name, numbers in noise.items() if numbers is not None}
+        tensors = inputs.padded(length + -length % BUCKET).tensors()
 
         def act(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-            seen = PrismaticInputs(**{name: tensors[name] for name in tensors.keys() - drawn.keys()})
-            return action(seen, **noise | {name: tensors[name] for name in drawn})
+            fields = dict(tensors)
+            drawn = fields.pop("drawn", None)
+            return action(PrismaticInputs(**fields), drawn)
 
-        return self._graphs.run(act, key, padded.tensors() | drawn)
+        return self._graphs.run(act, key, tensors if drawn is None else tensors | {"drawn": drawn})
 
     @property
     def records(self) -> bool:
