@@ -18,7 +18,7 @@ from rlrc.configs.prune import PruneConfig
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import outline
-from rlrc.policies.prismatic.weights import EMBEDDING, HEAD
+from rlrc.policies.prismatic.checkpoint import EMBEDDING, HEAD
 from rlrc.policies.shards import require_finite_tensor
 from rlrc.prune import prune
 from rlrc.quantize import quantize

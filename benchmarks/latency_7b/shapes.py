@@ -17,6 +17,7 @@ from torch import nn
 from rlrc.packed.cpu.processor import multiplies_bfloat16
 from rlrc.packed.layers import QuantizedLinear, quantization_config
 from rlrc.policies.contract import Policy
+from rlrc.policies.filling import empty_model
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.layout import random_config
 from rlrc.policies.oft.policy import OFTPolicy
@@ -24,7 +25,6 @@ from rlrc.policies.openvla.config import OpenVLAConfig
 from rlrc.policies.openvla.layout import published_config
 from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
-from rlrc.policies.prismatic.checkpoint import empty_model
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import Processor

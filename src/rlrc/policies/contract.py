@@ -50,6 +50,9 @@ class Policy(ABC):
     """Tensors on disk; None where the policy was not read from there."""
     unnorm_key: str | None
     """Name of the statistics that normalise actions; None where the checkpoint has one set alone, or none."""
+    default_temperature: float = 0.0
+    """Temperature at which the policy acts unless told otherwise: 0 takes the likeliest tokens, 1 the starting noise
+    that a policy which denoises was trained on."""
     eager: bool = False
     """True where an action on a GPU is to be launched kernel by kernel, and not as one CUDA graph."""
 
@@ -124,7 +127,7 @@ class Policy(ABC):
         self,
         images: Observation | Mapping[str, np.ndarray] | np.ndarray,
         instructions: Sequence[str] | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         generator: Generators = None,
         state: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -133,7 +136,7 @@ class Policy(ABC):
         Args:
             images: an observation; or pictures uint8 (N, H, W, 3), by camera name where there are several.
             instructions: N texts.
-            temperature: 0 takes the likeliest actions.
+            temperature: 0 takes the likeliest actions; None takes `default_temperature`.
             generator: source of sampling noise, one for all rows or one for each.
             state: proprioception in physical units, float32 (N, S), where the policy reads it.
 
@@ -142,7 +145,8 @@ class Policy(ABC):
                 or infinite; or there are no statistics to use.
         """
         observation = self.observation(images, instructions, state)
-        sample = self.sample(self.prepare(observation), Sampler(temperature), generator)
+        sampler = Sampler(self.default_temperature if temperature is None else temperature)
+        sample = self.sample(self.prepare(observation), sampler, generator)
         chunks = self.to_physical(sample.actions.cpu().numpy())
         return chunks[:, 0] if self.spec.horizon == 1 else chunks
 

@@ -19,6 +19,9 @@ class Family(NamedTuple):
 FAMILIES = {
     "openvla": Family("rlrc.policies.openvla", "openvla", "OpenVLAConfig", "OpenVLAForActionPrediction"),
     "openvla-oft": Family("rlrc.policies.oft", "openvla_oft", "OFTConfig", "OFTForActionPrediction"),
+    "pi0": Family("rlrc.policies.pi0", "rlrc_pi0", "Pi0Config", "Pi0Model"),
+    "pi05": Family("rlrc.policies.pi05", "rlrc_pi05", "Pi05Config", "Pi05Model"),
+    "smolvla": Family("rlrc.policies.smolvla", "rlrc_smolvla", "SmolVLAConfig", "SmolVLAModel"),
 }
 PRESETS = {
     "openvla-7b": "openvla",

@@ -1,6 +1,7 @@
 """Find the folder that a policy's name means."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -17,8 +18,11 @@ SIDE_FILE = re.compile(
 """Parts of an OpenVLA-OFT policy, which lie beside a config.json that is OpenVLA's."""
 
 
-def on_disk(path_or_hub_id: str | Path) -> Path:
+def on_disk(path_or_hub_id: str | Path, wanted: Sequence[str] = WANTED) -> Path:
     """The folder of a checkpoint; one that is named by its hub id is downloaded, unless it was before.
+
+    Args:
+        wanted: names of the files to download, which may have an asterisk.
 
     Raises:
         UserError: there is no such folder, and the hub has no such repository or cannot be reached.
@@ -38,12 +42,12 @@ def on_disk(path_or_hub_id: str | Path) -> Path:
         raise UserError(f"{name}: this is a file, and a checkpoint is a folder")
     if not is_hub_id:
         raise UserError(f"{shorten(name) or 'the empty path'}: no such checkpoint folder")
-    return _download(name)
+    return _download(name, wanted)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, wanted: Sequence[str]) -> Path:
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=WANTED))
+        return Path(snapshot_download(hub_id, allow_patterns=list(wanted)))
     except Exception as error:  # of the hub, of HTTP, of the system
         raise UserError(
             f"{hub_id}: not a folder here, and the Hugging Face hub did not give it ({type(error).__name__})"

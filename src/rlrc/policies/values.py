@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -74,6 +74,16 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """How a policy that denoises explores (pi_RL, arXiv 2510.25889)."""
+
+    kind: Literal["flow-sde", "flow-noise"] = "flow-sde"
+    """One random step among certain ones, or all steps random with a deviation that a network learns."""
+    level: float = 0.5
+    """Noise level of "flow-sde"."""
+
+
+@dataclass(frozen=True)
 class Sampler:
     """Options for drawing actions."""
 
@@ -81,6 +91,8 @@ class Sampler:
     """Temperature of action tokens, or of the starting noise where actions are denoised; 0 takes the likeliest ones."""
     steps: int | None = None
     """Denoising steps; None takes as many as the policy was published with. Policies with tokens have none."""
+    exploration: Exploration | None = None
+    """Random denoising steps, whose chain has a likelihood; None denoises by steps that are certain."""
 
     def __post_init__(self) -> None:
         value = self.temperature

@@ -2,27 +2,14 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictBool, StrictInt, model_validator
 
 from rlrc.configs.parts import ActionForm
 from rlrc.configs.train import CameraName
-from rlrc.policies.prismatic.schema import ConfigFields, TokenId
-from rlrc.reading import FileModel
+from rlrc.policies.parts.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, DimFields, TokenId
+from rlrc.policies.prismatic.schema import ConfigFields
 
-MAX_HORIZON = 1024
-MAX_CAMERAS = 16
-MAX_STATE = 1024
 MAX_STEPS = 10_000
-
-Text = Annotated[StrictStr, Field(max_length=200)]
-
-
-class DimFields(FileModel, extra="forbid"):
-    """The meaning of one number of a state or an action."""
-
-    name: Annotated[Text, Field(min_length=1)]
-    unit: Text = ""
-    convention: Text = ""
 
 
 class OFTFields(ConfigFields):

@@ -13,7 +13,9 @@ from rlrc.configs.parts import ActionForm
 from rlrc.configs.train import CameraName
 from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim, dims
-from rlrc.policies.oft.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, MAX_STEPS
+from rlrc.policies.oft.schema import MAX_STEPS
+from rlrc.policies.parts.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE
+from rlrc.policies.parts.words import words_of
 from rlrc.reading import FileModel, validate
 
 EXAMPLES = "libero, aloha, 'bridge,cameras=front', or such as chunk=8,cameras=front+wrist,state=8"
@@ -106,12 +108,7 @@ def read_spec(text: str) -> Told:
     preset = PRESETS.get(first.strip())
     if preset is None and "=" not in first:
         raise UserError(f"{where}: '{shorten(first)}' is no preset; give {EXAMPLES}")
-    words: dict[str, str] = {}
-    for part in rest if preset is not None else (first, *rest):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name in words:
-            raise UserError(f"{where}: '{shorten(part)}' is no word=value, or it is there twice; give {EXAMPLES}")
-        words[name] = value
+    words = words_of(rest if preset is not None else (first, *rest), where, EXAMPLES)
     told = validate((preset.words if preset is not None else {}) | words, Spec, where)
     if preset is None:
         return Told(told, (), ())

@@ -15,11 +15,12 @@ JSON_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json"
 SAMPLE = "In: What action should the robot take to put carrot on plate?\nOut:"
 
 
-def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path, vocabulary: int, needs_bos: bool = True) -> PreTrainedTokenizerBase | None:
     """The tokenizer of `folder`, or None where it has none.
 
     Args:
         vocabulary: ids that the policy has embeddings for.
+        needs_bos: whether prompts have to begin with a BOS token.
 
     Raises:
         UserError: a file is damaged, or the tokenizer puts no BOS in front, or it gives ids beyond the vocabulary.
@@ -47,10 +48,8 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase | N
         ) from error
     if largest >= vocabulary:
         raise UserError(f"{path}: it gives ids up to {largest}, and the policy's vocabulary has {vocabulary}")
-    if bos is None or not ids or ids[0] != bos:
-        raise UserError(
-            f"{path}: it does not begin a prompt with a BOS token, in whose place behind it OpenVLA puts the picture"
-        )
+    if needs_bos and (bos is None or not ids or ids[0] != bos):
+        raise UserError(f"{path}: it does not begin a prompt with a BOS token, as the policy's prompts begin")
     tokenizer.init_kwargs.pop("auto_map", None)  # it names files that are not written
     return tokenizer
 

@@ -4,16 +4,14 @@ What acting never reads is neither loaded nor saved: of each vision tower the la
 pool, and of `lm_head` all but the rows of the 256 action ids, unless `full_head` asks for them.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
 from rlrc.errors import UserError, shorten
-from rlrc.packed.layers import replace_linears
+from rlrc.policies.filling import empty_model, told
+from rlrc.policies.filling import outline as give_shapes
 from rlrc.policies.folder import Reading, beside, read_lineage
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
@@ -23,10 +21,12 @@ from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import PREPROCESSOR_FILE, ImageProcessor, Processor
 from rlrc.policies.prismatic.schema import ConfigFields
 from rlrc.policies.prismatic.vision import is_dead
-from rlrc.policies.prismatic.weights import HEAD, Beside, Weights
 from rlrc.policies.values import Tensors
+from rlrc.policies.weights import Beside, Naming, Weights
 from rlrc.reading import lies_there, read_object, require_finite, validate
 
+HEAD = "language_model.lm_head.weight"
+EMBEDDING = "language_model.model.embed_tokens.weight"
 STATISTICS_FILE = "dataset_statistics.json"
 """OpenVLA's own fine-tuning leaves the statistics of its dataset here."""
 
@@ -66,7 +66,8 @@ def read_outline(
     """
     base = base_of(folder)
     config = read_config(model_class.config_class, folder, base, supplement.config if supplement else {})
-    weights = Weights(folder, config, reading.dtype, supplement.tensors if supplement else None)
+    naming = Naming(partial(is_dead, towers=config.towers), tied=(HEAD, EMBEDDING))
+    weights = Weights(folder, config, naming, reading.dtype, supplement.tensors if supplement else None)
     _untie(config)
     if reading.full_head:
         if config.action_head_only:
@@ -75,46 +76,10 @@ def read_outline(
     elif config.action_head_only is None and HEAD in weights:
         config.action_head_only = True
     model = empty_model(model_class, config, folder).eval()
-    for name, rows in _matched(model, weights):
-        _assign(model, name, weights.outline(name, rows), weights.origin(name))
+    give_shapes(model, weights, partial(rows_of, weights=weights, config=config))
     homes = [home / name for name in (STATISTICS_FILE, CONFIG_FILE) for home in (folder, base) if home is not None]
     origin = next((path for path in homes if path.exists()), folder)
     return Outline(model, weights, _read_processor(folder, base, config), read_lineage(folder), origin)
-
-
-def empty_model(model_class: type[Model], config: PrismaticConfig, origin: Path) -> Model:
-    """The model of `config`, packed layers included, without memory; `origin` is named in errors.
-
-    Raises:
-        UserError: no such model can be built.
-    """
-    try:
-        with torch.device("meta"):
-            model = model_class(config)
-        decoder = model.language_model.model
-        decoder.rotary_emb = LlamaRotaryEmbedding(config.text_config)  # a table that is computed and never stored
-        if not decoder.rotary_emb.inv_freq.isfinite().all():
-            raise ValueError("its rotary embedding has frequencies that are not finite")
-        quantization = getattr(config, "quantization_config", None)
-        if quantization is not None:
-            replace_linears(model, quantization["modules"], quantization["bits"], quantization["group_size"])
-    except UserError as error:
-        raise UserError(f"{origin}: {error}") from error
-    except Exception as error:  # transformers' and torch's own checks raise every kind
-        raise UserError(f"{origin}: config.json describes no model that can be built ({_told(error)})") from error
-    return model
-
-
-def fill(model: Prismatic, weights: Weights, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Give each parameter whose name is `wanted` its tensor, one by one.
-
-    Raises:
-        UserError: a tensor is missing, has another shape than config.json says, holds NaN or infinity, or belongs to no
-            part of the model.
-    """
-    for name, rows in _matched(model, weights):
-        if wanted(name):
-            _assign(model, name, weights.read(name, rows), weights.origin(name))
 
 
 def rows_of(name: str, weights: Tensors, config: PrismaticConfig) -> slice:
@@ -123,41 +88,6 @@ def rows_of(name: str, weights: Tensors, config: PrismaticConfig) -> slice:
         return slice(None)
     is_full = weights.outline(name).shape[:1] == (config.text_config.vocab_size,)
     return config.action_ids if is_full else slice(None)
-
-
-def _matched(model: Prismatic, weights: Weights) -> Iterator[tuple[str, slice]]:
-    """The names of the stored tensors that the model holds, and which of their rows it does.
-
-    Raises:
-        UserError: a tensor belongs to no part of the model, or one of the model's is not stored.
-    """
-    config, known = model.config, set(model.state_dict())
-    for name in weights:
-        if name in known:
-            yield name, rows_of(name, weights, config)
-        elif not is_dead(name, config.towers):
-            told = f"unexpected tensor '{shorten(name)}'; config.json describes another model than the weights"
-            raise UserError(f"{weights.origin(name)}: {told}")
-    missing = sorted(name for name in known if name not in weights)
-    if missing:
-        first = missing[0]
-        raise UserError(
-            f"{weights.origin(first)}: {len(missing)} tensors are missing from the weights, the first is '{first}'"
-        )
-
-
-def _assign(model: Prismatic, name: str, tensor: torch.Tensor, origin: Path) -> None:
-    owner_name, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
-    current = getattr(owner, leaf)
-    if current.shape != tensor.shape:
-        found, expected = tuple(tensor.shape), tuple(current.shape)
-        raise UserError(f"{origin}: '{name}' has shape {found} in the weights and {expected} by config.json")
-    is_parameter = isinstance(current, torch.nn.Parameter)
-    if not tensor.is_floating_point() if is_parameter else tensor.dtype != current.dtype:
-        expected_kind = "floating-point numbers" if is_parameter else _told(current.dtype)
-        raise UserError(f"{origin}: '{name}' holds {_told(tensor.dtype)} where {expected_kind} are expected")
-    setattr(owner, leaf, torch.nn.Parameter(tensor) if is_parameter else tensor)
 
 
 def read_config(
@@ -191,7 +121,7 @@ def read_config(
     try:
         return config_class.from_dict(values)
     except Exception as error:  # transformers' own checks of the other fields raise every kind
-        raise UserError(f"{path}: transformers refuses this config ({_told(error)})") from error
+        raise UserError(f"{path}: transformers refuses this config ({told(error)})") from error
 
 
 def read_statistics(path: Path) -> dict[str, Any]:
@@ -231,8 +161,3 @@ def _require_rlrc_packing(values: dict[str, Any], path: Path) -> None:
     if isinstance(quantization, dict) and quantization.get("quant_method") != "rlrc":
         method = shorten(str(quantization.get("quant_method")))
         raise UserError(f"{path}: quantized by '{method}', which rlrc does not read; start from the bf16 weights")
-
-
-def _told(what: object) -> str:
-    """An error of a library, or a dtype, in a few words."""
-    return shorten(f"{type(what).__name__}: {what}") if isinstance(what, Exception) else str(what).split(".")[-1]

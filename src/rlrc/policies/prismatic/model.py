@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
@@ -50,6 +51,17 @@ class Prismatic(PreTrainedModel):
             self.language_model.lm_head = nn.Linear(config.text_config.hidden_size, config.n_action_bins, bias=False)
         self.add_heads(config)
         self.post_init()
+
+    def make_tables(self) -> None:
+        """Make what is computed from the config and never stored; a model without memory lacks it.
+
+        Raises:
+            ValueError: the rotary embedding has frequencies that are not finite.
+        """
+        decoder = self.language_model.model
+        decoder.rotary_emb = LlamaRotaryEmbedding(self.config.text_config)
+        if not decoder.rotary_emb.inv_freq.isfinite().all():
+            raise ValueError("its rotary embedding has frequencies that are not finite")
 
     def add_heads(self, config: Any) -> None:
         """Build what a family has beside the trunk."""

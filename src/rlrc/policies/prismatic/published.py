@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlrc.policies.filling import empty_model
 from rlrc.policies.parts.config import VisionTowerConfig
 from rlrc.policies.parts.vit import Block, Mlp
-from rlrc.policies.prismatic.checkpoint import empty_model
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.model import Prismatic
 

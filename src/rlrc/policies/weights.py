@@ -4,22 +4,31 @@ A LoRA adapter is merged, all floating-point tensors have one dtype, a tied outp
 refused, in each tensor as it is read. Packed layers keep their bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from rlrc.errors import UserError, shorten
 from rlrc.policies.lora import Adapter, is_adapter
-from rlrc.policies.prismatic.config import PrismaticConfig
-from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.shards import TensorFiles, require_finite_tensor
 
-HEAD = "language_model.lm_head.weight"
-EMBEDDING = "language_model.model.embed_tokens.weight"
 COMPUTED = "rotary_emb.inv_freq"
 """The end of names that old checkpoints store and everybody computes."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names of tensors in the checkpoints of a family."""
+
+    is_dead: Callable[[str], bool]
+    """Whether a stored tensor is one that acting never reads."""
+    of_stored: Callable[[str], str] | None = None
+    """The model's name for a stored one, where they differ."""
+    tied: tuple[str, str] | None = None
+    """The output head, and the embedding that stands for it where a config says that both are one."""
 
 
 class Beside(Protocol):
@@ -36,6 +45,35 @@ class Beside(Protocol):
     def path(self, name: str) -> Path: ...
     def outline(self, name: str) -> torch.Tensor: ...
     def read(self, name: str) -> torch.Tensor: ...
+
+
+class Renamed:
+    """The tensors of safetensors files under the model's names.
+
+    Raises:
+        UserError: two tensors have the same name there.
+    """
+
+    def __init__(self, files: TensorFiles, of_stored: Callable[[str], str]) -> None:
+        self._files, self.paths = files, files.paths
+        self._stored: dict[str, str] = {}
+        for stored in files:
+            name = of_stored(stored)
+            if name in self._stored:
+                raise UserError(f"{files.path(stored)}: '{shorten(stored)}' and '{self._stored[name]}' are one tensor")
+            self._stored[name] = stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def outline(self, name: str) -> torch.Tensor:
+        return self._files.outline(self._stored[name])
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._files.read(self._stored[name])
 
 
 class Joined:
@@ -71,6 +109,7 @@ class Weights:
     Args:
         folder: of the checkpoint, or of a LoRA adapter.
         config: what its config.json says.
+        naming: the names in the family's checkpoints.
         beside: tensors in other files of the checkpoint.
         dtype: of the floating-point tensors; None gives them the one that all are stored in. Where they are stored in
             several, it is config.json's, or else that of the first floating-point tensor, as in transformers.
@@ -80,19 +119,26 @@ class Weights:
     """
 
     def __init__(
-        self, folder: Path, config: PrismaticConfig, dtype: torch.dtype | None = None, beside: Beside | None = None
+        self,
+        folder: Path,
+        config: Any,
+        naming: Naming,
+        dtype: torch.dtype | None = None,
+        beside: Beside | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.naming = folder, naming
         self._adapter = Adapter(folder) if is_adapter(folder) else None
         self._beside = beside
         files = TensorFiles(folder if self._adapter is None else self._adapter.base)
-        self._files = files if beside is None else Joined(files, beside)
+        named = files if naming.of_stored is None else Renamed(files, naming.of_stored)
+        self._files: Any = named if beside is None else Joined(files, beside)
         packed = (getattr(config, "quantization_config", None) or {}).get("modules", ())
         self._packed = {f"{name}.scales" for name in packed}
-        self._tied = HEAD not in self._files and (config.tie_word_embeddings or config.text_config.tie_word_embeddings)
+        ties = config.tie_word_embeddings or config.text_config.tie_word_embeddings
+        self._tied = naming.tied if ties and naming.tied is not None and naming.tied[0] not in self._files else None
         self.dtype = dtype or self._one_dtype(config)
         if self._adapter is not None:
-            self._require_fit(self._adapter, config)
+            self._require_fit(self._adapter)
 
     @property
     def paths(self) -> list[Path]:
@@ -106,8 +152,8 @@ class Weights:
     def __iter__(self) -> Iterator[str]:
         """Yield the names, file by file."""
         yield from (name for name in self._files if not name.endswith(COMPUTED))
-        if self._tied and EMBEDDING in self._files:
-            yield HEAD
+        if self._tied is not None and self._tied[1] in self._files:
+            yield self._tied[0]
 
     def __contains__(self, name: str) -> bool:
         return self._source(name) in self._files
@@ -133,12 +179,12 @@ class Weights:
         return tensor
 
     def _source(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and self._tied else name
+        return self._tied[1] if self._tied is not None and name == self._tied[0] else name
 
     def _cast(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() and name not in self._packed else tensor
 
-    def _one_dtype(self, config: PrismaticConfig) -> torch.dtype:
+    def _one_dtype(self, config: Any) -> torch.dtype:
         outlines = [self._files.outline(name) for name in self._files]
         stored = [
             outline.dtype
@@ -149,14 +195,14 @@ class Weights:
             return config.dtype
         return stored[0] if stored else torch.float32
 
-    def _require_fit(self, adapter: Adapter, config: PrismaticConfig) -> None:
+    def _require_fit(self, adapter: Adapter) -> None:
         adapter.require_fit(self._files)
         for name in sorted(adapter.changed):
-            if name not in self._files and not is_dead(name, config.towers):
+            if name not in self._files and not self.naming.is_dead(name):
                 raise UserError(
                     f"{adapter.folder}: it changes '{shorten(name)}', which its base {adapter.base} does not have"
                 )
-        if self._tied and adapter.changed & {HEAD, EMBEDDING}:
+        if self._tied is not None and adapter.changed & set(self._tied):
             raise UserError(
                 f"{adapter.folder}: the adapter changes an embedding that is also the output head; "
                 "merge it with peft's merge_and_unload()"

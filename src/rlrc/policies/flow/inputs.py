@@ -1,0 +1,77 @@
+"""Inputs of flow-matching policies: pictures or what the projector made of them, prompts, and a padded state."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+
+from rlrc.policies.device import moved
+
+
+@dataclass(frozen=True)
+class FlowInputs:
+    """B rows with pictures of C cameras and right-padded prompts.
+
+    The pictures are `pixel_values` (B, C, 3, S, S) in [-1, 1], or `image_embeddings` (B, C * P, hidden) where the
+    projector has already run.
+    """
+
+    input_ids: torch.Tensor
+    """(B, L)."""
+    text_mask: torch.Tensor | None = None
+    """Bool (B, L), false where there is padding; None where there is none."""
+    pixel_values: torch.Tensor | None = None
+    image_embeddings: torch.Tensor | None = None
+    camera_mask: torch.Tensor | None = None
+    """Bool (B, C), false where a row lacks a camera; None where all are there."""
+    state: torch.Tensor | None = None
+    """Normalised and padded with zeros, float32 (B, padded_dim); None where no tensor of the model reads it."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: Any) -> Self:
+        """Some rows, without the positions where all of them have padding."""
+        chosen = self._map(lambda tensor: tensor[rows])
+        if chosen.text_mask is not None:
+            used = chosen.text_mask.any(dim=0)
+            mask = chosen.text_mask[:, used]
+            chosen = replace(chosen, input_ids=chosen.input_ids[:, used], text_mask=None if mask.all() else mask)
+        if chosen.camera_mask is not None and chosen.camera_mask.all():
+            chosen = replace(chosen, camera_mask=None)
+        return chosen
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: moved(tensor, device))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, in order; shorter prompts are padded."""
+        length = max(part.input_ids.shape[1] for part in parts)
+        if any(part.text_mask is not None or part.input_ids.shape[1] != length for part in parts):
+            parts = [part.padded(length) for part in parts]
+        if any(part.camera_mask is not None for part in parts):
+            parts = [part._with_camera_mask(next(p for p in parts if p.camera_mask is not None)) for part in parts]
+        columns = {name: [part.tensors()[name] for part in parts] for name in parts[0].tensors()}
+        return replace(parts[0], **{name: torch.cat(column) for name, column in columns.items()})
+
+    def padded(self, length: int) -> Self:
+        """The same rows with prompts of `length` positions, and a mask whether needed or not."""
+        mask = torch.ones_like(self.input_ids, dtype=torch.bool) if self.text_mask is None else self.text_mask
+        missing = (0, length - self.input_ids.shape[1])
+        return replace(self, input_ids=F.pad(self.input_ids, missing), text_mask=F.pad(mask, missing))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that are there, by the names of their fields."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def _with_camera_mask(self, like: Self) -> Self:
+        if self.camera_mask is not None or like.camera_mask is None:
+            return self
+        return replace(self, camera_mask=like.camera_mask.new_ones(len(self), like.camera_mask.shape[1]))
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})

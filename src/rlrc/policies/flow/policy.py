@@ -1,0 +1,289 @@
+"""The base of pi0, pi0.5 and SmolVLA as policies: inputs, normalisation, denoising, the flow-matching loss."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+
+from rlrc.errors import UserError
+from rlrc.policies.dim import Dim
+from rlrc.policies.flow import normalisation
+from rlrc.policies.flow.checkpoint import Layout, published_tensors, read_outline
+from rlrc.policies.flow.config import FlowConfig
+from rlrc.policies.flow.denoising import (
+    NoiseNetwork,
+    Step,
+    entropy,
+    euler,
+    log_density,
+    sde_step,
+    standard_log_density,
+)
+from rlrc.policies.flow.inputs import FlowInputs
+from rlrc.policies.flow.model import FlowModel, Prefix
+from rlrc.policies.flow.pictures import Place
+from rlrc.policies.flow.processor import FlowProcessor, with_newline
+from rlrc.policies.folder import Reading
+from rlrc.policies.parts.noise import draw, require_generators
+from rlrc.policies.stored import StoredPolicy
+from rlrc.policies.values import (
+    GREEDY,
+    Generators,
+    Likelihood,
+    Observation,
+    PolicySpec,
+    Sample,
+    Sampler,
+    Stage,
+    StageCall,
+)
+
+EARLIEST = 1e-3
+"""Time nearest to the action in training; the others are drawn from Beta(1.5, 1) above it."""
+
+
+class FlowPolicy(StoredPolicy):
+    """A policy on the base of `flow/model.py`."""
+
+    model: FlowModel
+    model_class: ClassVar[type[FlowModel]]
+    processor: FlowProcessor
+    layout: ClassVar[Layout]
+    family: ClassVar[str]
+    place: ClassVar[Place]
+    """Place of a picture in its square."""
+    default_temperature = 1.0
+    explorer: NoiseNetwork | None = None
+    """Flow-Noise's network, while PPO trains the policy."""
+
+    @property
+    def parts(self) -> dict[str, str]:  # type: ignore[override]
+        """The heads are one part, whose name is that of the projection out of the expert; see `part_of`."""
+        names = self.model.names
+        return {
+            "decoder": names.decoder,
+            "expert": names.expert,
+            "vision": names.vision,
+            "projector": names.projector,
+            "embedding": names.embedding,
+        } | {name: name for name in ("state_proj", "action_in_proj", "action_out_proj") if hasattr(self.model, name)}
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, config: dict[str, Any], files: Sequence[str], spec: str | None) -> bool:
+        ours = config.get("model_type") == cls.model_class.config_class.model_type
+        return ours or ("model_type" not in config and config.get("type") == cls.family)
+
+    @classmethod
+    def outline(cls, folder: Path, reading: Reading) -> Self:
+        found = read_outline(cls.model_class, cls.layout, folder, reading)
+        processor = cls.new_processor(found.tokenizer, found.model.config)
+        try:
+            policy = cls(found.model, processor, reading.unnorm_key, found.lineage)
+        except UserError as error:
+            raise UserError(f"{found.home}: {error}") from error
+        policy.weights = found.weights
+        return policy
+
+    @classmethod
+    def new_processor(cls, tokenizer: Any, config: FlowConfig) -> FlowProcessor:
+        """The processor of pictures, prompts and states."""
+        return FlowProcessor(tokenizer, config, with_newline, cls.place)
+
+    def describe(self) -> PolicySpec:
+        config = self.model.config
+        return PolicySpec(
+            self.family,
+            tuple(config.cameras or ()),
+            _dims(config.state_dims, config.state_dim),
+            _dims(config.action_dims, config.action_dim),
+            config.horizon,
+            config.execute,
+        )
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def prepare(self, observation: Observation) -> FlowInputs:
+        state = self.normalised_state(observation) if self.spec.state else None
+        return self.processor(observation, state, self.device)
+
+    def normalised_state(self, observation: Observation) -> np.ndarray:
+        """The state as the model reads it, float32 (N, S)."""
+        state, count = observation.state, len(self.spec.state)
+        if state is None:
+            raise UserError(f"the policy reads a state of {count} numbers, which is not there")
+        if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.shape != (len(observation), count):
+            found = getattr(state, "shape", type(state).__name__)
+            raise UserError(
+                f"the state must be floating-point numbers of shape {(len(observation), count)}, not {found}"
+            )
+        if not np.isfinite(state).all():
+            raise UserError("the state holds NaN or infinity")
+        return normalisation.normalise(state.astype(np.float64), self._statistics("proprio"), self._kind("state"))
+
+    def encode(self, inputs: FlowInputs) -> FlowInputs:
+        return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))
+
+    def features(self, inputs: FlowInputs) -> torch.Tensor:
+        assert inputs.image_embeddings is not None, "encode them first"
+        return inputs.image_embeddings
+
+    @property
+    def num_patches(self) -> int:
+        return len(self.spec.cameras) * self.model.config.tokens_of_picture
+
+    @property
+    def image_size(self) -> int:
+        return self.model.config.vision_config.image_size
+
+    @property
+    def frame_size(self) -> None:
+        return None  # pictures of any size are put into a square
+
+    def sample(self, inputs: FlowInputs, sampler: Sampler = GREEDY, generator: Generators = None) -> Sample:
+        """Denoise a chunk for each row, by Euler's steps or by the random ones of `sampler.exploration`."""
+        require_generators(generator, len(inputs))
+        config = self.model.config
+        steps = config.num_steps if sampler.steps is None else sampler.steps
+        if not 1 <= steps <= 1000:
+            raise UserError(f"steps {steps}: the policy denoises in 1 to 1000")
+        shape = (len(inputs), config.horizon, config.padded_dim)
+        if sampler.exploration is not None:
+            return self._explore(inputs, sampler, steps, generator)
+        noise = sampler.temperature * draw(torch.randn, shape, generator, self.device)
+        (chunks,) = self.do(partial(self._denoise, steps=steps), inputs, noise, key=steps)
+        return Sample(chunks[..., : config.action_dim], {})
+
+    @torch.no_grad()
+    def _denoise(self, inputs: FlowInputs, noise: torch.Tensor | None, steps: int) -> tuple[torch.Tensor]:
+        assert noise is not None
+        prefix, x = self.model.read_prefix(inputs), noise
+        for number in range(steps):
+            x = euler(x, self._velocity(prefix, x, number, steps, inputs), steps)
+        return (x,)
+
+    def _velocity(self, prefix: Prefix, x: torch.Tensor, number: int, steps: int, inputs: FlowInputs) -> torch.Tensor:
+        return self.model.velocity(prefix, x, _times(x, number, steps), inputs.state)
+
+    # -- normalisation -------------------------------------------------------------------------------------------------
+
+    def _kind(self, what: Literal["action", "state"]) -> normalisation.Kind:
+        return self.model.config.normalisation[what]  # type: ignore[index,return-value]
+
+    def _statistics(self, entry: Literal["action", "proprio"]) -> dict[str, np.ndarray]:
+        config = self.model.config
+        is_action = entry == "action"
+        count, kind = (config.action_dim, "action") if is_action else (config.state_dim, "state")
+        try:
+            return normalisation.statistics_of(self.norm_stats, self.unnorm_key, entry, self._kind(kind), count)  # type: ignore[arg-type]
+        except UserError as error:
+            raise error if self.source is None else UserError(f"{self.source}: {error}") from None
+
+    def action_statistics(self) -> dict[str, np.ndarray]:
+        if self.spec.state:
+            _ = self._statistics("proprio")
+        return self._statistics("action")
+
+    def to_physical(self, actions: np.ndarray) -> np.ndarray:
+        return normalisation.unnormalise(actions, self._statistics("action"), self._kind("action"))
+
+    def to_normalised(self, actions: np.ndarray) -> np.ndarray:
+        return normalisation.normalise(actions, self._statistics("action"), self._kind("action"))
+
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def noised(self, actions: torch.Tensor, generator: Generators) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise (N, H, padded_dim), times (N,) and the chunks between noise and actions (N, H, D) at these times."""
+        config, device = self.model.config, actions.device
+        shape = (*actions.shape[:2], config.padded_dim)
+        noise = draw(torch.randn, shape, generator, device)
+        # Beta(1.5, 1) has the distribution function t^1.5.
+        times = EARLIEST + (1 - EARLIEST) * draw(torch.rand, (len(actions),), generator, device) ** (1 / 1.5)
+        return noise, times, self.mixed(actions, noise, times)
+
+    def mixed(self, actions: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Chunks (N, H, padded_dim) at times (N,) on the way from actions (N, H, D), padded with zeros, to noise."""
+        padded = torch.nn.functional.pad(actions, (0, noise.shape[2] - actions.shape[2]))
+        share = times[:, None, None]
+        return share * noise + (1 - share) * padded
+
+    def predict(
+        self, inputs: FlowInputs, actions: torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocities (N, H, D) at random times, and what they should be: noise minus action."""
+        noise, times, noisy = self.noised(actions, generator)
+        prefix = self.model.read_prefix(inputs)
+        velocity = self.model.velocity(prefix, noisy, times, inputs.state)
+        count = actions.shape[2]
+        return velocity[..., :count], noise[..., :count] - actions
+
+    def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
+        """Squared errors of the velocities of the robot's own dimensions, as LeRobot trains since 0.6."""
+        if label_spread:
+            raise UserError(
+                f"label_spread {label_spread:g}: this policy's actions are no bins that labels could spread over"
+            )
+        return (predicted - target).square()
+
+    def mean_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        return predicted
+
+    def best_actions(self, predicted: torch.Tensor) -> torch.Tensor:
+        return predicted
+
+    def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {}  # the loss says it all: velocities at random times are no actions
+
+    def teacher_forced(self, inputs, actions, generator=None):
+        raise NotImplementedError
+
+    def read(self, hidden):
+        raise NotImplementedError
+
+    def stacks(self):
+        return []
+
+    def _explore(self, inputs, sampler, steps, generator):
+        raise NotImplementedError
+
+    # -- measuring -----------------------------------------------------------------------------------------------------
+
+    def stages(self, inputs: FlowInputs) -> dict[str, Stage]:
+        model, patches = self.model, self.model.config.vision_config.num_patches * len(self.spec.cameras)
+        prefix = self.num_patches + inputs.input_ids.shape[1] + len(model.behind_text(inputs))
+        return {
+            "vision": Stage(model.get_submodule(model.names.vision), patches),
+            "projector": Stage(model.get_submodule(model.names.projector), self.num_patches),
+            "prefill": Stage(model.decoder, prefix),
+            "denoise": Stage(model.expert, model.suffix_length, passes=model.config.num_steps),
+        }
+
+    def stage_calls(self) -> Sequence[StageCall]:
+        model = self.model
+        return [
+            StageCall(model.get_submodule(model.names.vision), "forward", lambda *_: "vision"),
+            StageCall(model.get_submodule(model.names.projector), "forward", lambda *_: "projector"),
+            StageCall(model, "remember", lambda *_: "prefill"),
+            StageCall(model, "expert_states", lambda *_: "denoise"),
+        ]
+
+    @property
+    def published_parameters(self) -> int:
+        shapes = published_tensors(self.model_class, self.layout, self.model.config)
+        return sum(torch.Size(shape).numel() for shape in shapes.values())
+
+
+def _times(x: torch.Tensor, number: int, steps: int) -> torch.Tensor:
+    """The time of a step, (N,) float64: 1 at the first."""
+    return torch.full(
+        (len(x),), 1 - number / steps, dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device
+    )
+
+
+def _dims(named: list[dict[str, str]] | None, count: int) -> tuple[Dim, ...]:
+    return tuple(Dim(**dim) for dim in named) if named else tuple(Dim(str(number)) for number in range(count))

@@ -1,0 +1,114 @@
+"""The schema of a flow-matching policy's config.json as rlrc writes it."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
+
+from rlrc.configs.train import CameraName
+from rlrc.policies.flow.normalisation import Kind
+from rlrc.policies.parts.schema import (
+    MAX_CAMERAS,
+    MAX_HORIZON,
+    MAX_STATE,
+    Count,
+    DecoderFields,
+    DimFields,
+    DtypeName,
+    Epsilon,
+    ImageSize,
+    Labels,
+    Layers,
+    QuantizationFields,
+)
+from rlrc.policies.schema import Name, Number
+from rlrc.reading import FileModel
+
+MAX_STEPS = 1000
+Dimensions = Annotated[StrictInt, Field(ge=1, le=MAX_STATE)]
+
+
+class VisionFields(FileModel):
+    """`vision_config`."""
+
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Layers
+    num_attention_heads: Count
+    image_size: ImageSize
+    patch_size: ImageSize
+    layer_norm_eps: Epsilon = 1e-6
+    stem_channels: Annotated[list[Count], Field(max_length=8)] | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.patch_size % 2 ** len(self.stem_channels or ()):
+            raise ValueError(f"patch_size {self.patch_size} cannot be halved by each of the stem's convolutions")
+        return self
+
+
+class FlowFields(FileModel):
+    """config.json."""
+
+    text_config: DecoderFields
+    expert_config: DecoderFields
+    vision_config: VisionFields
+    cameras: Annotated[list[CameraName], Field(min_length=1, max_length=MAX_CAMERAS)]
+    state_dim: Annotated[StrictInt, Field(ge=0, le=MAX_STATE)]
+    action_dim: Dimensions
+    padded_dim: Dimensions = 32
+    horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)]
+    execute: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)]
+    num_steps: Annotated[StrictInt, Field(ge=1, le=MAX_STEPS)] = 10
+    max_prompt_tokens: Count = 48
+    pixel_shuffle: Annotated[StrictInt, Field(ge=1, le=64)] = 1
+    cross_layers: list[Annotated[StrictInt, Field(ge=0)]] | None = None
+    state_in_prompt: Literal["real", "padded"] | None = None
+    min_period: Annotated[Number, Field(gt=0)] = 4e-3
+    max_period: Annotated[Number, Field(gt=0)] = 4.0
+    normalisation: dict[Literal["action", "state"], Kind]
+    norm_stats: dict[str, dict[str, Any]] | None = None
+    default_unnorm_key: Name | None = None
+    action_dims: list[DimFields] | None = None
+    state_dims: list[DimFields] | None = None
+    tie_word_embeddings: StrictBool = False
+    dtype: DtypeName | None = None
+    torch_dtype: DtypeName | None = None
+    num_labels: Labels | None = None
+    quantization_config: QuantizationFields | None = None
+
+    @field_validator("cameras")
+    @classmethod
+    def _once_each(cls, cameras: list[str]) -> list[str]:
+        if len(set(cameras)) < len(cameras):
+            raise ValueError(f"cameras {', '.join(cameras)}: one is named twice")
+        return cameras
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.normalisation.keys() != {"action", "state"}:
+            raise ValueError("normalisation names a kind of statistics for 'action' and one for 'state'")
+        if max(self.state_dim, self.action_dim) > self.padded_dim:
+            raise ValueError(f"state_dim {self.state_dim} or action_dim {self.action_dim} is above padded_dim")
+        if self.execute > self.horizon:
+            raise ValueError(f"execute {self.execute} is above horizon {self.horizon}")
+        if self.text_config.num_hidden_layers != self.expert_config.num_hidden_layers:
+            raise ValueError(
+                f"text_config has {self.text_config.num_hidden_layers} layers and expert_config "
+                f"{self.expert_config.num_hidden_layers}; each layer of the expert reads the one of its number"
+            )
+        if any(layer >= self.expert_config.num_hidden_layers for layer in self.cross_layers or ()):
+            raise ValueError(f"cross_layers {self.cross_layers}: there is no such layer")
+        side = self.vision_config.image_size // self.vision_config.patch_size
+        if side % self.pixel_shuffle:
+            raise ValueError(f"pixel_shuffle {self.pixel_shuffle} does not divide {side} patches a side")
+        for field, count in (("action_dims", self.action_dim), ("state_dims", self.state_dim)):
+            dims = getattr(self, field)
+            if dims is not None and len(dims) != count:
+                raise ValueError(f"{field} names {len(dims)} numbers, and there are {count}")
+        return self

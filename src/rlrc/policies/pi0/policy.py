@@ -1,0 +1,18 @@
+"""pi0 as a policy."""
+
+from rlrc.policies.flow.policy import FlowPolicy
+from rlrc.policies.pi0.layout import Pi0Layout
+from rlrc.policies.pi0.model import Pi0Model
+
+
+class Pi0Policy(FlowPolicy):
+    """pi0 (Black et al., 2024)."""
+
+    model: Pi0Model
+    model_class = Pi0Model
+    layout = Pi0Layout()
+    family = "pi0"
+    place = "centre"
+
+
+FAMILY = Pi0Policy
