@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rlrc.configs.train import OFTOptions, Shape, TowerShape
+from rlrc.configs.train import FlowOptions, OFTOptions, Shape, TowerShape
 from rlrc.policies.contract import Policy
 from rlrc.policies.registry import new_policy
-from rlrc.policies.values import Observation, Sampler
+from rlrc.policies.values import Exploration, Observation, Sampler
 
 TEXTS = ["put carrot on plate", "put the red cube on plate now", "stop"]
 """Instructions of different lengths, so that a batch has padding."""
@@ -17,6 +17,8 @@ STATISTICS = {
         name: {
             "min": [-2.0] * width,
             "max": [2.0] * width,
+            "mean": [0.2] * width,
+            "std": [0.7] * width,
             "q01": [-1.0] * width,
             "q99": [1.5] * width,
             "mask": [True] * (width - 1) + [False],
@@ -41,15 +43,25 @@ class Case(NamedTuple):
     family: str
     options: Any = None
     sampler: Sampler = Sampler(1.0)
+    exploring: Sampler = Sampler(0.7)
+    """How PPO samples it, where it has a likelihood."""
 
 
 TWO = ("front", "wrist")
+FLOW = FlowOptions(
+    horizon=3, cameras=TWO, num_steps=2, num_key_value_heads=2, expert_hidden_size=24, expert_intermediate_size=36
+)
+FLOWING = Sampler(1.0, steps=2)
+EXPLORING = Sampler(1.0, steps=2, exploration=Exploration())
 CASES = {
     "openvla": Case("openvla"),
     "oft-l1": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO), Sampler()),
     "oft-tokens": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO, head="tokens")),
     # Random weights denoise into nowhere, and many steps would make large what rounding makes of small differences.
     "oft-diffusion": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO, head="diffusion"), Sampler(1.0, steps=2)),
+    "pi0": Case("pi0", FLOW, FLOWING, EXPLORING),
+    "pi05": Case("pi05", FLOW, FLOWING, EXPLORING),
+    "smolvla": Case("smolvla", FLOW, FLOWING, EXPLORING),
     "oft-no-state": Case("openvla-oft", OFTOptions(horizon=2, head="tokens", state=False)),
 }
 

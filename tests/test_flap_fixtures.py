@@ -45,7 +45,7 @@ def test_kept_units_biases_and_logits(fixture: Fixture, metric: str) -> None:
         case, model = match.group().removesuffix(".keep.heads"), fixture.model()
         source = source_of(model, ratio=float(match[2]))
         method = FlapMethod(Flap(metric=metric, structure=match[1]))
-        plan = method.plan(measured, source.groups, len(source.layers), source.target)
+        plan = method.plan(measured, source.groups, len(source.blocks), source.target)
         for kind, theirs, _ in KINDS:
             for layer, row in enumerate(fixture.cases[f"{case}.keep.{theirs}"]):
                 everything = list(range(len(row)))

@@ -60,7 +60,7 @@ def test_kept_units_and_logits(fixture: Fixture, importance: str, scope: str) ->
         source = source_of(model, ratio=float(match[2]), protected=protected)
         method = method_of(LlmPruner(importance=importance, reduction=match[1], scope=scope))
         measured = fixture.scores(importance, match[1])
-        plan = method.plan(measured, source.groups, len(source.layers), source.target)
+        plan = method.plan(measured, source.groups, len(source.blocks), source.target)
         for ours, theirs in (("heads", "heads"), ("channels", "mlp")):
             for layer, row in enumerate(fixture.cases[f"{case}.keep.{theirs}"]):
                 everything = list(range(len(row)))

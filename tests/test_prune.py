@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from llama_source import apply, source_of
+from llama_source import apply, coupled_groups, source_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter
@@ -23,15 +23,17 @@ from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
+from rlrc.policies.groups import DECODER, Block, Group, Member
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames
-from rlrc.prune.groups import Group, Member, coupled_groups, describe
+from rlrc.prune.groups import coupled_groups as groups_of
+from rlrc.prune.groups import describe
 from rlrc.prune.measured import SavedSums
 from rlrc.prune.method import Source, Target
 from rlrc.prune.methods import method_of
 from rlrc.prune.saliency import StateSaliencyMethod, _smooth, blur, state_saliency
-from rlrc.prune.stream import StoredLayers, Stream
+from rlrc.prune.stream import StoredBlocks, Stream
 from rlrc.prune.structured import plan_cut
 from rlrc.quantize import QuantizeConfig, quantize
 
@@ -63,11 +65,11 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 
 
 def heads(units: int, layer: int = 0, head_dim: int = 4) -> Group:
-    return Group(layer, "heads", units, (Member("self_attn.q_proj", 0, head_dim),), 100, 4 * units)
+    return Group(layer, "heads", units, (Member(DECODER, "self_attn.q_proj", 0, head_dim, 4 * units),), 100)
 
 
 def channels(units: int, layer: int = 0) -> Group:
-    return Group(layer, "channels", units, (Member("mlp.gate_proj", 0, 1),), 10, 5)
+    return Group(layer, "channels", units, (Member(DECODER, "mlp.gate_proj", 0, 1, 5),), 10)
 
 
 def sizes(groups: list[Group], ratio: float | None = None, **options: Any) -> list[int]:
@@ -84,7 +86,7 @@ def sizes(groups: list[Group], ratio: float | None = None, **options: Any) -> li
 @pytest.mark.parametrize("biased", [False, True])
 def test_groups_own_all_linear_parameters(key_value_heads: int, biased: bool) -> None:
     model = llama(num_key_value_heads=key_value_heads, attention_bias=biased, mlp_bias=biased)
-    groups = coupled_groups(model.model.layers)
+    groups = coupled_groups(model)
     assert [group.units for group in groups[:2]] == [key_value_heads, 40]
     owned = sum(group.units * group.unit_parameters for group in groups)
     linears = [m for layer in model.model.layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
@@ -93,7 +95,7 @@ def test_groups_own_all_linear_parameters(key_value_heads: int, biased: bool) ->
 
 
 def test_describe_names_every_matrix_once_for_layers_of_one_shape() -> None:
-    text = describe(coupled_groups(llama(num_key_value_heads=2).model.layers))
+    text = describe(coupled_groups(llama(num_key_value_heads=2)))
     assert text.splitlines()[:2] == [
         "decoder layers 0-2: 2 key-value heads (each with its 4 query heads) of 1,280 parameters; one takes",
         "    self_attn.q_proj  16 rows",
@@ -236,18 +238,16 @@ def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
 
     calibration = drawn.calibration()
     assert tiny_policy.weights is not None
-    stack = tiny_policy.stacks()[0]
-    layers = StoredLayers(tiny_policy.weights, stack.prefix, stack.config)
-    flow, hidden = Stream(calibration, stack.rotary), calibration.embeddings
-    for layer in layers:
-        hidden = flow.step(layer, hidden)
+    flow, states = Stream(calibration), calibration.states
+    for block in StoredBlocks(tiny_policy.weights, tiny_policy.stacks()):
+        states = flow.step(block, states)
     instructions = [frames.instruction(i) for i in range(12)]
     inputs = tiny_policy.prepare(tiny_policy.observation(frames.images, instructions))
     with torch.no_grad():
         logits, _ = tiny_policy.model.action_logits(inputs, tokens)
         expected = F.cross_entropy(logits.flatten(0, 1), tiny_policy.actions.ids_to_bins(tokens).flatten())
-        torch.testing.assert_close(calibration.loss(hidden, slice(0, 12)), expected, rtol=1e-4, atol=1e-5)
-        parts = sum(calibration.loss(hidden[rows], rows) for rows in (slice(0, 5), slice(5, 12)))
+        torch.testing.assert_close(calibration.loss(states, slice(0, 12)), expected, rtol=1e-4, atol=1e-5)
+        parts = sum(calibration.loss(states.rows(rows), rows) for rows in (slice(0, 5), slice(5, 12)))
         torch.testing.assert_close(parts, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -358,8 +358,8 @@ def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
     tiny_checkpoint: Path, frames: Demonstrations
 ) -> None:
     policy, drawn = rlrc.load(tiny_checkpoint), draw(tiny_checkpoint, frames, 5)
-    layers = list(policy.model.language_model.model.layers)
-    source = Source(layers, coupled_groups(layers), Target(), rotary=policy.model.language_model.model.rotary_emb)
+    blocks = [Block({DECODER: layer}) for layer in policy.model.language_model.model.layers]
+    source = Source(blocks, groups_of(policy), Target())
     found = state_saliency(source.with_frames(drawn), drawn, 2)
 
     def act(images: np.ndarray) -> torch.Tensor:
@@ -388,12 +388,12 @@ def test_salient_states_and_dimensions_count_more() -> None:
 
 def test_a_weighted_loss_counts_each_token_by_its_weight(tiny_checkpoint: Path, frames: Demonstrations) -> None:
     drawn = draw(tiny_checkpoint, frames, 4)
-    hidden = drawn.calibration().embeddings
+    states, context = drawn.calibration().states, drawn.calibration().context
     one = torch.zeros(4, 1, 7)
     one[2, 0, 5] = 28.0
-    found = drawn.weighted(one).calibration().loss(hidden, slice(0, 4))
+    found = drawn.weighted(one).calibration().loss(states, slice(0, 4))
     bins = drawn.policy.actions.ids_to_bins(drawn.policy.tokens_of(drawn.actions))
-    torch.testing.assert_close(found, F.cross_entropy(drawn.policy.read(hidden)[2, 0, 5], bins[2, 5]))
+    torch.testing.assert_close(found, F.cross_entropy(drawn.policy.read(states, context)[2, 0, 5], bins[2, 5]))
 
 
 # -- allocation --------------------------------------------------------------------------------------------------------
@@ -408,10 +408,12 @@ def test_overall_target_with_protected_layers_asks_more_of_the_others() -> None:
     """OpenVLA-7B with its first and last layer kept: 90 % overall is 96 % of the other thirty, 1.758 B parameters."""
     groups = []
     for layer in range(32):
-        q, gate = Member("self_attn.q_proj", 0, 128), Member("mlp.gate_proj", 0, 1)
+        q, gate = (
+            Member(DECODER, name, 0, width, 4096) for name, width in (("self_attn.q_proj", 128), ("mlp.gate_proj", 1))
+        )
         groups += [
-            Group(layer, "heads", 32, (q,), 2_097_152, 4096),
-            Group(layer, "channels", 11008, (gate,), 12_288, 4096),
+            Group(layer, "heads", 32, (q,), 2_097_152),
+            Group(layer, "channels", 11008, (gate,), 12_288),
         ]
     left = sizes(groups, overall=0.9, protected=frozenset({0, 31}))
     assert left[:2] == left[-2:] == [32, 11008]
@@ -469,7 +471,7 @@ def test_an_overall_target_out_of_reach_is_refused() -> None:
 @pytest.mark.parametrize("key_value_heads", [8, 2])
 def test_cutting_equals_zeroing(key_value_heads: int) -> None:
     dense, whole = (llama(num_key_value_heads=key_value_heads, attention_bias=True) for _ in range(2))
-    groups = coupled_groups(dense.model.layers)
+    groups = coupled_groups(dense)
     generator = torch.Generator().manual_seed(1)
     kept = []
     for group in groups:

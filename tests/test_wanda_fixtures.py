@@ -9,6 +9,7 @@ from conftest import fixture_folder
 from llama_source import LlamaFixture, source_of
 
 from rlrc.configs.prune import Magnitude, Wanda
+from rlrc.policies.groups import DECODER, Block
 from rlrc.prune.method import PruningMethod
 from rlrc.prune.unstructured import MagnitudeMethod, WandaMethod, lowest_of_rows
 
@@ -47,9 +48,9 @@ def test_every_run_of_the_fixture(fixture: LlamaFixture) -> None:
 
         model = fixture.model()
         dense = {name: module.weight.clone() for name, module in model.named_modules() if "_proj" in name}
-        plan = method.plan(measured, source.groups, len(source.layers), source.target)
+        plan = method.plan(measured, source.groups, len(source.blocks), source.target)
         for index, layer in enumerate(model.model.layers):
-            plan.edit(index, layer)
+            plan.edit(index, Block({DECODER: layer}))
         differing = total = 0
         for name, module in model.named_modules():
             if (kept := fixture.cases.get(f"{run}.keep.{name}")) is not None:

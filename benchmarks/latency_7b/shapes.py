@@ -88,14 +88,14 @@ def config_of(shape: str, tiny: bool = False) -> PrismaticConfig:
     if not wanted.ratio and not wanted.overall:
         return config
     layers = config.text_config.num_hidden_layers
-    groups = coupled_groups(outline(config).stacks()[0].layers)
+    groups = coupled_groups(outline(config))
     scores = [torch.zeros(group.units) for group in groups]
     protected = frozenset(layer % layers for layer in wanted.protected)
     rounding = Rounding(TINY_KEPT_MULTIPLE if tiny else KEPT_MULTIPLE, "up")
     overall = min(wanted.overall, TINY_OVERALL) if tiny else wanted.overall
     kept = choose(groups, scores, protected, "local", wanted.ratio or None, overall or None, rounding)
     whole = config.text_config.to_dict()
-    shapes = plan_cut(layers, groups, kept).shapes
+    shapes = {layer: shape for (layer, _), shape in plan_cut(layers, groups, kept).shapes.items()}
     changed = {layer: shape for layer, shape in shapes.items() if not shape.items() <= whole.items()}
     config.text_config.per_layer_config = changed or None
     config.text_config.output_bias = wanted.output_bias

@@ -40,8 +40,9 @@ from rlrc.tables import human_bytes, human_count, print_table
 from rlrc.version import __version__
 
 STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
-"""Stages: picture and prompt to tensors, the towers, the projector, the decoder over the prompt with the first
-token, the decoder over the other tokens, and what is left (embedding, choosing tokens, un-normalising)."""
+"""Stages: picture and prompt to tensors, the towers, the projector, the decoder over the prompt with the first token
+(or over all of a prefix), the decoder over the other tokens (or an expert in all steps of denoising), and what is left
+(embedding, choosing tokens, un-normalising)."""
 
 INSTRUCTION = "put carrot on plate"
 

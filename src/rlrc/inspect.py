@@ -13,6 +13,7 @@ from rlrc.configs.inspect import InspectConfig
 from rlrc.packed.layers import QuantizedLinear, who_multiplies
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
+from rlrc.policies.groups import DECODER
 from rlrc.progress import say
 from rlrc.tables import human_bytes, human_count, print_table
 
@@ -69,17 +70,21 @@ def describe(policy: Policy) -> dict[str, Any]:
         "published_parameters": policy.published_parameters,
         "bytes": dict(sizes) | {"total": sizes.total()},
         "dtype": str(policy.model.dtype).removeprefix("torch."),
-        "layers": [_layer_shape(layer) for stack in policy.stacks() for layer in stack.layers],
+        "layers": [_layer_shape(stack.name, layer) for stack in policy.stacks() for layer in stack.layers],
         "quantization": quantization and {"layers": len(packed)} | {k: quantization[k] for k in ("bits", "group_size")},
         "multipliers": who_multiplies(policy.model, device, policy.model.dtype),
         "lineage": policy.lineage,
     }
 
 
-def _layer_shape(layer: Any) -> dict[str, int]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return {
-        "heads": attention.q_proj.out_features // attention.head_dim,
-        "kv_heads": attention.k_proj.out_features // attention.head_dim,
-        "channels": mlp.gate_proj.out_features,
-    }
+def _layer_shape(stack: str, layer: Any) -> dict[str, Any]:
+    attention, mlp = layer.self_attn, getattr(layer, "mlp", None)
+    shape: dict[str, Any] = {} if stack == DECODER else {"stack": stack}
+    if hasattr(
+        attention, "q_proj"
+    ):  # the last layer of a language model that an expert reads has keys and values alone
+        shape["heads"] = attention.q_proj.out_features // attention.head_dim
+    shape["kv_heads"] = attention.k_proj.out_features // attention.head_dim
+    if mlp is not None:
+        shape["channels"] = mlp.gate_proj.out_features
+    return shape

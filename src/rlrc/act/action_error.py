@@ -20,6 +20,7 @@ from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
 from rlrc.files import write_json
+from rlrc.policies.acting import set_up
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Sampler
@@ -45,8 +46,7 @@ def action_error(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     """
     keep_freed_memory()
     policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
-    if config.center_crop:
-        policy.crop_pictures()
+    temperature = set_up(policy, config)
     execute = executed_actions(policy.spec, config.execute)
     demonstrations = Demonstrations.of(config)
     require_fit(policy, demonstrations)
@@ -55,8 +55,8 @@ def action_error(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     with bar("action error", len(rows)) as progress, torch.no_grad():
         for part in np.split(rows, range(config.num_envs, len(rows), config.num_envs)):
             observation = observe(demonstrations, part, policy)
-            noise = _generators(policy, part, config.seed) if config.temperature else None
-            sample = policy.sample(policy.prepare(observation), Sampler(config.temperature), noise)
+            noise = _generators(policy, part, config.seed) if temperature else None
+            sample = policy.sample(policy.prepare(observation), Sampler(temperature), noise)
             actions = sample.actions[:, :execute].cpu().float().numpy()
             wanted, padded = (tensor[:, :execute].numpy() for tensor in chunks(demonstrations, part, policy))
             frames = (part[:, None] + np.arange(execute))[~padded]

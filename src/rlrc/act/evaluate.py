@@ -36,6 +36,7 @@ from rlrc.episodes import (
 )
 from rlrc.errors import UserError
 from rlrc.files import write_json
+from rlrc.policies.acting import set_up
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
@@ -100,6 +101,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     policy = _policy(config)
+    temperature = set_up(policy, config) if isinstance(policy, Policy) else 0.0
     ids_to_play = episode_ids(config)
     filmed = ids_to_play[: config.videos]
     total = config.episodes * len(conditions(config))
@@ -109,7 +111,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
             for first in range(finished, config.episodes, config.num_envs):
                 ids = ids_to_play[first : first + config.num_envs]
                 camera = Camera([id_ for id_ in ids if id_ in filmed])
-                shared = Conditions(split, variant, config.temperature, config.seed, camera)
+                shared = Conditions(split, variant, temperature, config.seed, camera)
                 batch = rollout_in_turns(actors, ids, shared)
                 camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
                 episodes += [replace(episode, policy=str(config.policy), world=config.world) for episode in batch]
@@ -136,8 +138,6 @@ def _policy(config: EvaluateConfig) -> "Policy | RemotePolicy":
 
         return RemotePolicy(address, config.names, _world(config), os.environ.get(API_KEY) or None)
     policy = load(config.policy, config.unnorm_key, config.device, spec=config.spec)
-    if config.center_crop:
-        policy.crop_pictures()
     connect(policy.spec, _world(config))
     return policy
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rlrc.config import Config, LayerNumber, Seed, Share, TaskNumber
-from rlrc.configs.parts import DatasetPart, PolicyPart
+from rlrc.configs.parts import ActingPart, DatasetPart, PolicyPart
 from rlrc.episode_ids import MAX_EPISODE_ID
 from rlrc.served import address_of
 
@@ -19,7 +19,7 @@ WORLD_OPTIONS = (
 )
 """Options that say nothing about a dataset."""
 
-SERVERS_OWN = ("unnorm_key", "spec", "device", "temperature", "center_crop", "vla_cache")
+SERVERS_OWN = ("unnorm_key", "spec", "device", "temperature", "denoising_steps", "center_crop", "vla_cache")
 """Options of a policy that a server holds, which the server has been given."""
 
 
@@ -40,7 +40,7 @@ class VlaCacheConfig(Config):
     """Share of each rise in reuse, from layer to layer, that is followed. One follows rises at once, zero never."""
 
 
-class EvaluateConfig(DatasetPart, PolicyPart):
+class EvaluateConfig(ActingPart, DatasetPart, PolicyPart):
     """Measure a policy's success rates in a world, or its action error on a dataset."""
 
     world: str | None = None
@@ -64,9 +64,6 @@ class EvaluateConfig(DatasetPart, PolicyPart):
     num_workers: int = Field(default=2, ge=0, le=256)
     """Number of processes that simulate them. With the policy on a GPU, two halves take turns, and each half has this
     many processes."""
-    temperature: float = Field(default=0.0, ge=0, le=100)
-    """Zero takes the likeliest action. Above zero, actions are sampled with noise that is fixed for each episode, or
-    each frame of a dataset."""
     seed: Seed = 0
     """Seed for sampling actions."""
     names: str | None = Field(default=None, min_length=1, max_length=1000)
@@ -81,9 +78,6 @@ class EvaluateConfig(DatasetPart, PolicyPart):
     latency_ms: float | None = Field(default=None, ge=0, le=3_600_000)
     """Milliseconds that the policy takes to think, with realtime, for comparisons that anyone can repeat. Unless you
     give them they are measured on this machine, for one robot."""
-    center_crop: bool = False
-    """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
-    crops."""
     vla_cache: VlaCacheConfig | None = None
     """Reuse keys and values of what does not move, from one action to the next."""
     videos: int = Field(default=4, ge=0, le=100_000)

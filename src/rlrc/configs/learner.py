@@ -61,6 +61,9 @@ class SupervisedConfig(LearnerConfig, DemonstrationsPart):
     """Vary training pictures. Without this they are shown as they are."""
     word_dropout: Share = 0.0
     """Probability that a word of the instruction is shown as unknown, so that unknown words are nothing new later."""
+    noise_draws: int = Field(default=1, ge=1, le=64)
+    """Number of noises and times from which a policy that denoises (pi0, SmolVLA) learns each frame of a batch. Its
+    pictures and its text are read once, so that more of them cost little."""
     label_spread: float = Field(default=0.0, ge=0, le=256)
     """Standard deviation, in bins, of a Gaussian that spreads each label over neighbouring bins. Zero leaves it
     whole."""

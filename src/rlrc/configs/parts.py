@@ -25,8 +25,23 @@ class SpecPart(Config):
     """Option that says what a published policy's files do not."""
 
     spec: str | None = Field(default=None, min_length=1, max_length=1000)
-    """Chunk, cameras and state of a published OpenVLA-OFT policy, whose files do not say them: libero, aloha, or such
-    as chunk=8,cameras=front+wrist,state=8. A policy that rlrc wrote needs none."""
+    """Facts that the files of a published policy do not say. OpenVLA-OFT: its chunk, cameras and state, as libero,
+    aloha, or such as chunk=8,cameras=front+wrist,state=8. SmolVLA, pi0, pi0.5: folders of the VLM or of the tokenizer,
+    such as vlm=FOLDER or tokenizer=FOLDER. A policy that rlrc wrote needs none."""
+
+
+class ActingPart(Config):
+    """Options that say how a policy acts."""
+
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    """Zero takes the likeliest action. Above zero, actions are sampled, with noise that is fixed for each episode,
+    frame or request. For a policy that denoises (pi0, SmolVLA) it is the scale of the noise that it starts from.
+    Policies act as they were published unless you give one: at zero with tokens or an L1 head, at one from noise."""
+    denoising_steps: int | None = Field(default=None, ge=1, le=1000)
+    """Number of denoising steps of an action. Fewer are faster. A policy that denoises (pi0, SmolVLA) takes those that
+    it was saved with unless you give another number."""
+    center_crop: bool = False
+    """Cut off the rim of pictures, as OpenVLA's evaluation does where training pictures were cropped at random."""
 
 
 class PolicyReadingPart(SpecPart, DevicePart):

@@ -176,7 +176,7 @@ Method = Annotated[
 
 
 class PruneConfig(StatisticsPart, PolicyPart):
-    """Make the decoder smaller or sparser."""
+    """Make the language model's layers, and an action expert's, smaller or sparser."""
 
     method: Method = LlmPruner()
     """Method that decides what is removed."""
@@ -184,10 +184,14 @@ class PruneConfig(StatisticsPart, PolicyPart):
     """Share to remove: of the heads and channels of each layer, or of all layers together where the method's scope is
     global; of the weights (wanda, magnitude); or of the layers (depth)."""
     overall: Share | None = None
-    """Share of the parameters of the decoder's linear layers to remove, protected layers included. It is given instead
+    """Share of the parameters of the linear layers to remove, protected layers included. It is given instead
     of ratio."""
+    stacks: tuple[Literal["decoder", "expert"], ...] | None = Field(default=None, min_length=1)
+    """Layers that lose heads, channels or weights: those of the language model (decoder), of the action expert, or of
+    both. A policy's layers all do unless you name some. Heads of the decoder take with them what the expert makes of
+    them."""
     protect: tuple[LayerNumber, ...] = ()
-    """Decoder layers that stay whole; -1 is the last."""
+    """Numbers of layers that stay whole; -1 is the last."""
     round_to: int = Field(default=1, ge=1, le=65_536)
     """Kept MLP channels become a multiple of this. 32 suits 4-bit groups, 128 suits most matrix kernels."""
     round_direction: Literal["up", "down", "nearest"] = "up"
@@ -216,6 +220,8 @@ class PruneConfig(StatisticsPart, PolicyPart):
             raise ValueError(
                 "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
             )
+        if self.stacks is not None and self.method.kind == "depth":
+            raise ValueError("depth removes the layers of one number from all stacks; leave stacks out")
         if self.dataset is not None and self.token_ids is not None:
             raise ValueError("give either dataset or token_ids, and not both")
         if self.dataset is None and self.token_ids is None and self.method.needs_calibration:

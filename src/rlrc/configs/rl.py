@@ -48,6 +48,14 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Probability that a word of an episode's instruction is shown as unknown."""
     temperature: float = Field(default=1.0, ge=1e-3, le=100)
     """Temperature at which actions are sampled. PPO improves the policy that it samples from."""
+    exploration: Literal["flow-sde", "flow-noise"] | None = None
+    """Random denoising steps of a policy that denoises (pi0, SmolVLA), which give its actions a likelihood: one random
+    step of each action (flow-sde), or all of them with a deviation that a small network learns beside the policy
+    (flow-noise). Policies with action tokens have none; others take flow-sde unless you say flow-noise."""
+    noise_level: float = Field(default=0.5, gt=0, le=10)
+    """Noise level of flow-sde."""
+    denoising_steps: int | None = Field(default=None, ge=2, le=1000)
+    """Number of denoising steps while acting and updating; the policy's own unless you give one (pi_RL takes 4)."""
     execute: int | None = Field(default=None, ge=1, le=1000)
     """Number of actions of each chunk that are carried out before the policy is asked again. A policy that gives one
     action a call has chunks of one; others have a number of their own unless you give one."""
@@ -103,8 +111,8 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     zero draws no curve."""
     eval_episodes: int = Field(default=64, ge=1, le=90_000)
     """Number of episodes, in and out of distribution each, for such a point."""
-    eval_temperature: float = Field(default=0.0, ge=0, le=100)
-    """Temperature at which the policy acts in them; zero is greedy."""
+    eval_temperature: float | None = Field(default=None, ge=0, le=100)
+    """Temperature at which the policy acts in them; zero is greedy, and None is the policy's own way to act."""
 
     @model_validator(mode="after")
     def _cloning_has_data(self) -> Self:

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from rlrc.config import Config, Seed
-from rlrc.configs.parts import PolicyPart
+from rlrc.configs.parts import ActingPart, PolicyPart
 
 
 class Limits(Config):
@@ -20,7 +20,7 @@ class Limits(Config):
     request before, and its body after them."""
 
 
-class ServeConfig(PolicyPart):
+class ServeConfig(ActingPart, PolicyPart):
     """Serve a policy to robots: openpi's websocket, vla-eval's protocol, and POST /act of OpenVLA and OpenVLA-OFT."""
 
     host: str = Field(default="127.0.0.1", max_length=253)
@@ -34,12 +34,7 @@ class ServeConfig(PolicyPart):
     """Key that clients must send. The environment variable RLRC_API_KEY does the same and is not seen by others."""
     max_batch: int = Field(default=16, ge=1, le=4096)
     """Largest number of waiting requests that are answered together."""
-    temperature: float = Field(default=0.0, ge=0, le=100)
-    """Zero takes the likeliest action. Above zero, actions are sampled."""
     seed: Seed = 0
     """Seed for sampling actions, together with the number of the request; a request may bring a seed of its own."""
-    center_crop: bool = False
-    """Show the policy the central 90 % of each picture's area, as OpenVLA does for policies that were trained on random
-    crops."""
     limits: Limits = Limits()
     """Limits on what clients may ask of the server."""

@@ -100,13 +100,36 @@ class OFTOptions(Config):
     """Read the robot's proprioception."""
 
 
+OFT_FAMILIES = ("openvla-oft",)
+FLOW_FAMILIES = ("pi0", "pi05", "smolvla")
+
+
+class FlowOptions(Config):
+    """Inputs, outputs and expert of a policy of the families pi0, pi05 and smolvla, all of which read the state."""
+
+    horizon: int = Field(default=8, ge=1, le=1024)
+    """Number of actions of a call (the chunk)."""
+    cameras: tuple[CameraName, ...] = Field(default=("front",), min_length=1, max_length=16)
+    """Names of the cameras, in the order in which the policy reads them."""
+    num_steps: int = Field(default=10, ge=1, le=1000)
+    """Number of denoising steps of an action."""
+    num_key_value_heads: Width = 5
+    """Number of key-value heads of SmolVLA, which must divide the attention heads. The others have one."""
+    expert_hidden_size: Width = 120
+    """Width of the action expert."""
+    expert_intermediate_size: Width = 320
+    """Width of the action expert's MLPs."""
+
+
 class TrainConfig(SupervisedConfig):
     """Train a mini policy from random weights."""
 
-    family: Literal["openvla", "openvla-oft"] = "openvla"
+    family: Literal["openvla", "openvla-oft", "pi0", "pi05", "smolvla"] = "openvla"
     """Kind of policy."""
     oft: OFTOptions = OFTOptions()
     """Options of the family openvla-oft."""
+    flow: FlowOptions = FlowOptions()
+    """Options of the families pi0, pi05 and smolvla, which have the second of the vision towers alone."""
     shape: Shape = Shape()
     """Sizes of the vision towers and the decoder."""
     unnorm_key: str = Field(default="tabletop", min_length=1, max_length=200)
@@ -117,11 +140,25 @@ class TrainConfig(SupervisedConfig):
 
     @model_validator(mode="after")
     def _of_its_family(self) -> Self:
-        if self.family != "openvla-oft" and self.oft != OFTOptions():
-            raise ValueError("options oft belong to the family openvla-oft; say family openvla-oft, or leave them out")
+        for options, default, families in (
+            ("oft", OFTOptions(), OFT_FAMILIES),
+            ("flow", FlowOptions(), FLOW_FAMILIES),
+        ):
+            if self.family not in families and getattr(self, options) != default:
+                raise ValueError(
+                    f"options {options} belong to the family {' or '.join(families)}; name it with family, or leave "
+                    "them out"
+                )
+        if self.family == "smolvla" and self.shape.num_attention_heads % self.flow.num_key_value_heads:
+            raise ValueError(
+                f"{self.shape.num_attention_heads} heads cannot share {self.flow.num_key_value_heads} key-value heads "
+                "equally"
+            )
         return self
 
     @property
     def of_family(self) -> Config | None:
         """The options that the family alone has."""
-        return self.oft if self.family == "openvla-oft" else None
+        if self.family in OFT_FAMILIES:
+            return self.oft
+        return self.flow if self.family in FLOW_FAMILIES else None

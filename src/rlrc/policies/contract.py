@@ -10,15 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
 
 from rlrc.errors import UserError
+from rlrc.policies.groups import Block, Group
 from rlrc.policies.values import (
     GREEDY,
     Generators,
+    LanguageModel,
     Likelihood,
     Observation,
     PolicySpec,
@@ -27,6 +29,7 @@ from rlrc.policies.values import (
     Stack,
     Stage,
     StageCall,
+    States,
     TeacherForced,
     Tensors,
 )
@@ -53,6 +56,10 @@ class Policy(ABC):
     default_temperature: float = 0.0
     """Temperature at which the policy acts unless told otherwise: 0 takes the likeliest tokens, 1 the starting noise
     that a policy which denoises was trained on."""
+    exploration: Literal["flow-sde", "flow-noise"] | None = None
+    """Kind of random denoising steps that PPO samples a policy with unless told otherwise; None of one with tokens."""
+    masks_cameras: bool = False
+    """True where rows may lack a camera (`Observation.present`), which the policy then does not see."""
     eager: bool = False
     """True where an action on a GPU is to be launched kernel by kernel, and not as one CUDA graph."""
 
@@ -193,6 +200,22 @@ class Policy(ABC):
         """
         raise UserError(f"pictures cannot be cropped for {self.spec.family}")
 
+    def learn_from(self, noise_draws: int) -> None:
+        """Learn each frame from this many noises and times from now on.
+
+        Raises:
+            UserError: the policy does not learn from noise.
+        """
+        raise UserError(f"noise_draws: policies of the family {self.spec.family} do not learn from noise so")
+
+    def denoise_in(self, steps: int) -> None:
+        """Take this many denoising steps from now on.
+
+        Raises:
+            UserError: the policy does not denoise, or not in that many.
+        """
+        raise UserError(f"denoising_steps: policies of the family {self.spec.family} take no such number")
+
     # -- normalisation -------------------------------------------------------------------------------------------------
 
     @property
@@ -224,15 +247,28 @@ class Policy(ABC):
 
     @abstractmethod
     def teacher_forced(self, inputs: Any, actions: torch.Tensor, generator: Generators = None) -> TeacherForced:
-        """Build the decoder's inputs for predicting normalised actions (N, H, D).
+        """Build what enters the layers for predicting normalised actions (N, H, D).
 
         Args:
             generator: source of the noise that the policy learns to take away, where it is one that denoises.
         """
 
     @abstractmethod
-    def read(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Predictions (N, H, D, ...) from what leaves the decoder's last layer (N, T, hidden), teacher-forced."""
+    def step(
+        self, block: Block, states: States, context: Mapping[str, torch.Tensor], causal: bool | None = None
+    ) -> States:
+        """What leaves the layers of one number when `states` enter them, teacher-forced; differentiable.
+
+        Args:
+            block: the layers, which need not be those of the model.
+            context: that of `teacher_forced`.
+            causal: true where a position sees itself and those before it alone, false where it sees all; None is the
+                policy's own way.
+        """
+
+    @abstractmethod
+    def read(self, states: States, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Predictions (N, H, D, ...) from what leaves the last layers, teacher-forced."""
 
     @abstractmethod
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
@@ -277,9 +313,11 @@ class Policy(ABC):
             generator: see `teacher_forced`.
         """
         predicted, target = self.predict(inputs, actions, generator)
-        losses = {"loss": _mean(self.errors(predicted, target, label_spread), padded)}
+        losses = {"loss": mean_over_rows(self.errors(predicted, target, label_spread), padded)}
         with torch.no_grad():
-            losses |= {name: _mean(value, padded) for name, value in self.vitals(predicted, target, actions).items()}
+            losses |= {
+                name: mean_over_rows(value, padded) for name, value in self.vitals(predicted, target, actions).items()
+            }
         return losses
 
     def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -293,6 +331,20 @@ class Policy(ABC):
             UserError: the policy has no likelihood, so that PPO cannot train it.
         """
         raise UserError(self.no_likelihood or "the policy has no likelihood")
+
+    @property
+    @abstractmethod
+    def critic_width(self) -> int:
+        """Width of what the critic reads (`Likelihood.state`)."""
+
+    def with_noise_network(self, seed: int) -> torch.nn.Module:
+        """Make the network that gives the deviations of random denoising steps ("flow-noise"). It is trained beside the
+        policy, and nothing of it is saved.
+
+        Raises:
+            UserError: the policy does not denoise by such steps.
+        """
+        raise UserError(f"exploration flow-noise: policies of the family {self.spec.family} do not denoise so")
 
     bin_width: float | None = None
     """Distance between two neighbouring actions, normalised, where actions are tokens."""
@@ -313,7 +365,34 @@ class Policy(ABC):
 
     @abstractmethod
     def stacks(self) -> Sequence[Stack]:
-        """The layers that pruning may make smaller."""
+        """The layers that pruning may make smaller; the language model's first."""
+
+    @abstractmethod
+    def groups(self, index: int, block: Block) -> Sequence[Group]:
+        """What must leave the block of this number together.
+
+        Raises:
+            UserError: a layer is quantized; packed weights cannot be cut.
+        """
+
+    def reshape(self, config: Any, layers: Sequence[int], shapes: Mapping[str, Sequence[dict[str, int]]]) -> None:
+        """Let a config of the whole model describe fewer layers of other shapes.
+
+        Args:
+            layers: old numbers of the layers that stay, in order.
+            shapes: their shapes by stack, in transformers' words.
+        """
+        for stack in self.stacks():
+            part = stack.config_in(config)
+            whole = part.to_dict()
+            changed = {new: shape for new, shape in enumerate(shapes[stack.name]) if not shape.items() <= whole.items()}
+            part.per_layer_config = changed or None
+            part.num_hidden_layers = len(layers)
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """What stands around the language model's layers; None where it does not write text."""
+        return None
 
     @abstractmethod
     def stored(self, name: str) -> torch.Tensor:
@@ -389,7 +468,7 @@ class Policy(ABC):
         return next((part for part, prefix in self.parts.items() if f"{name}.".startswith(f"{prefix}.")), None)
 
 
-def _mean(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:
+def mean_over_rows(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:
     """Mean of (N, H, D) over what is not padded (N, H); each row counts the same."""
     if padded is None:
         return values.mean()

@@ -28,5 +28,11 @@ PRESETS = {
     "openvla-tiny": "openvla",
     "openvla-oft-7b": "openvla-oft",
     "openvla-oft-tiny": "openvla-oft",
+    "pi0": "pi0",
+    "pi0-tiny": "pi0",
+    "pi05": "pi05",
+    "pi05-tiny": "pi05",
+    "smolvla": "smolvla",
+    "smolvla-tiny": "smolvla",
 }
 """Sizes of random checkpoints (`make-random`) -> the family that they belong to."""

@@ -94,6 +94,11 @@ class Sampler:
     exploration: Exploration | None = None
     """Random denoising steps, whose chain has a likelihood; None denoises by steps that are certain."""
 
+    @property
+    def needs_network(self) -> bool:
+        """True where a network beside the policy gives the deviations of random steps."""
+        return self.exploration is not None and self.exploration.kind == "flow-noise"
+
     def __post_init__(self) -> None:
         value = self.temperature
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
@@ -130,20 +135,34 @@ class Likelihood:
     """(N, hidden) float32: what the critic reads, which depends on no action."""
 
 
+class States(dict[str, torch.Tensor]):
+    """What enters or leaves the layers of one number, (N, T, width) by stack."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(next(iter(self.values())))
+
+    def rows(self, rows: slice) -> States:
+        """Some of the N."""
+        return States({stack: tensor[rows] for stack, tensor in self.items()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[States]) -> States:
+        """The rows of all parts, in order."""
+        return cls({stack: torch.cat([part[stack] for part in parts]) for stack in parts[0]})
+
+
 @dataclass(frozen=True)
 class TeacherForced:
-    """The decoder's inputs when it predicts known actions, and the predictions that it should make."""
+    """What enters the layers when a policy predicts known actions, and the predictions that it should make."""
 
-    embeddings: torch.Tensor
-    """(N, T, hidden)."""
-    mask: torch.Tensor | None
-    """(N, T), 0 where there is padding; None where there is none."""
-    positions: torch.Tensor
-    """(N, T), position ids."""
-    causal: bool
-    """True where a position sees itself and those before it alone; false where it sees all."""
+    states: States
+    there: dict[str, torch.Tensor]
+    """Bool (N, T) by stack, false where there is padding."""
+    context: dict[str, torch.Tensor]
+    """What all layers need to know of the N rows, such as positions, each (N, ...)."""
     target: torch.Tensor
-    """(N, H, D): numbers of action bins, normalised actions, or noise."""
+    """(N, H, D): numbers of action bins, normalised actions, noise or velocities."""
 
 
 class Inputs(Protocol):
@@ -188,24 +207,32 @@ class StageCall:
 
 @dataclass(frozen=True)
 class Stack:
-    """A run of transformer layers that can lose heads, channels or whole layers.
+    """A run of transformer layers that can lose heads, channels or whole layers; all stacks of a policy are as deep.
 
     All have leaf names as in transformers' Llama: `self_attn.{q,k,v,o}_proj`, `mlp.{gate,up,down}_proj`.
     """
 
+    name: str
+    """"decoder" for the language model's, "expert" for those of an action expert."""
     prefix: str
     """Dotted name of the list of layers in the model."""
     layers: Sequence[Any]
     config: Any
     """Its part of the model's config, with `num_hidden_layers` and `per_layer_config`."""
-    rotary: nn.Module
-    """Gives (cos, sin) for (hidden, position_ids)."""
+    config_in: Callable[[Any], Any]
+    """Finds `config` in a config of the whole model."""
+    new_layer: Callable[[int], nn.Module]
+    """Builds the layer of a number, of the shape that `config` gives it."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What a language model has around its layers, for those who read text with it alone."""
+
     embedding: str
     """Dotted name of the embedding whose vectors enter the first layer."""
     norm: str
     """Dotted name of what follows the last layer."""
-    config_in: Callable[[Any], Any]
-    """Finds `config` in a config of the whole model."""
     head: str
     """Dotted name of the matrix that reads tokens off; its rows may be those of the action ids alone."""
 

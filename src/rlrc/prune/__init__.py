@@ -1,11 +1,12 @@
-"""Prune: make the decoder smaller, or sparser, by one of the study's methods, on calibration data where it needs them.
+"""Prune: make the layers smaller, or sparser, by one of the study's methods, on calibration data where it needs them.
 
     rlrc prune --policy checkpoints/tabletop-base --dataset runs/demos/dataset --ratio 0.9
     rlrc prune --policy openvla-7b --dataset DEMOS --ratio 0.9 --protect 0 -1 --samples 16
     rlrc prune --policy openvla-7b method:depth --method.keep 0 31
 
-The decoder is never in memory as a whole: a method measures it layer by layer (`stream`), then each layer is read once
-more, changed and written. A pruned policy needs recovery: `rlrc sft`, then `rlrc rl`.
+The layers are those of the language model, and of the action expert where there is one. They are never in memory as a
+whole: a method measures them block by block (`stream`), then each is read once more, changed and written. A pruned
+policy needs recovery: `rlrc sft`, then `rlrc rl`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,16 +26,17 @@ from rlrc.packed.layers import count_parameters
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
+from rlrc.policies.groups import DECODER, Group
 from rlrc.policies.locate import LINEAGE_FILE
-from rlrc.policies.values import Stack, Tensors
+from rlrc.policies.values import Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
-from rlrc.prune.groups import Group, coupled_groups, describe, span
+from rlrc.prune.groups import coupled_groups, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
-from rlrc.prune.stream import StoredLayers
+from rlrc.prune.stream import StoredBlocks
 from rlrc.prune.structured import layer_shape
 
 
@@ -100,12 +102,11 @@ class Task:
         parent = outline(config.policy, policy_key(config), config.full_head, config.spec)
         files = parent.weights
         assert files is not None
-        layers = parent.stacks()[0].layers
         try:
-            groups = coupled_groups(layers)
+            groups = coupled_groups(parent, config.stacks)
         except UserError as error:
             raise UserError(f"{config.policy}: {error}") from error
-        protected = _protected(config.protect, len(layers))
+        protected = _protected(config.protect, len(parent.stacks()[0].layers))
         rounding = Rounding(config.round_to, config.round_direction)
         target = Target(config.ratio, config.overall, protected, rounding)
         demonstrations = None if config.dataset is None else Demonstrations.of(config)
@@ -120,7 +121,7 @@ class Task:
             "token_ids": None if config.token_ids is None else sha256_file(config.token_ids),
             "samples": config.samples,
             "seed": config.seed,
-        }
+        } | ({} if config.stacks is None else {"stacks": sorted(config.stacks)})
         saved = SavedSums(None if config.dry_run else out / "calibration", key)
         return cls(config, parent, files, groups, target, demonstrations, key, saved)
 
@@ -130,20 +131,15 @@ class Task:
 
     @property
     def num_layers(self) -> int:
-        return len(self.stack.layers)
-
-    @property
-    def stack(self) -> Stack:
-        """The layers that are pruned."""
-        return self.parent.stacks()[0]
+        return len(self.parent.stacks()[0].layers)
 
     @property
     def provenance(self) -> dict[str, Any]:
         return {f"{name}_sha256": self.key[name] for name in ("dataset", "token_ids") if self.key[name] is not None}
 
     @property
-    def layers(self) -> StoredLayers:
-        return StoredLayers(self.files, self.stack.prefix, self.stack.config)
+    def blocks(self) -> StoredBlocks:
+        return StoredBlocks(self.files, self.parent.stacks())
 
     def measure(self) -> Measured:
         """Return what the method reads off the layers, or what an earlier run has read."""
@@ -160,9 +156,8 @@ class Task:
         return {name: tensor.cpu() for name, tensor in measured.items()}
 
     def _measure_on(self, device: torch.device) -> Measured:
-        rotary = self.stack.rotary.to(device)
-        layers = StoredLayers(self.files, self.stack.prefix, self.stack.config, device)
-        source = Source(layers, self.groups, self.target, self.config.seed, self.saved, rotary)
+        blocks = StoredBlocks(self.files, self.parent.stacks(), device)
+        source = Source(blocks, self.groups, self.target, self.config.seed, self.saved)
         if self.config.method.needs_calibration:
             source = self._with_calibration(source)
         return self.method.measure(source)
@@ -182,29 +177,36 @@ class Task:
 
     def child(self, plan: Plan) -> Policy:
         """The policy that `plan` makes of the parent, as an outline."""
-        config = type(self.parent.model.config).from_dict(self.parent.model.config.to_dict())
-        text = self.stack.config_in(config)
-        whole = text.to_dict()
-        shapes = [plan.shapes.get(old, layer_shape(self.stack.layers[old])) for old in plan.layers]
-        changed = {new: shape for new, shape in enumerate(shapes) if not shape.items() <= whole.items()}
-        text.per_layer_config = changed or None
-        text.num_hidden_layers = len(plan.layers)
-        text.output_bias = text.output_bias or plan.output_bias
-        return self.parent.rebuilt(config)
+        parent = self.parent
+        config = type(parent.model.config).from_dict(parent.model.config.to_dict())
+        stacks = {stack.name: stack for stack in parent.stacks()}
+        shapes = {
+            name: [layer_shape(stack.layers[old]) | plan.shapes.get((old, name), {}) for old in plan.layers]
+            for name, stack in stacks.items()
+        }
+        parent.reshape(config, plan.layers, shapes)
+        for stack in stacks.values():
+            part = stack.config_in(config)
+            part.output_bias = part.output_bias or plan.output_bias
+        return parent.rebuilt(config)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The child's tensors by name, each read, changed and let go in its turn; counts the decoder's `zeros`."""
-        prefix, wanted = f"{self.stack.prefix}.", child.model.state_dict()
+        """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""
+        prefixes, wanted = {stack.name: f"{stack.prefix}." for stack in self.parent.stacks()}, child.model.state_dict()
         for name in self.files:
-            if name in wanted and not name.startswith(prefix):
+            if name in wanted and not name.startswith(tuple(prefixes.values())):
                 yield name, self.parent.stored(name)
-        layers, zeros = self.layers, 0
+        blocks, zeros = self.blocks, 0
         for new, old in track(list(enumerate(plan.layers)), "write"):
-            layer = layers[old]
-            plan.edit(old, layer)
-            for name, tensor in layer.state_dict().items():
-                zeros += tensor.numel() - int(tensor.count_nonzero()) if tensor.ndim == 2 else 0
-                yield f"{prefix}{new}.{name}", tensor
+            block = blocks[old]
+            plan.edit(old, block)
+            for stack, prefix in prefixes.items():
+                for leaf, tensor in block.layer(stack).state_dict().items():
+                    if (
+                        name := f"{prefix}{new}.{leaf}"
+                    ) in wanted:  # the last layer of some stacks has less than others
+                        zeros += tensor.numel() - int(tensor.count_nonzero()) if tensor.ndim == 2 else 0
+                        yield name, tensor
         metrics["zeros"] = zeros / metrics["linear_parameters"]
 
     def counts(self, child: Policy) -> dict[str, Any]:
@@ -239,26 +241,30 @@ def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:
 
 
 def _linear_parameters(policy: Policy) -> int:
-    """Number of parameters of the decoder's matrices, without biases."""
-    return sum(p.numel() for layer in policy.stacks()[0].layers for p in layer.parameters() if p.ndim == 2)
+    """Number of parameters of the layers' matrices, without biases."""
+    layers = (layer for stack in policy.stacks() for layer in stack.layers)
+    return sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
 
 
-def _layer_sizes(policy: Policy) -> list[dict[str, int]]:
-    sizes: dict[int, dict[str, int]] = {}
-    for group in coupled_groups(policy.stacks()[0].layers):
-        sizes.setdefault(group.layer, {"layer": group.layer})[group.kind] = group.units
+def _layer_sizes(policy: Policy) -> list[dict[str, Any]]:
+    sizes: dict[tuple[str, int], dict[str, Any]] = {}
+    for group in coupled_groups(policy):
+        of_layer = {"layer": group.layer} | ({} if group.stack == DECODER else {"stack": group.stack})
+        sizes.setdefault((group.stack, group.layer), of_layer)[group.kind] = group.units
     return list(sizes.values())
 
 
 def _tell(parent: Policy, child: Policy, plan: Plan, metrics: dict[str, Any]) -> None:
-    before = [group for group in coupled_groups(parent.stacks()[0].layers) if group.layer in plan.layers]
-    changes: dict[int, list[str]] = {}
-    for old, new in zip(before, coupled_groups(child.stacks()[0].layers), strict=True):
-        if old.units != new.units:
-            changes.setdefault(old.layer, []).append(f"{old.noun} {old.units} -> {new.units}")
-    for change, run in groupby(changes.items(), key=lambda item: item[1]):
-        say(f"{span([layer for layer, _ in run])}: {', '.join(change)}")
+    new_number = {old: new for new, old in enumerate(plan.layers)}
+    after = {(group.stack, group.layer, group.kind): group for group in coupled_groups(child)}
+    changes: dict[tuple[str, int], list[str]] = {}
+    for old in coupled_groups(parent):
+        new = after.get((old.stack, new_number.get(old.layer, -1), old.kind))
+        if new is not None and old.units != new.units:
+            changes.setdefault((old.stack, old.layer), []).append(f"{old.noun} {old.units} -> {new.units}")
+    for (stack, change), run in groupby(changes.items(), key=lambda item: (item[0][0], item[1])):
+        say(f"{span([layer for (_, layer), _ in run], stack)}: {', '.join(change)}")
     if gone := sorted(set(range(len(parent.stacks()[0].layers))) - set(plan.layers)):
-        say(f"decoder layers that go: {', '.join(map(str, gone))}")
-    for part, name in (("policy", "parameters"), ("decoder's linear layers", "linear_parameters")):
+        say(f"layers that go: {', '.join(map(str, gone))}")
+    for part, name in (("policy", "parameters"), ("linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

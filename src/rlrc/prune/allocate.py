@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from rlrc.errors import UserError
-from rlrc.prune.groups import Group
+from rlrc.policies.groups import Group
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ decoder itself passes by layer by layer (see `stream`).
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +19,8 @@ from rlrc.data.samples import chunks, observe
 from rlrc.data.statistics import require_fit
 from rlrc.errors import UserError, shorten
 from rlrc.policies.contract import Policy
-from rlrc.policies.values import Observation, TeacherForced
+from rlrc.policies.groups import DECODER
+from rlrc.policies.values import Observation, States, TeacherForced
 from rlrc.progress import track
 from rlrc.prune.stream import Calibration
 from rlrc.reading import require_file
@@ -75,17 +77,16 @@ class Frames:
         """The frames as the decoder sees them, teacher-forced, and the loss of what it predicts of their actions."""
         if not self._entering:
             self._entering.append(self.embed(self.observation))
-        entering = self._entering[0]
+        entering, policy = self._entering[0], self.policy
         counted = (~self.padded)[..., None].expand(self.actions.shape).to(self.actions.dtype)
         weights = counted if self.weights is None else counted * self.weights
 
-        def loss(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
-            errors = self.policy.errors(self.policy.read(hidden), entering.target[rows])
+        def loss(states: States, rows: slice) -> torch.Tensor:
+            context = {name: tensor[rows] for name, tensor in entering.context.items()}
+            errors = policy.errors(policy.read(states, context), entering.target[rows])
             return (errors * weights[rows]).sum() / counted.sum()
 
-        positions, mask = entering.positions, entering.mask
-        there = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask.bool()
-        return Calibration(entering.embeddings, there, positions, entering.causal, loss)
+        return Calibration(entering.states, entering.there, entering.context, policy.step, loss)
 
     @torch.no_grad()
     def embed(self, observation: Observation) -> TeacherForced:
@@ -116,26 +117,31 @@ def text_calibration(source: Policy, path: Path) -> Calibration:
         UserError: the file is missing or has no such ids, or the checkpoint has kept the action rows of its head alone.
     """
     ids = _read_ids(path)
-    stack, files = source.stacks()[0], source.weights
+    stack, around, files = source.stacks()[0], source.language_model, source.weights
     assert files is not None
+    if around is None:
+        raise UserError(f"{files.folder}: the policy writes no text, so token ids cannot calibrate it; give a dataset")
     vocabulary = stack.config.vocab_size
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise UserError(f"{path}: token id {int(ids.max())} is outside the vocabulary of {vocabulary}")
     ids = ids.to(torch.get_default_device())
-    head = files.read(f"{stack.head}.weight").to(ids.device) if f"{stack.head}.weight" in files else None
+    head = files.read(f"{around.head}.weight").to(ids.device) if f"{around.head}.weight" in files else None
     if head is None or len(head) != vocabulary:
         raise UserError(f"{files.folder}: its head holds the action rows alone, so it has no loss on other tokens")
-    source.fill(wanted=lambda name: name.startswith((f"{stack.embedding}.", f"{stack.norm}.")))
-    embed, norm = (source.model.get_submodule(name).to(ids.device) for name in (stack.embedding, stack.norm))
+    source.fill(wanted=lambda name: name.startswith((f"{around.embedding}.", f"{around.norm}.")))
+    embed, norm = (source.model.get_submodule(name).to(ids.device) for name in (around.embedding, around.norm))
 
-    def loss(hidden: torch.Tensor, rows: slice) -> torch.Tensor:
-        logits = F.linear(norm(hidden[:, :-1]), head).float()
+    def loss(states: States, rows: slice) -> torch.Tensor:
+        logits = F.linear(norm(states[DECODER][:, :-1]), head).float()
         targets = ids[rows, 1:]
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / ids[:, 1:].numel()
 
     with torch.no_grad():
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        return Calibration(embed(ids), torch.ones_like(ids, dtype=torch.bool), positions, True, loss)
+        there = torch.ones_like(ids, dtype=torch.bool)
+        context = {"mask": there, "positions": positions}
+        run = partial(source.step, causal=True)
+        return Calibration(States({DECODER: embed(ids)}), {DECODER: there}, context, run, loss)
 
 
 def _read_ids(path: Path) -> torch.Tensor:

@@ -18,15 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.configs.prune import LlmPruner, Random, ScoredUnitsConfig
 from rlrc.errors import UserError
+from rlrc.policies.groups import Block, Group, Member
 from rlrc.progress import bar, track
 from rlrc.prune.allocate import choose
-from rlrc.prune.groups import Group, Member, matrix
 from rlrc.prune.measured import Measured
-from rlrc.prune.method import Plan, PruningMethod, Source, Target
+from rlrc.prune.method import Plan, PruningMethod, Source, Target, packed, unpacked
 from rlrc.prune.structured import plan_cut
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -45,13 +44,13 @@ class ScoredUnits(PruningMethod[ScoredConfig]):
     """Every head and channel gets a score, and the best stay: what most criteria have in common."""
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
-        self._choose({_key(group): torch.zeros(group.units) for group in groups}, groups, target)
+        self._choose({group.key: torch.zeros(group.units) for group in groups}, groups, target)
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
         return plan_cut(layers, groups, self._choose(measured, groups, target))
 
     def _choose(self, measured: Measured, groups: Sequence[Group], target: Target) -> list[torch.Tensor]:
-        scores = [measured[_key(group)] for group in groups]
+        scores = [measured[group.key] for group in groups]
         return choose(
             groups, scores, target.protected, self.config.scope, target.ratio, target.overall, target.rounding
         )
@@ -62,7 +61,7 @@ class RandomMethod(ScoredUnits[Random]):
 
     def measure(self, source: Source) -> Measured:
         generator = torch.Generator().manual_seed(source.seed)
-        return {_key(group): torch.rand(group.units, generator=generator, device="cpu") for group in source.groups}
+        return {group.key: torch.rand(group.units, generator=generator, device="cpu") for group in source.groups}
 
 
 PrunerConfig = TypeVar("PrunerConfig", bound=LlmPruner)
@@ -82,23 +81,23 @@ class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
     def _magnitudes(self, source: Source) -> Measured:
         power = int(self.config.importance[-1])
         measured: Measured = {}
-        for index in track(range(len(source.layers)), "importance"):
-            layer = source.layers[index]
+        for index in track(range(len(source.blocks)), "importance"):
+            block = source.blocks[index]
             for group in _of_layer(source, index):
-                weights = {m: matrix(layer, m.name).weight.detach().float() for m in group.members}
+                weights = {m: m.matrix(block).weight.detach().float() for m in group.members}
                 channels = {m: _sum_across(m, weight.abs().pow(power)) for m, weight in weights.items()}
-                measured[_key(group)] = self._combine(group, channels)
+                measured[group.key] = self._combine(group, channels)
         return measured
 
     def _gradient_scores(self, source: Source) -> Measured:
         """Forward once, keeping what enters each layer, and backward layer by layer."""
-        stream, count = source.stream, len(source.layers)
-        done, saved = source.saved.load()
-        upstream, measured = saved.pop("upstream", None), saved
-        inputs = [stream.calibration.embeddings]
+        stream, count = source.stream, len(source.blocks)
+        done, measured = source.saved.load()
+        upstream = unpacked(measured)
+        inputs = [stream.calibration.states]
         with bar("importance", total=2 * count) as progress:
             for index in range(count if upstream is None else count - done - 1):
-                inputs.append(stream.step(source.layers[index], inputs[-1]))
+                inputs.append(stream.step(source.blocks[index], inputs[-1]))
                 progress.advance()
             if upstream is None:
                 upstream = stream.loss_gradient(inputs.pop())
@@ -106,11 +105,11 @@ class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
                 progress.advance(2 * done + 1)
             for index in reversed(range(count - done)):
                 groups = _of_layer(source, index)
-                sums = LayerSaliency(self.config.importance, source.layers[index], groups, len(stream))
+                sums = BlockSaliency(self.config.importance, source.blocks[index], groups, len(stream))
                 size = None if sums.first_order else 1
-                upstream = stream.backward(sums.layer, inputs.pop(), upstream, sums.names, sums.add, size)
-                measured |= {_key(group): self._combine(group, sums.channel_scores(group)) for group in groups}
-                source.saved.save(count - index, measured | {"upstream": upstream})
+                upstream = stream.backward(sums.block, inputs.pop(), upstream, sums.members, sums.add, size)
+                measured |= {group.key: self._combine(group, sums.channel_scores(group)) for group in groups}
+                source.saved.save(count - index, measured | packed(upstream))
                 progress.advance()
         return measured
 
@@ -124,19 +123,19 @@ class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
         return score
 
 
-class LayerSaliency:
-    """Sums of one layer's gradients over batches; only those that `importance` needs are kept."""
+class BlockSaliency:
+    """Sums of one block's gradients over batches; only those that `importance` needs are kept."""
 
-    def __init__(self, importance: str, layer: LlamaDecoderLayer, groups: Sequence[Group], samples: int) -> None:
-        self.layer = layer
+    def __init__(self, importance: str, block: Block, groups: Sequence[Group], samples: int) -> None:
+        self.block = block
         self._importance, self._samples = importance, samples
-        self._members = {member.name: member for group in groups for member in group.members}
+        self._members = {member.place: member for group in groups for member in group.members}
         self._gradient: dict[str, torch.Tensor] = {}
         self._square: dict[str, torch.Tensor] = {}
 
     @property
-    def names(self) -> list[str]:
-        return list(self._members)
+    def members(self) -> list[Member]:
+        return list(self._members.values())
 
     @property
     def first_order(self) -> bool:
@@ -161,17 +160,17 @@ class LayerSaliency:
 
     def _channel_score(self, member: Member) -> torch.Tensor:
         if self._importance == "param_second":
-            return self._square.pop(member.name)
-        weight = self._weight(member.name)
-        saliency = weight * self._gradient.pop(member.name).float()
+            return self._square.pop(member.place)
+        weight = self._weight(member.place)
+        saliency = weight * self._gradient.pop(member.place).float()
         if self._importance == "param_mix":
-            saliency -= 0.5 * weight.square() * self._square.pop(member.name)
+            saliency -= 0.5 * weight.square() * self._square.pop(member.place)
         if self._importance == "vectorize":
             return _sum_across(member, saliency).abs()
         return _sum_across(member, saliency.abs())
 
     def _weight(self, name: str) -> torch.Tensor:
-        return matrix(self.layer, name).weight.detach().float()
+        return self._members[name].matrix(self.block).weight.detach().float()
 
     @staticmethod
     def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
@@ -181,10 +180,6 @@ class LayerSaliency:
 
 def _of_layer(source: Source, index: int) -> list[Group]:
     return [group for group in source.groups if group.layer == index]
-
-
-def _key(group: Group) -> str:
-    return f"{group.layer}.{group.kind}"
 
 
 def _sum_across(member: Member, saliency: torch.Tensor) -> torch.Tensor:

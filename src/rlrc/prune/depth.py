@@ -2,18 +2,19 @@
 
 By default those go that change their input least: their block influence (ShortGPT, Men et al., arXiv 2403.03853) is
 1 - mean cosine between what enters a layer and what leaves it. Or all go but an explicit list, such as {0, 31} of
-OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755).
+OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755). Where an action expert has a layer of the same number, that goes
+with it, and the influence is the mean of both.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.configs.prune import Depth
 from rlrc.errors import UserError
-from rlrc.prune.groups import Group
+from rlrc.policies.groups import Block, Group
+from rlrc.policies.values import States
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
 
@@ -36,12 +37,15 @@ class DepthMethod(PruningMethod[Depth]):
         if self.config.keep:
             return {}
         stream = source.stream
-        mask = stream.calibration.mask
+        there = stream.calibration.there
 
-        def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
-            after = stream.step(layer, hidden)
-            cosine = F.cosine_similarity(hidden[mask].float(), after[mask].float(), dim=-1)
-            return {str(index): 1 - cosine.mean()}, after
+        def visit(index: int, block: Block, states: States) -> tuple[Measured, States]:
+            after = stream.step(block, states)
+            cosines = [
+                F.cosine_similarity(hidden[there[stack]].float(), after[stack][there[stack]].float(), dim=-1).mean()
+                for stack, hidden in states.items()
+            ]
+            return {str(index): 1 - torch.stack(cosines).mean()}, after
 
         return source.forward("influence", visit)
 
@@ -68,5 +72,5 @@ class DepthMethod(PruningMethod[Depth]):
         return count
 
 
-def _unchanged(index: int, layer: LlamaDecoderLayer) -> None:
-    """Leave a layer as it is, as all that stay are."""
+def _unchanged(index: int, block: Block) -> None:
+    """Leave a block as it is, as all that stay are."""

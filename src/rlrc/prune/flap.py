@@ -16,13 +16,13 @@ lost inputs added on average becomes a bias.
 from collections.abc import Sequence
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.configs.prune import Flap
 from rlrc.errors import UserError
+from rlrc.policies.groups import Block, Group
+from rlrc.policies.values import States
 from rlrc.progress import say
 from rlrc.prune.allocate import share_of_free
-from rlrc.prune.groups import Group, matrix
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.stream import inputs_of
@@ -34,22 +34,27 @@ class FlapMethod(PruningMethod[Flap]):
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         _ratio([group for group in groups if group.layer not in target.protected], groups, target)
+        for group in groups:
+            if [member.axis for member in group.members].count(1) != 1 or not group.members[-1].is_output:
+                raise UserError(
+                    f"{group}: FLAP looks at one output matrix a unit, and this one has others; choose another method"
+                )
 
     def measure(self, source: Source) -> Measured:
         """Measure by layer and kind of unit `mean` and `metric` of the inputs of o_proj or down_proj, each (width,)."""
         stream = source.stream
 
-        def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
-            outputs = {group.members[-1].name: group for group in source.groups if group.layer == index}
-            sums = {name: RunningSums(stream.calibration.mask) for name in outputs}
-            with inputs_of(layer, {name: running.add for name, running in sums.items()}):
-                hidden = stream.step(layer, hidden)
+        def visit(index: int, block: Block, states: States) -> tuple[Measured, States]:
+            outputs = {group.members[-1]: group for group in source.groups if group.layer == index}
+            sums = {output: RunningSums(stream.calibration.there[output.stack]) for output in outputs}
+            with inputs_of(block, {output: running.add for output, running in sums.items()}):
+                states = stream.step(block, states)
             measured = {}
-            for name, group in outputs.items():
-                weight = matrix(layer, name).weight.detach().float()
-                measured[f"{index}.{group.kind}.mean"] = sums[name].mean
-                measured[f"{index}.{group.kind}.metric"] = self._metric(weight, sums[name])
-            return measured, hidden
+            for output, group in outputs.items():
+                weight = output.matrix(block).weight.detach().float()
+                measured[f"{group.key}.mean"] = sums[output].mean
+                measured[f"{group.key}.metric"] = self._metric(weight, sums[output])
+            return measured, states
 
         return source.forward("fluctuation", visit)
 
@@ -71,7 +76,7 @@ class FlapMethod(PruningMethod[Flap]):
             kept.append(units)
         means: Means | None = None
         if self.config.bias_compensation:
-            means = {(group.layer, group.kind): measured[f"{group.layer}.{group.kind}.mean"] for group in groups}
+            means = {group.key: measured[f"{group.key}.mean"] for group in groups}
         return plan_cut(layers, groups, kept, means)
 
     def _metric(self, weight: torch.Tensor, sums: "RunningSums") -> torch.Tensor:
@@ -113,7 +118,7 @@ def _ratio(free: Sequence[Group], groups: Sequence[Group], target: Target) -> fl
 
 
 def _channel_metric(group: Group, measured: Measured) -> torch.Tensor:
-    metric = measured[f"{group.layer}.{group.kind}.metric"]
+    metric = measured[f"{group.key}.metric"]
     return metric.square() if group.kind == "heads" else metric
 
 

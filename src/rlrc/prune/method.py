@@ -1,6 +1,6 @@
 """Base of the pruning methods: something to measure, and a plan that follows from it.
 
-A method first measures the decoder, layer by layer, into a handful of small tensors, and then says what each layer
+A method first measures the layers, block by block, into a handful of small tensors, and then says what each layer
 becomes. Measuring takes minutes and the plan no time, so that other targets can be tried on the same measurements.
 """
 
@@ -9,21 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-import torch
-from torch import nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
 from rlrc.configs.prune import MethodConfig
 from rlrc.errors import UserError
+from rlrc.policies.groups import Block, Group
+from rlrc.policies.values import States
 from rlrc.progress import bar
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames
-from rlrc.prune.groups import Group
 from rlrc.prune.measured import Measured, SavedSums
 from rlrc.prune.stream import Calibration, Stream
 
-Visit = Callable[[int, LlamaDecoderLayer, torch.Tensor], tuple[Measured, torch.Tensor]]
-"""Takes a layer's number, the layer and its inputs (N, T, hidden); returns measurements and the layer's outputs."""
+Visit = Callable[[int, Block, States], tuple[Measured, States]]
+"""Takes a block's number, the block and its inputs; returns measurements and the block's outputs."""
+STATES = "states."
+"""Stands before the names of stacks in saved sums."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,13 @@ class Target:
 class Source:
     """Everything that a method may read: layers, groups, target and samples."""
 
-    layers: Sequence[LlamaDecoderLayer]
-    """Decoder layers; each may be read anew whenever it is asked for."""
+    blocks: Sequence[Block]
+    """All layers; each block may be read anew whenever it is asked for."""
     groups: Sequence[Group]
-    """The coupled groups of these layers."""
+    """The coupled groups that may lose units."""
     target: Target
     seed: int = 0
     saved: SavedSums = field(default_factory=lambda: SavedSums(None, {}))
-    rotary: nn.Module | None = None
     calibration: Calibration | None = None
     """Samples, where the method needs them."""
     frames: Frames | None = None
@@ -57,11 +55,11 @@ class Source:
     @property
     def stream(self) -> Stream:
         """The calibration samples before the first layer."""
-        assert self.calibration is not None and self.rotary is not None, "a method asks for what it does not need"
-        return Stream(self.calibration, self.rotary)
+        assert self.calibration is not None, "a method asks for what it does not need"
+        return Stream(self.calibration)
 
     def forward(self, what: str, visit: Visit) -> Measured:
-        """Send the samples through the layers, calling `visit` for each, and go on where an earlier run was cut off.
+        """Send the samples through the blocks, calling `visit` for each, and go on where an earlier run was cut off.
 
         Args:
             what: is measured, for people.
@@ -70,12 +68,12 @@ class Source:
             All that `visit` has measured.
         """
         done, measured = self.saved.load()
-        hidden = measured.pop("hidden", self.stream.calibration.embeddings)
-        with bar(what, total=len(self.layers), start=done) as progress:
-            for index in range(done, len(self.layers)):
-                here, hidden = visit(index, self.layers[index], hidden)
+        states = unpacked(measured) or self.stream.calibration.states
+        with bar(what, total=len(self.blocks), start=done) as progress:
+            for index in range(done, len(self.blocks)):
+                here, states = visit(index, self.blocks[index], states)
                 measured |= here
-                self.saved.save(index + 1, measured | {"hidden": hidden})
+                self.saved.save(index + 1, measured | packed(states))
                 progress.advance()
         return measured
 
@@ -83,16 +81,27 @@ class Source:
         return replace(self, frames=frames, calibration=frames.calibration())
 
 
+def packed(states: States) -> Measured:
+    """States under names of their own, to be saved beside what was measured."""
+    return {f"{STATES}{stack}": tensor for stack, tensor in states.items()}
+
+
+def unpacked(saved: Measured) -> States | None:
+    """Take the states out of what was saved; None where there are none."""
+    names = [name for name in saved if name.startswith(STATES)]
+    return States({name.removeprefix(STATES): saved.pop(name) for name in names}) if names else None
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The decoder after pruning, as a plan."""
+    """The layers after pruning, as a plan."""
 
     layers: tuple[int, ...]
     """The layers that stay, in order."""
-    edit: Callable[[int, LlamaDecoderLayer], None]
-    """Changes the layer of the given (old) number in place."""
-    shapes: dict[int, dict[str, int]] = field(default_factory=dict)
-    """Shapes that an edit changes, in transformers' words, by a layer's old number."""
+    edit: Callable[[int, Block], None]
+    """Changes the block of the given (old) number in place."""
+    shapes: dict[tuple[int, str], dict[str, int]] = field(default_factory=dict)
+    """Shapes that an edit changes, in transformers' words, by a layer's old number and stack."""
     output_bias: bool = False
     """True if edits give o_proj and down_proj a bias."""
     kept: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from rlrc.configs.prune import StateSaliency
 from rlrc.errors import UserError
-from rlrc.policies.values import Observation
+from rlrc.policies.values import Observation, States
 from rlrc.progress import say, track
 from rlrc.prune.calibrate import Frames
 from rlrc.prune.criteria import LlmPrunerMethod
@@ -56,21 +56,20 @@ class StateSaliencyMethod(LlmPrunerMethod[StateSaliency]):
 def state_saliency(source: Source, frames: Frames, grid: int) -> torch.Tensor:
     """SIS of each number of each frame's chunk, (N, H, D)."""
     clean = frames.calibration()
-    blurred = [frames.embed(observation).embeddings for observation in blurred_everywhere(frames.observation, grid)]
+    blurred = [frames.embed(observation).states for observation in blurred_everywhere(frames.observation, grid)]
     frames.let_vision_go()
-    times = len(blurred) + 1
-    stacked = replace(
-        clean,
-        embeddings=torch.cat([clean.embeddings, *blurred]),
-        mask=clean.mask.repeat(times, 1),
-        positions=clean.positions.repeat(times, 1),
-    )
-    stream, hidden = replace(source, calibration=stacked).stream, stacked.embeddings
-    for index in track(range(len(source.layers)), "saliency"):
-        hidden = stream.step(source.layers[index], hidden)
+    stacked = replace(clean.repeated(len(blurred) + 1), states=States.cat([clean.states, *blurred]))
+    stream, states = replace(source, calibration=stacked).stream, stacked.states
+    for index in track(range(len(source.blocks)), "saliency"):
+        states = stream.step(source.blocks[index], states)
     policy = frames.policy
+
+    def read(rows: slice) -> torch.Tensor:
+        context = {name: tensor[rows] for name, tensor in stacked.context.items()}
+        return policy.mean_actions(policy.read(states.rows(rows), context))
+
     with torch.no_grad():
-        actions = torch.cat([policy.mean_actions(policy.read(hidden[rows])) for rows in stream.batches()])
+        actions = torch.cat([read(rows) for rows in stream.batches()])
     own, *others = actions.split(len(frames))
     return torch.stack([(own - other).square() / 2 for other in others]).mean(dim=0)
 

@@ -1,16 +1,16 @@
 """Cutting: units really leave the matrices, and the config learns the new shapes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from rlrc.prune.groups import Group, matrix
+from rlrc.policies.groups import DECODER, Block, Group
 from rlrc.prune.method import Plan
 
-Means = dict[tuple[int, str], torch.Tensor]
-"""Mean inputs, by layer and kind of unit, of the matrix that gives them to the next layers (width,)."""
+Means = dict[str, torch.Tensor]
+"""Mean inputs, by a group's key, of the matrix that gives them to the next layers (width,)."""
 
 
 def plan_cut(layers: int, groups: Sequence[Group], kept: Sequence[torch.Tensor], means: Means | None = None) -> Plan:
@@ -19,38 +19,42 @@ def plan_cut(layers: int, groups: Sequence[Group], kept: Sequence[torch.Tensor],
     With nothing, the dense model with the other units' output columns zeroed computes the same function.
 
     Args:
-        means: mean inputs of o_proj ("heads") and down_proj ("channels") by layer; FLAP's bias compensation.
+        means: mean inputs of o_proj ("heads") and down_proj ("channels"); FLAP's bias compensation.
     """
     of_layer: dict[int, list[tuple[Group, torch.Tensor]]] = {}
     for group, units in zip(groups, kept, strict=True):
         of_layer.setdefault(group.layer, []).append((group, units))
 
-    def edit(index: int, layer: LlamaDecoderLayer) -> None:
-        for group, units in of_layer[index]:
+    def edit(index: int, block: Block) -> None:
+        for group, units in of_layer.get(index, ()):
             if means is not None:
-                _compensate(layer, group, units, means[index, group.kind])
+                _compensate(block, group, units, means[group.key])
             if len(units) < group.units:
-                _cut(layer, group, units)
+                _cut(block, group, units)
 
-    shapes = {index: _shape_left(pairs) for index, pairs in of_layer.items()}
+    shapes: dict[tuple[int, str], dict[str, int]] = {}
+    for index, pairs in of_layer.items():
+        for group, units in pairs:
+            for stack, shape in _shape_left(group, len(units)).items():
+                shapes.setdefault((index, stack), {}).update(shape)
     return Plan(tuple(range(layers)), edit, shapes, means is not None, _indices(groups, kept))
 
 
-def _cut(layer: LlamaDecoderLayer, group: Group, units: torch.Tensor) -> None:
+def _cut(block: Block, group: Group, units: torch.Tensor) -> None:
     """Let all but `units` leave the matrices of the group."""
     for member in group.members:
-        module = matrix(layer, member.name)
+        module = member.matrix(block)
         width = torch.arange(member.width, device=module.weight.device)
         index = (units.to(width.device)[:, None] * member.width + width).flatten()
         _cut_linear(module, index, member.axis)
     if group.kind == "channels":
-        layer.mlp.intermediate_size = len(units)
+        block.layer(group.stack).mlp.intermediate_size = len(units)
 
 
-def _compensate(layer: LlamaDecoderLayer, group: Group, units: torch.Tensor, mean: torch.Tensor) -> None:
+def _compensate(block: Block, group: Group, units: torch.Tensor, mean: torch.Tensor) -> None:
     """Add what the lost inputs of the group's output matrix used to give, on average, to its bias."""
     output = group.members[-1]
-    module = matrix(layer, output.name)
+    module = output.matrix(block)
     gone = torch.ones(group.units, dtype=torch.bool)
     gone[units] = False
     lost = mean * gone.repeat_interleave(output.width)
@@ -66,32 +70,39 @@ def _cut_linear(module: nn.Linear, index: torch.Tensor, axis: int) -> None:
     module.out_features, module.in_features = module.weight.shape
 
 
-def _shape_left(pairs: Sequence[tuple[Group, torch.Tensor]]) -> dict[str, int]:
-    """A layer's shape as transformers' sparse schema stores it; whole key-value heads leave with their queries."""
-    shape = {}
-    for group, units in pairs:
-        if group.kind == "channels":
-            shape["intermediate_size"] = len(units)
-        else:
-            shape["num_attention_heads"] = len(units) * group.queries
-            shape["num_key_value_heads"] = len(units)
+def _shape_left(group: Group, units: int) -> dict[str, dict[str, int]]:
+    """The shapes that a group gives its layers, by stack, as transformers' sparse schema stores them."""
+    shapes: dict[str, dict[str, int]] = {}
+    for member in group.members:
+        heads = units * member.width // group.channels
+        field = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}.get(member.name)
+        if member.name == "mlp.gate_proj":
+            shapes.setdefault(member.stack, {})["intermediate_size"] = units
+        elif field is not None and member.axis == 0:
+            shapes.setdefault(member.stack, {})[field] = heads
+    for shape in shapes.values():
+        if "num_key_value_heads" in shape:  # a layer without queries still has a number of them in its config
+            shape.setdefault("num_attention_heads", shape["num_key_value_heads"])
+    return shapes
+
+
+def layer_shape(layer: Any) -> dict[str, int]:
+    """The shape a layer has, as far as it has the matrices that tell it."""
+    attention, mlp = layer.self_attn, getattr(layer, "mlp", None)
+    shape = {"num_key_value_heads": attention.k_proj.out_features // attention.head_dim}
+    if hasattr(attention, "q_proj"):
+        shape["num_attention_heads"] = attention.q_proj.out_features // attention.head_dim
+    if mlp is not None:
+        shape["intermediate_size"] = mlp.gate_proj.out_features
     return shape
 
 
-def layer_shape(layer: LlamaDecoderLayer) -> dict[str, int]:
-    """The shape a layer has."""
-    attention = layer.self_attn
-    return {
-        "num_attention_heads": attention.q_proj.out_features // attention.head_dim,
-        "num_key_value_heads": attention.k_proj.out_features // attention.head_dim,
-        "intermediate_size": layer.mlp.gate_proj.out_features,
-    }
-
-
-def _indices(groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, dict[int, list[int]]]:
-    """Kept indices by kind and layer; groups that stay whole are left out."""
-    indices: dict[str, dict[int, list[int]]] = {"heads": {}, "channels": {}}
+def _indices(groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Kept indices by kind and layer, those of other stacks than the language model under their name; groups that stay
+    whole are left out."""
+    indices: dict[str, Any] = {"heads": {}, "channels": {}}
     for group, units in zip(groups, kept, strict=True):
         if len(units) < group.units:
-            indices[group.kind][group.layer] = units.tolist()
+            of_stack = indices if group.stack == DECODER else indices.setdefault(group.stack, {})
+            of_stack.setdefault(group.kind, {})[group.layer] = units.tolist()
     return indices

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlrc.configs.prune import Magnitude, UnstructuredConfig, Wanda
 from rlrc.errors import UserError
-from rlrc.prune.groups import Group, matrix
+from rlrc.policies.groups import DECODER, Block, Group, Member
+from rlrc.policies.values import States
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
-from rlrc.prune.stream import inputs_of
+from rlrc.prune.stream import Stream, inputs_of
 
 ZeroingConfig = TypeVar("ZeroingConfig", bound=UnstructuredConfig)
 
@@ -40,19 +40,19 @@ class Unstructured(PruningMethod[ZeroingConfig]):
                     )
 
     def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
-        def edit(index: int, layer: LlamaDecoderLayer) -> None:
+        def edit(index: int, block: Block) -> None:
             if index not in target.protected:
-                self.zero(index, layer, _names(groups, index), measured, target.ratio)
+                self.zero(index, block, _members(groups, index), measured, target.ratio)
 
         return Plan(tuple(range(layers)), edit)
 
     def zero(
-        self, index: int, layer: LlamaDecoderLayer, names: Sequence[str], measured: Measured, ratio: float | None
+        self, index: int, block: Block, members: Sequence[Member], measured: Measured, ratio: float | None
     ) -> None:
-        """Zero the layer's weights, in place."""
-        for name in names:
-            weight = matrix(layer, name).weight
-            norm = measured.get(f"{index}.{name}")
+        """Zero weights of the block, in place."""
+        for member in members:
+            weight = member.matrix(block).weight
+            norm = measured.get(f"{index}.{member.place}")
             weight.data.masked_fill_(self.goes(weight.detach().float().abs(), norm, ratio), 0)
 
     def goes(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float | None) -> torch.Tensor:
@@ -91,17 +91,24 @@ class WandaMethod(Unstructured[Wanda]):
         """Measure by layer and matrix the mean over samples of the squared norm of each input (in,)."""
         stream, target = source.stream, source.target
 
-        def visit(index: int, layer: LlamaDecoderLayer, hidden: torch.Tensor) -> tuple[Measured, torch.Tensor]:
+        def visit(index: int, block: Block, states: States) -> tuple[Measured, States]:
             if index in target.protected:
-                return {}, stream.step(layer, hidden)
-            norms = {name: SquareNorm(stream.calibration.mask) for name in _names(source.groups, index)}
-            with inputs_of(layer, {name: norm.add for name, norm in norms.items()}):
-                stream.step(layer, hidden)
-            measured = {f"{index}.{name}": norm.mean for name, norm in norms.items()}
-            self.zero(index, layer, list(norms), measured, target.ratio)
-            return measured, stream.step(layer, hidden)  # the next layer is measured behind what this one has become
+                return {}, stream.step(block, states)
+            members = _members(source.groups, index)
+            norms = {member: SquareNorm(self._there(stream, member)) for member in members}
+            with inputs_of(block, {member: norm.add for member, norm in norms.items()}):
+                stream.step(block, states)
+            measured = {f"{index}.{member.place}": norm.mean for member, norm in norms.items()}
+            self.zero(index, block, members, measured, target.ratio)
+            return measured, stream.step(block, states)  # the next layer is measured behind what this one has become
 
         return source.forward("input norms", visit)
+
+    def _there(self, stream: Stream, member: Member) -> torch.Tensor:
+        """Bool (N, T), the positions that enter a matrix; one that has keys and values of the language model as its
+        inputs has positions of that."""
+        stack = DECODER if member.reads_decoder else member.stack
+        return stream.calibration.there[stack]
 
     def lowest(self, magnitude: torch.Tensor, square_norm: torch.Tensor | None, ratio: float) -> torch.Tensor:
         assert square_norm is not None
@@ -169,5 +176,7 @@ class SquareNorm:
         self._seen += len(inputs)
 
 
-def _names(groups: Sequence[Group], index: int) -> list[str]:
-    return [member.name for group in groups if group.layer == index for member in group.members]
+def _members(groups: Sequence[Group], index: int) -> list[Member]:
+    """The matrices of a block, each once."""
+    members = {member.place: member for group in groups if group.layer == index for member in group.members}
+    return list(members.values())

@@ -11,9 +11,10 @@ from rlrc import envs
 from rlrc.act.conventions import Interface, connect
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
+from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import moved
-from rlrc.policies.values import Observation, Sampler
+from rlrc.policies.values import Exploration, Observation, Sampler
 from rlrc.recover.loop import Learner, rng
 from rlrc.recover.sft import hide_words
 
@@ -103,6 +104,19 @@ class Seen:
         return chosen.to(self._policy.device) if self._encoded else self._policy.prepare(chosen)
 
 
+def exploring(policy: Policy, config: RlConfig) -> Sampler:
+    """The way in which a policy is sampled for PPO.
+
+    Raises:
+        UserError: the policy has no likelihood when it is sampled so.
+    """
+    kind = config.exploration or policy.exploration
+    if kind is not None and policy.exploration is None:
+        raise UserError(f"exploration {kind}: the policy does not denoise; leave exploration out")
+    exploration = None if kind is None else Exploration(kind, config.noise_level)
+    return Sampler(config.temperature, config.denoising_steps, exploration)
+
+
 def act(
     policy: Policy, env: envs.WorkerVectorEnv, iteration: int, config: RlConfig, learner: Learner, execute: int
 ) -> Buffer:
@@ -113,7 +127,7 @@ def act(
     """
     episodes = Episodes(env, connect(policy.spec, env.world_spec), iteration, config, learner)
     noise, variation = learner.generator("act", iteration), learner.generator("augment", iteration, device="cpu")
-    seen = Seen(policy, encoded=not learner.trains_vision)
+    seen, sampler = Seen(policy, encoded=not learner.trains_vision), exploring(policy, config)
     logprobs: list[torch.Tensor] = []
     outcomes: list[tuple[np.ndarray, ...]] = []
     latents: list[dict[str, torch.Tensor]] = []
@@ -130,7 +144,7 @@ def act(
 
     episodes.start(policy, np.ones(env.num_envs, bool))
     for _ in range(-(-env.max_episode_steps // execute)):
-        sample = policy.sample(look(), Sampler(config.temperature), noise)
+        sample = policy.sample(look(), sampler, noise)
         assert sample.logprobs is not None
         actions = policy.to_physical(sample.actions.cpu().numpy())[:, :execute]
         outcomes.append(episodes.carry_out(policy, actions))

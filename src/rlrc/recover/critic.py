@@ -25,6 +25,6 @@ def new_critic(policy: Policy, seed: int) -> Critic:
     """A fresh critic for a policy; the last layer starts at N(0, 0.02), so that first values are near zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = Critic(policy.stacks()[-1].config.hidden_size)
+        critic = Critic(policy.critic_width)
         nn.init.normal_(critic.head_l3.weight, std=0.02)
     return critic.to(device=policy.device, dtype=policy.model.dtype)

@@ -1,4 +1,4 @@
-"""Reinforcement learning: PPO on action tokens, in one file.
+"""Reinforcement learning: PPO on action tokens, or on the random steps of a policy that denoises.
 
     rlrc rl --policy runs/default/sft/checkpoint --world tabletop --out runs/default/rl
     accelerate launch --multi_gpu --num_processes 2 -m rlrc rl ...        (the same where there is no GPU)
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rlrc import envs
 from rlrc.act.actor import Chunked, Plain
@@ -37,9 +38,8 @@ from rlrc.episodes import success_rate
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
-from rlrc.policies.values import Sampler
 from rlrc.process import keep_freed_memory
-from rlrc.recover.acting import Buffer, Rows, act
+from rlrc.recover.acting import Buffer, Rows, act, exploring
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, summed, value_loss
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
@@ -73,9 +73,10 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     if policy.no_likelihood is not None:
         raise UserError(f"{config.policy}: {policy.no_likelihood}")
     connect(policy.spec, envs.spec(config.world))
-    critic = new_critic(policy, config.seed)
-    rates = {"critic.": config.value_learning_rate}
-    learner = Learner(policy, config, out, {"critic": critic}, rates)
+    extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed))}
+    if exploring(policy, config).needs_network:
+        extra["noise"] = policy.with_noise_network(config.seed)
+    learner = Learner(policy, config, out, extra, {"critic.": config.value_learning_rate})
     actor = Chunked(Plain(policy), config.execute)
     frames = None
     if demonstrations is not None:
@@ -126,7 +127,7 @@ def targets(policy: Policy, critic: Critic, buffer: Buffer, config: RlConfig, le
     for rows in Rows.batches(torch.arange(len(buffer) + buffer.rewards.shape[1]), config.batch_size, policy.device):
         latent = {name: tensor[rows.here] for name, tensor in last.items()}
         with learner.autocast():
-            likelihood = policy.likelihood(buffer.seen.inputs(rows.host), latent, Sampler(config.temperature))
+            likelihood = policy.likelihood(buffer.seen.inputs(rows.host), latent, exploring(policy, config))
         readings.append((likelihood.logprobs, likelihood.state, critic(likelihood.state)))
     logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
     chunk = int(buffer.executed.sum(dim=-1).max())
@@ -255,7 +256,7 @@ def ppo_loss(
     index = rows.here
     with learner.autocast():
         inputs = buffer.seen.inputs(rows.host)
-        likelihood = policy.likelihood(inputs, buffer.latent_of(index), Sampler(config.temperature))
+        likelihood = policy.likelihood(inputs, buffer.latent_of(index), exploring(policy, config))
     executed = buffer.executed.flatten(0, 1)[index]
     logprobs, owners = summed(likelihood.logprobs, executed, config.ratio_of)
     old_logprobs, _ = summed(target.logprobs[index], executed, config.ratio_of)
@@ -284,6 +285,8 @@ def learning_curve_point(
     """Success rates, in and out of distribution, over episodes that stay the same; on the main process."""
     if not learner.is_main:
         return {}
+    own = learner.policy.default_temperature
+    temperature = own if config.eval_temperature is None else config.eval_temperature
     episode_ids = range(FIRST_CURVE_EPISODE, FIRST_CURVE_EPISODE + config.eval_episodes)
     with learner.autocast(), torch.no_grad():
         return {
@@ -292,7 +295,7 @@ def learning_curve_point(
                     actor,
                     env,
                     episode_ids,
-                    Conditions(split, temperature=config.eval_temperature, seed=config.seed),
+                    Conditions(split, temperature=temperature, seed=config.seed),
                 )
             ).rate
             for split in env.world_spec.splits

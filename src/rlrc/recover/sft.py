@@ -73,6 +73,8 @@ def fit(
         The last row of metrics.
     """
     keep_freed_memory()
+    if config.noise_draws > 1:
+        policy.learn_from(config.noise_draws)
     learner = Learner(policy, config, out, {} if auxiliary is None else {"auxiliary": auxiliary})
     frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()

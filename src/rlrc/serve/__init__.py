@@ -52,8 +52,6 @@ def serve(config: ServeConfig, out: Path) -> dict[str, Any]:
     if not policy.can_read_instructions:
         raise UserError(f"{config.policy}: the folder lacks a tokenizer, so the policy cannot act")
     policy.action_statistics()
-    if config.center_crop:
-        policy.crop_pictures()
     service = Service(policy, config)
     say("acting once, so that the first robot does not wait")
     service.warm_up()

@@ -16,6 +16,7 @@ import numpy as np
 
 from rlrc.configs.serve import ServeConfig
 from rlrc.errors import UserError, shorten
+from rlrc.policies.acting import set_up
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Observation, Sampler
 from rlrc.progress import say
@@ -58,7 +59,7 @@ class Service:
         self.policy, self.config = policy, config
         self.reader = Reader.of(read_names(config.names, policy.spec.cameras), policy.spec)
         self.metrics = Metrics()
-        self._batcher = Batcher(policy, Sampler(config.temperature), config.max_batch)
+        self._batcher = Batcher(policy, Sampler(set_up(policy, config)), config.max_batch)
         self.metrics.waiting.set_function(lambda: self._batcher.waiting)
         self._readers = ThreadPoolExecutor(READERS, "reader")
         self._numbers = itertools.count()

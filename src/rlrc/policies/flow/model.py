@@ -85,6 +85,12 @@ class FlowModel(PreTrainedModel):
     def make_tables(self) -> None:
         """Nothing is computed from the config and kept."""
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:  # type: ignore[override]
+        """ "sdpa", or "eager", whose backward pass is faster on a processor."""
+        if attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"there are the kernels 'sdpa' and 'eager', and not '{attn_implementation}'")
+        self.config._attn_implementation = attn_implementation
+
     def get_input_embeddings(self) -> nn.Module:
         return self.get_submodule(self.names.embedding)
 
@@ -186,6 +192,16 @@ class FlowModel(PreTrainedModel):
             memory.append(kept)
         return Prefix(memory, context, last, there)
 
+    def repeat(self, prefix: Prefix, times: int) -> Prefix:
+        """Each row of a prefix several times in a row."""
+
+        def again(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat_interleave(times, dim=0)
+
+        last, there = again(prefix.last), None if prefix.there is None else again(prefix.there)
+        memory = [(again(keys), again(values)) for keys, values in prefix.memory]
+        return Prefix(memory, self.context(last, there), last, there)
+
     def remember(self, layer: Layer, hidden: torch.Tensor, context: Context) -> tuple[torch.Tensor, Memory]:
         """What leaves a layer of the language model, and the keys and values that the expert reads of it."""
         entering, gate = normed(layer.input_layernorm, hidden, None)
@@ -194,6 +210,19 @@ class FlowModel(PreTrainedModel):
             return hidden, memory
         attended = layer.self_attn(entering, memory, context.prefix_rotary, context.prefix_seen)
         return layer.finish(hidden, attended, gate, None), memory
+
+    def critic_state(self, prefix: Prefix, state: torch.Tensor | None) -> torch.Tensor:
+        """What a critic reads, (N, `critic_width`), which depends on no action: the mean of what enters the language
+        model's last layer, as pi_RL's critic of pi0.5 reads what leaves it."""
+        if prefix.there is None:
+            return prefix.last.mean(dim=1)
+        there = prefix.there[..., None].to(prefix.last.dtype)
+        return (prefix.last * there).sum(dim=1) / there.sum(dim=1)
+
+    @property
+    def critic_width(self) -> int:
+        """Width of `critic_state`."""
+        return self.config.text_config.hidden_size
 
     # -- who sees whom -------------------------------------------------------------------------------------------------
 
@@ -310,3 +339,9 @@ class FlowModel(PreTrainedModel):
         periods = config.min_period * (config.max_period / config.min_period) ** share
         angles = 2 * math.pi * times.to(kind)[:, None] / periods
         return torch.cat([angles.sin(), angles.cos()], dim=1).to(self.dtype)
+
+
+def step_times(numbers: torch.Tensor, steps: int) -> torch.Tensor:
+    """Times of denoising steps (N,) counted from 0: 1 at the first, then down in equal steps."""
+    kind = torch.float32 if numbers.device.type == "mps" else torch.float64
+    return 1 - numbers.to(kind) / steps

@@ -6,11 +6,12 @@ from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.dead import Shapes, dead_in_last_layer
 from rlrc.policies.flow.paligemma import PALIGEMMA, ROOT, PaliGemmaModel
 from rlrc.policies.flow.published import Published
+from rlrc.policies.flow.random_layout import TINY, TINY_VOCABULARY, resized
 
 EMBEDDING = f"{ROOT}.paligemma.lm_head.weight"
 VISION_HEADS = {1152: 16}
 """Heads of the published tower, by its width."""
-GEMMA = {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "num_key_value_heads": 1}
+GEMMA_LAYERS: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "num_key_value_heads": 1}
 
 
 class PaliGemmaLayout:
@@ -27,7 +28,7 @@ class PaliGemmaLayout:
             queries = published.shape(f"{prefix}.0.self_attn.q_proj.weight")[0]
             heads = {"num_attention_heads": queries // head_dim, "head_dim": head_dim}
             vocabulary = {"vocab_size": published.shape(EMBEDDING)[0]}
-            stacks[field] = published.stack(prefix, layers) | heads | vocabulary | GEMMA
+            stacks[field] = published.stack(prefix, layers) | heads | vocabulary | GEMMA_LAYERS
         width = published.shape(f"{names.vision}.embeddings.patch_embedding.weight")[0]
         heads_of_vision = published.spec.vision_heads or VISION_HEADS.get(width)
         published.require(
@@ -56,3 +57,30 @@ class PaliGemmaLayout:
     def alias(self, name: str, known: set[str]) -> str:
         tied = f"{PALIGEMMA}.language_model.embed_tokens.weight"
         return EMBEDDING if name == tied and EMBEDDING not in known else name
+
+
+def random_config(tiny: bool) -> dict[str, Any]:
+    """Fields of the config of pi0 and pi0.5 at the published sizes, or small ones."""
+    heads = {"num_attention_heads": 8, "head_dim": 256, "num_hidden_layers": 18, "vocab_size": 257_152, **GEMMA_LAYERS}
+    values: dict[str, Any] = {
+        "text_config": heads | {"hidden_size": 2048, "intermediate_size": 16_384},
+        "expert_config": heads | {"hidden_size": 1024, "intermediate_size": 4096},
+        "vision_config": {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+        },
+        "cameras": ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"],
+        "horizon": 50,
+        "execute": 50,
+    }
+    if not tiny:
+        return values
+    small = {field: dict(sizes) for field, sizes in TINY.items()}
+    small["text_config"] |= {"head_dim": 16}
+    small["expert_config"] |= {"head_dim": 16, "vocab_size": TINY_VOCABULARY}
+    small["vision_config"] |= {"image_size": 56}
+    return resized(values, small)

@@ -1,6 +1,6 @@
 """The base of pi0, pi0.5 and SmolVLA as policies: inputs, normalisation, denoising, the flow-matching loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,24 +10,19 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
+from rlrc.policies.contract import mean_over_rows
 from rlrc.policies.dim import Dim
 from rlrc.policies.flow import normalisation
 from rlrc.policies.flow.checkpoint import Layout, published_tensors, read_outline
 from rlrc.policies.flow.config import FlowConfig
-from rlrc.policies.flow.denoising import (
-    NoiseNetwork,
-    Step,
-    entropy,
-    euler,
-    log_density,
-    sde_step,
-    standard_log_density,
-)
+from rlrc.policies.flow.denoising import NoiseNetwork, euler
+from rlrc.policies.flow.exploring import Explorer
 from rlrc.policies.flow.inputs import FlowInputs
-from rlrc.policies.flow.model import FlowModel, Prefix
+from rlrc.policies.flow.model import FlowModel, Prefix, step_times
 from rlrc.policies.flow.pictures import Place
 from rlrc.policies.flow.processor import FlowProcessor, with_newline
 from rlrc.policies.folder import Reading
+from rlrc.policies.groups import DECODER, EXPERT, Block
 from rlrc.policies.parts.noise import draw, require_generators
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
@@ -38,8 +33,11 @@ from rlrc.policies.values import (
     PolicySpec,
     Sample,
     Sampler,
+    Stack,
     Stage,
     StageCall,
+    States,
+    TeacherForced,
 )
 
 EARLIEST = 1e-3
@@ -57,7 +55,11 @@ class FlowPolicy(StoredPolicy):
     place: ClassVar[Place]
     """Place of a picture in its square."""
     default_temperature = 1.0
-    explorer: NoiseNetwork | None = None
+    masks_cameras = True
+    exploration = "flow-sde"
+    noise_draws: int = 1
+    """Noises and times from which each frame is learnt."""
+    noise_network: NoiseNetwork | None = None
     """Flow-Noise's network, while PPO trains the policy."""
 
     @property
@@ -109,6 +111,7 @@ class FlowPolicy(StoredPolicy):
     # -- acting --------------------------------------------------------------------------------------------------------
 
     def prepare(self, observation: Observation) -> FlowInputs:
+        self.processor.require_rows(observation)
         state = self.normalised_state(observation) if self.spec.state else None
         return self.processor(observation, state, self.device)
 
@@ -154,21 +157,26 @@ class FlowPolicy(StoredPolicy):
             raise UserError(f"steps {steps}: the policy denoises in 1 to 1000")
         shape = (len(inputs), config.horizon, config.padded_dim)
         if sampler.exploration is not None:
-            return self._explore(inputs, sampler, steps, generator)
+            explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network)
+            return explorer.sample(inputs, generator, sampler.temperature)
         noise = sampler.temperature * draw(torch.randn, shape, generator, self.device)
         (chunks,) = self.do(partial(self._denoise, steps=steps), inputs, noise, key=steps)
         return Sample(chunks[..., : config.action_dim], {})
+
+    def learn_from(self, noise_draws: int) -> None:
+        self.noise_draws = noise_draws
+
+    def denoise_in(self, steps: int) -> None:
+        self.model.config.num_steps = steps
 
     @torch.no_grad()
     def _denoise(self, inputs: FlowInputs, noise: torch.Tensor | None, steps: int) -> tuple[torch.Tensor]:
         assert noise is not None
         prefix, x = self.model.read_prefix(inputs), noise
         for number in range(steps):
-            x = euler(x, self._velocity(prefix, x, number, steps, inputs), steps)
+            times = step_times(torch.full((len(x),), number, device=x.device), steps)
+            x = euler(x, self.model.velocity(prefix, x, times, inputs.state), steps)
         return (x,)
-
-    def _velocity(self, prefix: Prefix, x: torch.Tensor, number: int, steps: int, inputs: FlowInputs) -> torch.Tensor:
-        return self.model.velocity(prefix, x, _times(x, number, steps), inputs.state)
 
     # -- normalisation -------------------------------------------------------------------------------------------------
 
@@ -216,11 +224,33 @@ class FlowPolicy(StoredPolicy):
         self, inputs: FlowInputs, actions: torch.Tensor, generator: Generators = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Velocities (N, H, D) at random times, and what they should be: noise minus action."""
+        return self._velocities(self.model.read_prefix(inputs), inputs.state, actions, generator)
+
+    def _velocities(
+        self, prefix: Prefix, state: torch.Tensor | None, actions: torch.Tensor, generator: Generators
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         noise, times, noisy = self.noised(actions, generator)
-        prefix = self.model.read_prefix(inputs)
-        velocity = self.model.velocity(prefix, noisy, times, inputs.state)
-        count = actions.shape[2]
+        velocity, count = self.model.velocity(prefix, noisy, times, state), actions.shape[2]
         return velocity[..., :count], noise[..., :count] - actions
+
+    def loss(
+        self,
+        inputs: FlowInputs,
+        actions: torch.Tensor,
+        padded: torch.Tensor | None = None,
+        label_spread: float = 0.0,
+        generator: Generators = None,
+    ) -> dict[str, torch.Tensor]:
+        """See `Policy.loss`. With several `noise_draws` a frame is read once and learnt from that many noises and
+        times, for which only the expert runs again."""
+        if self.noise_draws == 1:
+            return super().loss(inputs, actions, padded, label_spread, generator)
+        times = self.noise_draws
+        prefix = self.model.repeat(self.model.read_prefix(inputs), times)
+        state = None if inputs.state is None else inputs.state.repeat_interleave(times, dim=0)
+        predicted, target = self._velocities(prefix, state, actions.repeat_interleave(times, dim=0), generator)
+        padded = None if padded is None else padded.repeat_interleave(times, dim=0)
+        return {"loss": mean_over_rows(self.errors(predicted, target, label_spread), padded)}
 
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
         """Squared errors of the velocities of the robot's own dimensions, as LeRobot trains since 0.6."""
@@ -239,17 +269,72 @@ class FlowPolicy(StoredPolicy):
     def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         return {}  # the loss says it all: velocities at random times are no actions
 
-    def teacher_forced(self, inputs, actions, generator=None):
-        raise NotImplementedError
+    def teacher_forced(self, inputs: FlowInputs, actions: torch.Tensor, generator: Generators = None) -> TeacherForced:
+        noise, times, noisy = self.noised(actions, generator)
+        hidden, there = self.model.embed_prefix(inputs)
+        there = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if there is None else there
+        suffix, condition = self.model.suffix(noisy.to(self.model.dtype), times, inputs.state)
+        context = {"there": there} | ({} if condition is None else {"condition": condition})
+        count = actions.shape[2]
+        return TeacherForced(
+            States({DECODER: hidden, EXPERT: suffix}),
+            {DECODER: there, EXPERT: torch.ones(suffix.shape[:2], dtype=torch.bool, device=suffix.device)},
+            context,
+            noise[..., :count] - actions,
+        )
 
-    def read(self, hidden):
-        raise NotImplementedError
+    def step(
+        self, block: Block, states: States, context: Mapping[str, torch.Tensor], causal: bool | None = None
+    ) -> States:
+        assert causal is None, "who sees whom is the family's own affair"
+        model, condition = self.model, context.get("condition")
+        seen = model.context(states[DECODER], context["there"])
+        hidden, memory = model.remember(block.layer(DECODER), states[DECODER], seen)
+        expert = model.read_memory(block.layer(EXPERT), states[EXPERT], memory, seen, condition)
+        return States({DECODER: hidden, EXPERT: expert})
 
-    def stacks(self):
-        return []
+    def read(self, states: States, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        final = self.model.final_norm(states[EXPERT], context.get("condition"))
+        return self.model.velocity_of(final)[..., : self.model.config.action_dim]
 
-    def _explore(self, inputs, sampler, steps, generator):
-        raise NotImplementedError
+    def likelihood(self, inputs: FlowInputs, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
+        """Of the numbers that the robot carries out, given the steps of denoising before them.
+
+        Raises:
+            UserError: the sampler denoises by steps that are certain.
+        """
+        if sampler.exploration is None:
+            raise UserError("PPO needs the likelihood of an action, and steps of denoising that add no noise have none")
+        steps = self.model.config.num_steps if sampler.steps is None else sampler.steps
+        explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network)
+        return explorer.likelihood(inputs, latent, lambda prefix, seen: self.model.critic_state(prefix, seen.state))
+
+    def with_noise_network(self, seed: int) -> NoiseNetwork:
+        config = self.model.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = NoiseNetwork(config.expert_config.hidden_size, config.padded_dim)
+        self.noise_network = network.to(self.device)
+        return self.noise_network
+
+    @property
+    def critic_width(self) -> int:
+        return self.model.critic_width
+
+    # -- changing ------------------------------------------------------------------------------------------------------
+
+    def stacks(self) -> Sequence[Stack]:
+        model, names = self.model, self.model.names
+        text, expert = model.config.text_config, model.config.expert_config
+        return [
+            Stack(DECODER, names.decoder, model.decoder, text, lambda c: c.text_config, model.new_decoder_layer),
+            Stack(EXPERT, names.expert, model.expert, expert, lambda c: c.expert_config, model.new_expert_layer),
+        ]
+
+    def reshape(self, config: Any, layers: Sequence[int], shapes: Mapping[str, Sequence[dict[str, int]]]) -> None:
+        super().reshape(config, layers, shapes)
+        if config.cross_layers is not None:
+            config.cross_layers = [new for new, old in enumerate(layers) if old in config.cross_layers]
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
@@ -260,7 +345,7 @@ class FlowPolicy(StoredPolicy):
             "vision": Stage(model.get_submodule(model.names.vision), patches),
             "projector": Stage(model.get_submodule(model.names.projector), self.num_patches),
             "prefill": Stage(model.decoder, prefix),
-            "denoise": Stage(model.expert, model.suffix_length, passes=model.config.num_steps),
+            "decode": Stage(model.expert, model.suffix_length, passes=model.config.num_steps),
         }
 
     def stage_calls(self) -> Sequence[StageCall]:
@@ -269,20 +354,13 @@ class FlowPolicy(StoredPolicy):
             StageCall(model.get_submodule(model.names.vision), "forward", lambda *_: "vision"),
             StageCall(model.get_submodule(model.names.projector), "forward", lambda *_: "projector"),
             StageCall(model, "remember", lambda *_: "prefill"),
-            StageCall(model, "expert_states", lambda *_: "denoise"),
+            StageCall(model, "expert_states", lambda *_: "decode"),
         ]
 
     @property
     def published_parameters(self) -> int:
         shapes = published_tensors(self.model_class, self.layout, self.model.config)
         return sum(torch.Size(shape).numel() for shape in shapes.values())
-
-
-def _times(x: torch.Tensor, number: int, steps: int) -> torch.Tensor:
-    """The time of a step, (N,) float64: 1 at the first."""
-    return torch.full(
-        (len(x),), 1 - number / steps, dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device
-    )
 
 
 def _dims(named: list[dict[str, str]] | None, count: int) -> tuple[Dim, ...]:

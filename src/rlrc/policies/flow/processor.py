@@ -55,10 +55,7 @@ class FlowProcessor:
         for place, name in enumerate(config.cameras or ()):
             if name not in observation.images:
                 continue
-            pictures = letterboxed(observation.images[name], size, self._place, device)
-            if len(pictures) != rows:
-                raise UserError(f"{len(pictures)} images came with {rows} instructions; give one to each")
-            pixels[:, place] = pictures
+            pixels[:, place] = letterboxed(observation.images[name], size, self._place, device)
         inputs = replace(prompts.to(device), pixel_values=pixels)
         if not there.all():
             inputs = replace(inputs, camera_mask=torch.from_numpy(there).to(device))
@@ -67,6 +64,17 @@ class FlowProcessor:
         padded = np.zeros((rows, config.padded_dim), np.float32)
         padded[:, : state.shape[1]] = state
         return replace(inputs, state=torch.from_numpy(padded).to(device))
+
+    def require_rows(self, observation: Observation) -> None:
+        """
+        Raises:
+            UserError: a camera has not as many pictures as there are instructions.
+        """
+        rows = len(observation.instruction)
+        for name in self._config.cameras or ():
+            images = observation.images.get(name)
+            if isinstance(images, np.ndarray) and images.ndim == 4 and len(images) != rows:
+                raise UserError(f"{len(images)} images came with {rows} instructions; give one to each")
 
     def prompts(self, instructions: Sequence[str], state: np.ndarray | None = None) -> FlowInputs:
         """B instructions to right-padded ids, without pictures.

@@ -35,7 +35,8 @@ class Embeddings(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels.contiguous(memory_format=torch.channels_last)
-        return self.patch_embedding(self.stem(x)).flatten(2).transpose(1, 2) + self.position_embedding.weight
+        patches = self.patch_embedding(self.stem(x)).flatten(2).transpose(1, 2)
+        return patches + self.position_embedding(torch.arange(patches.shape[1], device=patches.device))
 
 
 class Attention(nn.Module):

@@ -10,7 +10,10 @@ from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, likelihood_of, token_errors
 from rlrc.policies.parts.noise import draw
 from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
-from rlrc.policies.values import Generators, Likelihood, Sample, Sampler, TeacherForced
+from rlrc.policies.values import Generators, Likelihood, Sample, Sampler
+
+Entering = tuple[DecoderInputs, torch.Tensor]
+"""What enters the decoder, and the target of its predictions (N, H, D)."""
 
 
 class Form(ABC):
@@ -40,8 +43,8 @@ class Form(ABC):
         return Sample(actions, {})
 
     @abstractmethod
-    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
-        """See `Policy.teacher_forced`."""
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> Entering:
+        """The decoder's inputs for predicting actions, and the target of the predictions; see `Policy`."""
 
     @abstractmethod
     def read(self, states: torch.Tensor) -> torch.Tensor:
@@ -73,9 +76,6 @@ class Form(ABC):
         """(N, H * D, ...) to (N, H, D, ...)."""
         return numbers.unflatten(1, self.chunk)
 
-    def _entering(self, sequence: DecoderInputs, target: torch.Tensor) -> TeacherForced:
-        return TeacherForced(*sequence, causal=False, target=target)
-
 
 def _refuse_steps(sampler: Sampler) -> None:
     if sampler.steps is not None:
@@ -98,8 +98,8 @@ class Numbers(Form):
     def act(self, inputs: PrismaticInputs, drawn: torch.Tensor | None, sampler: Sampler) -> tuple[torch.Tensor, ...]:
         return (self.read(self.model.action_states(self.model.sequence(inputs))),)
 
-    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
-        return self._entering(self.model.sequence(inputs), actions)
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> Entering:
+        return self.model.sequence(inputs), actions
 
     def read(self, states: torch.Tensor) -> torch.Tensor:
         return self.model.action_head(states).float()
@@ -135,9 +135,9 @@ class Tokens(Form):
         actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
         return Sample(actions, {"tokens": tokens}, logprobs)
 
-    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> Entering:
         tokens = self.actions.encode(actions)
-        return self._entering(self.model.sequence(inputs), self.actions.ids_to_bins(tokens))
+        return self.model.sequence(inputs), self.actions.ids_to_bins(tokens)
 
     def read(self, states: torch.Tensor) -> torch.Tensor:
         return self._chunk_of(self.model.action_logits_of(states).float())
@@ -198,17 +198,17 @@ class Noise(Form):
         times = torch.full((len(chunks),), time, device=chunks.device)
         return self.read(self.model.action_states(self.model.sequence(inputs, chunks, times)))
 
-    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> TeacherForced:
+    def teacher_forced(self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators) -> Entering:
         noise = draw(torch.randn, actions.shape, generator, actions.device)
         times = (draw(torch.rand, (len(actions),), generator, actions.device) * self._training).long()
         return self.with_noise(inputs, actions, noise, times)
 
     def with_noise(
         self, inputs: PrismaticInputs, actions: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
-    ) -> TeacherForced:
+    ) -> Entering:
         """Teacher forcing of noise (N, H, D) that was added to actions up to training steps (N,)."""
         noisy = add_noise(actions, noise, times, self._training)
-        return self._entering(self.model.sequence(inputs, noisy, times), noise)
+        return self.model.sequence(inputs, noisy, times), noise
 
     def read(self, states: torch.Tensor) -> torch.Tensor:
         return self.model.action_head(states).float()

@@ -1,6 +1,6 @@
 """OpenVLA-OFT as a policy: several cameras, a state, a chunk of actions a call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from rlrc.errors import UserError
 from rlrc.policies.dim import Dim
 from rlrc.policies.folder import Reading, beside
+from rlrc.policies.groups import DECODER
 from rlrc.policies.locate import CONFIG_FILE, SIDE_FILE
 from rlrc.policies.lora import base_of
 from rlrc.policies.oft.config import OFTConfig
@@ -20,7 +21,7 @@ from rlrc.policies.oft.layout import require_same, supplement
 from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.noise import require_generators
 from rlrc.policies.prismatic.checkpoint import Supplement
-from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
+from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.policy import PARTS, PrismaticPolicy
 from rlrc.policies.statistics import normalise, unnormalise
 from rlrc.policies.values import (
@@ -33,6 +34,7 @@ from rlrc.policies.values import (
     Sampler,
     Stage,
     StageCall,
+    States,
     TeacherForced,
 )
 from rlrc.reading import read_object
@@ -47,6 +49,7 @@ class OFTPolicy(PrismaticPolicy):
 
     model: OFTForActionPrediction
     model_class = OFTForActionPrediction
+    causal = False
 
     def __init__(self, model: OFTForActionPrediction, *others: Any, **named: Any) -> None:
         self.form = FORMS[model.config.head](model)
@@ -154,17 +157,16 @@ class OFTPolicy(PrismaticPolicy):
     def teacher_forced(
         self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None
     ) -> TeacherForced:
-        return self.form.teacher_forced(inputs, actions, generator)
+        return self.entering(*self.form.teacher_forced(inputs, actions, generator))
 
-    def read(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.form.read(self.model.language_model.model.norm(self.model.before_places(hidden)))
+    def read(self, states: States, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.form.read(self.model.language_model.model.norm(self.model.before_places(states[DECODER])))
 
     def predict(
         self, inputs: PrismaticInputs, actions: torch.Tensor, generator: Generators = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        entering = self.teacher_forced(inputs, actions, generator)
-        states = self.model.action_states(DecoderInputs(entering.embeddings, entering.mask, entering.positions))
-        return self.form.read(states), entering.target
+        sequence, target = self.form.teacher_forced(inputs, actions, generator)
+        return self.form.read(self.model.action_states(sequence)), target
 
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
         """Absolute error of numbers, cross-entropy of tokens over the action bins, squared error of noise."""

@@ -1,6 +1,6 @@
 """OpenVLA as a policy: one camera, one action a call, as seven tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.policies.dim import Dim
+from rlrc.policies.groups import DECODER
 from rlrc.policies.locate import SIDE_FILE
 from rlrc.policies.openvla.model import OpenVLAForActionPrediction
 from rlrc.policies.parts.action_tokens import ActionTokenizer, likelihood_of, token_errors
@@ -24,6 +25,7 @@ from rlrc.policies.values import (
     Sampler,
     Stage,
     StageCall,
+    States,
     TeacherForced,
 )
 
@@ -36,6 +38,7 @@ class OpenVLAPolicy(PrismaticPolicy):
 
     model: OpenVLAForActionPrediction
     model_class = OpenVLAForActionPrediction
+    causal = True
 
     @classmethod
     def recognises(cls, config: dict[str, Any], files: Sequence[str], spec: str | None) -> bool:
@@ -90,10 +93,10 @@ class OpenVLAPolicy(PrismaticPolicy):
     ) -> TeacherForced:
         tokens = self.tokens_of(actions)
         target = self.actions.ids_to_bins(tokens)[:, None]
-        return TeacherForced(*self.model.sequence(inputs, tokens), causal=True, target=target)
+        return self.entering(self.model.sequence(inputs, tokens), target)
 
-    def read(self, hidden: torch.Tensor) -> torch.Tensor:
-        last = self.model.language_model.model.norm(hidden[:, -self.model.config.action_dim :])
+    def read(self, states: States, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        last = self.model.language_model.model.norm(states[DECODER][:, -self.model.config.action_dim :])
         return self.model.action_logits_of(last).float()[:, None]
 
     def predict(

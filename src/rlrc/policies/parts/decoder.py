@@ -117,3 +117,11 @@ def decoder_layer(config: DecoderConfig, index: int) -> LlamaDecoderLayer:
         for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
             linear.bias = nn.Parameter(torch.zeros(config.hidden_size))
     return layer
+
+
+def attention_mask(there: torch.Tensor, causal: bool, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask (n, 1, T, T) of bool (n, T): a position sees no padding, and where `causal` nothing behind it."""
+    length = there.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=there.device)
+    seen = (seen.tril() if causal else seen) & there[:, None, None, :]
+    return torch.zeros(seen.shape, dtype=dtype, device=there.device).masked_fill_(~seen, torch.finfo(dtype).min)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlrc.policies.flow.config import FlowConfig
+from rlrc.policies.flow.model import Prefix
 from rlrc.policies.flow.paligemma import PaliGemmaModel
 
 
@@ -42,3 +43,14 @@ class Pi0Model(PaliGemmaModel):
         time = self.time_embedding(times)[:, None].expand_as(actions)
         mixed = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(torch.cat([actions, time], dim=2))))
         return torch.cat([self.state_proj(state.to(self.dtype))[:, None], mixed], dim=1), None
+
+    def critic_state(self, prefix: Prefix, state: torch.Tensor | None) -> torch.Tensor:
+        """The expert's state at the robot's state, which sees the prefix and no action; all of it is read, as pi_RL
+        reads the mean of the expert's states, which depends on actions."""
+        assert state is not None, "the expert reads the state"
+        noisy = state.new_zeros(len(state), self.config.horizon, self.config.padded_dim)
+        return self.expert_states(prefix, noisy, torch.ones(len(state), device=state.device), state)[:, 0]
+
+    @property
+    def critic_width(self) -> int:
+        return self.config.expert_config.hidden_size

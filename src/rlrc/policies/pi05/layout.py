@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from rlrc.policies.flow.paligemma_layout import PaliGemmaLayout
+from rlrc.policies.flow.paligemma_layout import PaliGemmaLayout, random_config
 from rlrc.policies.flow.published import STATE_PROMPT, Published
+from rlrc.policies.flow.random_layout import random_layout
+from rlrc.policies.folder import Published as RandomPolicy
+from rlrc.policies.pi05.model import Pi05Model
+
+ROBOT = (8, 7)
+"""Numbers of the state and of an action of a random policy."""
 
 
 class Pi05Layout(PaliGemmaLayout):
@@ -21,3 +27,9 @@ class Pi05Layout(PaliGemmaLayout):
         )
         values = super().config(published)
         return values | ({"state_dim": 0} if told == "none" else {"state_in_prompt": told})
+
+
+def publish(preset: str) -> RandomPolicy:
+    """The files and the shapes of "pi05" or "pi05-tiny", as rlrc saves them."""
+    values = random_config(tiny=preset.endswith("-tiny")) | {"state_in_prompt": "real", "max_prompt_tokens": 200}
+    return random_layout(Pi05Model, Pi05Layout(), values, ROBOT)

@@ -1,13 +1,16 @@
 """pi0.5 as a policy: the prompt tells the state."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rlrc.policies.flow.config import FlowConfig
+from rlrc.policies.flow.paligemma_groups import paligemma_groups
 from rlrc.policies.flow.policy import FlowPolicy
 from rlrc.policies.flow.processor import FlowProcessor
+from rlrc.policies.groups import Block, Group
 from rlrc.policies.pi05.layout import Pi05Layout
 from rlrc.policies.pi05.model import Pi05Model
 
@@ -22,6 +25,9 @@ class Pi05Policy(FlowPolicy):
     layout = Pi05Layout()
     family = "pi05"
     place = "centre"
+
+    def groups(self, index: int, block: Block) -> Sequence[Group]:
+        return list(paligemma_groups(index, block))
 
     @classmethod
     def new_processor(cls, tokenizer: Any, config: FlowConfig) -> FlowProcessor:

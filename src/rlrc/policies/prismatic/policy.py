@@ -1,7 +1,8 @@
 """The base of OpenVLA and OpenVLA-OFT as policies: inputs, normalisation, the decoder's layers, saving."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,14 +11,16 @@ import torch
 
 from rlrc.errors import UserError
 from rlrc.policies.folder import Reading
+from rlrc.policies.groups import DECODER, Block, Group, llama_groups
+from rlrc.policies.parts.decoder import attention_mask, decoder_layer
 from rlrc.policies.prismatic.checkpoint import Supplement, read_outline, rows_of
-from rlrc.policies.prismatic.inputs import PrismaticInputs
+from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
 from rlrc.policies.statistics import Kind, action_statistics, normalise, unnormalise
 from rlrc.policies.stored import StoredPolicy
-from rlrc.policies.values import Observation, Stack
+from rlrc.policies.values import LanguageModel, Observation, Stack, States, TeacherForced
 
 PARTS = {
     "decoder": "language_model.model.layers",
@@ -35,6 +38,8 @@ class PrismaticPolicy(StoredPolicy):
     processor: Processor
     model_class: ClassVar[type[Prismatic]]
     parts = PARTS
+    causal: ClassVar[bool]
+    """True where a position of the decoder sees itself and those before it alone."""
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -108,22 +113,52 @@ class PrismaticPolicy(StoredPolicy):
     def to_normalised(self, actions: np.ndarray) -> np.ndarray:
         return normalise(actions, self.action_statistics())
 
+    @property
+    def critic_width(self) -> int:
+        return self.model.config.text_config.hidden_size
+
     # -- changing ------------------------------------------------------------------------------------------------------
 
     def stacks(self) -> Sequence[Stack]:
-        decoder = self.model.language_model.model
+        text = self.model.config.text_config
         return [
             Stack(
+                name=DECODER,
                 prefix=PARTS["decoder"],
-                layers=decoder.layers,
-                config=self.model.config.text_config,
-                rotary=decoder.rotary_emb,
+                layers=self.model.language_model.model.layers,
+                config=text,
                 config_in=lambda config: config.text_config,
-                embedding=PARTS["embedding"],
-                norm="language_model.model.norm",
-                head=PARTS["head"],
+                new_layer=partial(decoder_layer, text),
             )
         ]
+
+    @property
+    def language_model(self) -> LanguageModel:
+        return LanguageModel(PARTS["embedding"], "language_model.model.norm", PARTS["head"])
+
+    def groups(self, index: int, block: Block) -> Sequence[Group]:
+        return list(llama_groups(index, block))
+
+    def step(
+        self, block: Block, states: States, context: Mapping[str, torch.Tensor], causal: bool | None = None
+    ) -> States:
+        hidden, positions = states[DECODER], context["positions"]
+        rotary = self.model.language_model.model.rotary_emb.to(hidden.device)
+        seen = attention_mask(context["mask"], self.causal if causal is None else causal, hidden.dtype)
+        after = block.layer(DECODER)(
+            hidden,
+            attention_mask=seen,
+            position_ids=positions,
+            position_embeddings=rotary(hidden, position_ids=positions),
+        )
+        return States({DECODER: after})
+
+    def entering(self, sequence: DecoderInputs, target: torch.Tensor) -> TeacherForced:
+        """A sequence as what enters the layers, to predict a target (N, H, D)."""
+        positions = sequence.positions
+        there = torch.ones_like(positions, dtype=torch.bool) if sequence.mask is None else sequence.mask.bool()
+        context = {"mask": there, "positions": positions}
+        return TeacherForced(States({DECODER: sequence.embeddings}), {DECODER: there}, context, target)
 
     @property
     def published_parameters(self) -> int:

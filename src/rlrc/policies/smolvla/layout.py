@@ -9,6 +9,8 @@ from rlrc.errors import UserError
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.dead import Shapes, dead_in_last_layer
 from rlrc.policies.flow.published import TOKENIZER_FILES, Published
+from rlrc.policies.flow.random_layout import TINY, TINY_VOCABULARY, random_layout, resized
+from rlrc.policies.folder import Published as RandomPolicy
 from rlrc.policies.locate import CONFIG_FILE, on_disk
 from rlrc.policies.parts.schema import Count, Epsilon
 from rlrc.policies.smolvla.model import ROOT, SmolVLAModel
@@ -40,6 +42,8 @@ class VlmFields(FileModel):
     scale_factor: Annotated[StrictInt, Field(ge=1, le=64)]
 
 
+ROBOT = (6, 6)
+"""Numbers of the state and of an action of a random policy."""
 PUBLISHED_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 KNOWN = {
     PUBLISHED_VLM: VlmFields(
@@ -125,3 +129,34 @@ def _vlm(published: Published) -> VlmFields:
     except UserError as error:
         told = "" if spec is not None else "; put the VLM's config.json and tokenizer in a folder: spec vlm=FOLDER"
         raise UserError(f"{published.folder}: the VLM that it is made from cannot be read ({error}){told}") from error
+
+
+def publish(preset: str) -> RandomPolicy:
+    """The files and the shapes of "smolvla" or "smolvla-tiny", as rlrc saves them."""
+    heads = {"num_attention_heads": 15, "num_key_value_heads": 5, "head_dim": 64, "rms_norm_eps": 1e-5}
+    layers = heads | {"num_hidden_layers": 16, "vocab_size": 49_280}
+    values: dict[str, Any] = {
+        "text_config": layers | {"hidden_size": 960, "intermediate_size": 2560},
+        "expert_config": layers | {"hidden_size": 720, "intermediate_size": 2048},
+        "vision_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 512,
+            "patch_size": 16,
+        },
+        "cameras": ["camera1", "camera2", "camera3"],
+        "horizon": 50,
+        "execute": 50,
+        "pixel_shuffle": 4,
+    }
+    if preset.endswith("-tiny"):
+        small = {field: dict(sizes) for field, sizes in TINY.items()}
+        few = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
+        small["text_config"] |= few
+        small["expert_config"] |= few | {"vocab_size": TINY_VOCABULARY}
+        small["vision_config"] |= {"image_size": 64}
+        values = resized(values, small)
+    values["cross_layers"] = list(range(1, values["text_config"]["num_hidden_layers"], 2))
+    return random_layout(SmolVLAModel, SmolVLALayout(), values, ROBOT)

@@ -1,6 +1,10 @@
 """SmolVLA as a policy."""
 
+from collections.abc import Sequence
+
 from rlrc.policies.flow.policy import FlowPolicy
+from rlrc.policies.groups import Block, Group
+from rlrc.policies.smolvla.groups import smolvla_groups
 from rlrc.policies.smolvla.layout import SmolVLALayout
 from rlrc.policies.smolvla.model import SmolVLAModel
 
@@ -13,6 +17,9 @@ class SmolVLAPolicy(FlowPolicy):
     layout = SmolVLALayout()
     family = "smolvla"
     place = "right-bottom"
+
+    def groups(self, index: int, block: Block) -> Sequence[Group]:
+        return list(smolvla_groups(index, block))
 
 
 FAMILY = SmolVLAPolicy

@@ -1,0 +1,271 @@
+"""Mistakes that a loader of flow-matching policies can make and that nobody notices: well-formed and wrong.
+
+The list is that of ../shared/reference/flow_policies.md. Each mistake is made here, and has to change the velocity by
+about what the fixture says, so that the right way is told from the wrong one; what a folder lacks has to be refused.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flow_fixtures import SETS, FlowSet, differs
+from safetensors.torch import load_file, save_file
+
+from rlrc.errors import UserError
+from rlrc.policies.flow import layers, model
+from rlrc.policies.flow.published import POSTPROCESSOR_FILE, PREPROCESSOR_FILE
+
+OF_FAMILY = {name.partition("/")[0]: name for name in SETS}
+
+
+def flow_set(family: str, scratch: Path) -> FlowSet:
+    if family not in OF_FAMILY:
+        pytest.skip(f"reference tensors not found: ../shared/fixtures has no {family}")
+    return FlowSet(OF_FAMILY[family], scratch)
+
+
+@pytest.fixture(params=["pi0", "pi05", "smolvla"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> FlowSet:
+    return flow_set(request.param, tmp_path)
+
+
+def without_newline(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    case.policy.processor._prompt = lambda text, state: text
+
+
+def not_normalised(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(case.policy, "normalised_state", lambda observation: observation.state)
+
+
+def other_base(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(layers, "ROTARY_BASE", 100_000)
+
+
+def text_unscaled(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    embedding, width = case.policy.model.get_input_embeddings(), case.policy.model.config.text_config.hidden_size
+    with torch.no_grad():
+        embedding.weight /= width**0.5
+
+
+def pictures_scaled_otherwise(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(type(case.policy.model), "picture_scale", not case.policy.model.picture_scale)
+
+
+def pictures_in_zero_to_one(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    project = case.policy.model.tokens_of
+    patch.setattr(case.policy.model, "tokens_of", lambda pictures: project((pictures + 1) / 2))
+
+
+def other_place(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    case.policy.processor._place = "centre"
+
+
+def causal(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    ours = case.policy.model.seen_in_suffix
+
+    def seen(device: torch.device) -> torch.Tensor:
+        length = case.policy.model.suffix_length
+        there = ours(device)
+        whole = torch.ones(length, length, dtype=torch.bool) if there is None else there
+        return whole.tril()
+
+    patch.setattr(case.policy.model, "seen_in_suffix", seen)
+
+
+def cross_positions_go_on(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
+    ours = model.FlowModel.context
+
+    def context(self: Any, hidden: torch.Tensor, there: Any) -> Any:
+        found = ours(self, hidden, there)
+        return found._replace(cross_rotary=found.suffix_rotary)
+
+    patch.setattr(model.FlowModel, "context", context)
+
+
+MISTAKES: dict[tuple[str, str], Callable[[FlowSet, pytest.MonkeyPatch], None]] = {
+    ("pi0", "prompt without its newline"): without_newline,
+    ("pi0", "state not normalised"): not_normalised,
+    ("pi0", "pictures left in [0, 1]"): pictures_in_zero_to_one,
+    ("pi0", "picture features multiplied by sqrt(width)"): pictures_scaled_otherwise,
+    ("pi0", "text embeddings not multiplied by sqrt(width)"): text_unscaled,
+    ("pi0", "action tokens causal among themselves"): causal,
+    ("pi05", "pictures left in [0, 1]"): pictures_in_zero_to_one,
+    ("pi05", "picture features multiplied by sqrt(width)"): pictures_scaled_otherwise,
+    ("pi05", "text embeddings not multiplied by sqrt(width)"): text_unscaled,
+    ("pi05", "action tokens causal among themselves"): causal,
+    ("smolvla", "prompt without its newline"): without_newline,
+    ("smolvla", "state not normalised"): not_normalised,
+    ("smolvla", "pictures left in [0, 1]"): pictures_in_zero_to_one,
+    ("smolvla", "picture features not multiplied by sqrt(hidden)"): pictures_scaled_otherwise,
+    ("smolvla", "text embeddings not multiplied by sqrt(hidden)"): text_unscaled,
+    ("smolvla", "rotary base 100000 (the VLM's own) instead of 10000"): other_base,
+    ("smolvla", "padding centred instead of left and top"): other_place,
+    ("smolvla", "expert positions not restarted at 0 in cross-attention layers"): cross_positions_go_on,
+}
+
+
+@pytest.mark.parametrize(("family", "mistake"), MISTAKES)
+def test_a_mistake_changes_what_the_fixture_says(
+    family: str, mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = flow_set(family, tmp_path)
+    right = case.velocity(case.look())
+    MISTAKES[family, mistake](case, monkeypatch)
+    expected = case.meta["sensitivity"]["values"][mistake]
+    assert differs(case.velocity(case.look()), right) == pytest.approx(expected, abs=0.005, rel=0.02)
+
+
+@torch.no_grad()
+def test_an_absent_camera_shown_black(tmp_path: Path) -> None:
+    case = flow_set("pi0", tmp_path)
+    black = case.look({})
+    black.images["right_wrist_0_rgb"][:] = 0  # type: ignore[index]
+    mistake = "absent camera shown as a black picture instead of masked"
+    expected = case.meta["sensitivity"]["values"][mistake]
+    found = differs(case.velocity(black), case.velocity(case.look()))
+    assert found == pytest.approx(expected, abs=0.005, rel=0.02)
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def state_file(folder: Path, name: str) -> Path:
+    steps = json.loads((folder / name).read_text())["steps"]
+    return folder / next(step["state_file"] for step in steps if "state_file" in step)
+
+
+def without_statistics(folder: Path, feature: str, file: str) -> None:
+    path = state_file(folder, file)
+    save_file({name: tensor for name, tensor in load_file(path).items() if not name.startswith(feature)}, path)
+
+
+def test_statistics_under_other_names_are_refused(case: FlowSet) -> None:
+    folder = case.copy("other")
+    without_statistics(folder, "action.", POSTPROCESSOR_FILE)
+    with pytest.raises(UserError, match=r"holds no '\w+' of 'action', so that action would pass without being norm"):
+        case.load(folder)
+
+
+def test_the_number_in_the_name_of_a_state_file_may_be_another(case: FlowSet) -> None:
+    folder = case.copy("renamed")
+    path = state_file(folder, PREPROCESSOR_FILE)
+    path.rename(folder / "statistics_9.safetensors")
+
+    def rename(values: dict[str, Any]) -> None:
+        for step in values["steps"]:
+            if "state_file" in step:
+                step["state_file"] = "statistics_9.safetensors"
+
+    change_json(folder / PREPROCESSOR_FILE, rename)
+    assert case.load(folder).norm_stats == case.policy.norm_stats
+
+
+def test_statistics_of_several_robots_are_asked_for(case: FlowSet) -> None:
+    """smolvla_base holds `so100.buffer.action.mean`, which LeRobot does not find."""
+    import rlrc
+
+    folder = case.copy("robots")
+    for name in (PREPROCESSOR_FILE, POSTPROCESSOR_FILE):
+        path = state_file(folder, name)
+        tensors = {
+            f"{robot}.buffer.{key}": tensor.clone()
+            for key, tensor in load_file(path).items()
+            for robot in ("so100", "so101")
+        }
+        save_file(tensors, path)
+    asked = rlrc.load(folder, spec=case.spec)
+    with pytest.raises(
+        UserError, match=r"choose an unnorm_key: the checkpoint holds statistics for so10[01], so10[01]"
+    ):
+        asked.act(case.look())
+    chosen = rlrc.load(folder, "so100", spec=case.spec)
+    assert torch.equal(case.velocity(case.look(), policy=chosen), case.velocity(case.look()))
+
+
+def test_both_styles_of_keys_load(case: FlowSet) -> None:
+    folder = case.copy("plain")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    loaded = case.load(folder)
+    assert torch.equal(case.velocity(case.look(), policy=loaded), case.velocity(case.look()))
+
+
+def test_statistics_in_the_weights_are_refused(case: FlowSet) -> None:
+    folder = case.copy("old")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["normalize_inputs.buffer_observation_state.mean"] = torch.zeros(6)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match="as LeRobot saved them before processors"):
+        case.load(folder)
+
+
+BAD: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "no cameras": ("config.json", lambda v: v["input_features"].clear(), "input_features"),
+    "aloha": ("config.json", lambda v: v.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha"),
+    "chunk": ("config.json", lambda v: v.update(chunk_size=0), "chunk_size"),
+    "execute": ("config.json", lambda v: v.update(n_action_steps=99), "execute 99 is above horizon 10"),
+    "no steps": (PREPROCESSOR_FILE, lambda v: v.update(steps=[]), "there is no step 'normalizer_processor'"),
+    "mode": (
+        POSTPROCESSOR_FILE,
+        lambda v: v["steps"][0]["config"]["norm_map"].update(ACTION="ROBUST"),
+        "norm_map.ACTION is 'ROBUST'",
+    ),
+    "path": (
+        POSTPROCESSOR_FILE,
+        lambda v: v["steps"][0].update(state_file="../x.safetensors"),
+        "names no file of stat",
+    ),
+    "no file": (POSTPROCESSOR_FILE, lambda v: v["steps"][0].update(state_file="x.safetensors"), "x.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_folders(case: FlowSet, kind: str) -> None:
+    name, change, message = BAD[kind]
+    folder = case.copy("bad")
+    change_json(folder / name, change)
+    with pytest.raises(UserError, match=message) as error:
+        case.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "spec", "message"),
+    [
+        ("pi0", None, "nothing says how many heads; add vision_heads= to spec"),
+        ("pi0", "vision_heads=5", "vision_heads=5 does not divide 32"),
+        ("pi0", "vision_heads=2,state=real", "belongs to pi05"),
+        ("pi0", "heads=2", "heads"),
+        ("pi0", "libero", "'libero' is no word=value"),
+        ("smolvla", "vlm=/nowhere", "no such checkpoint folder"),
+        ("smolvla", None, "its queries have 48 rows, and the VLM says 15 heads of 64"),
+    ],
+)
+def test_bad_specs(family: str, spec: str | None, message: str, tmp_path: Path) -> None:
+    import rlrc
+
+    case = flow_set(family, tmp_path)
+    with pytest.raises(UserError, match=message):
+        rlrc.load(case.folder / "checkpoint", spec=spec)
+
+
+def test_pi05_tells_the_state_as_the_spec_says(tmp_path: Path) -> None:
+    case = flow_set("pi05", tmp_path)
+    state = np.array([2.0, -1.5, 0.12], np.float32)
+    prompts = {told: case.load(more=f",state={told}").processor._prompt("a_b\n", state) for told in ("real", "padded")}
+    assert prompts["real"] == "Task: a b, State: 255 -1 143;\nAction: "
+    assert prompts["padded"] == f"Task: a b, State: 255 -1 143{' 128' * 29};\nAction: "
+    silent = case.load(more=",state=none")
+    assert not silent.spec.state and silent.processor._prompt("a_b", None) == "a_b\n"
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_not_cut(case: FlowSet) -> None:
+    with pytest.raises(UserError, match=r"makes \d+ tokens, and the policy reads 1 to"):
+        case.policy.processor.prompts(["put " * 300], np.zeros((1, 8), np.float32))
