@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_policies import SHAPE
+from two_cameras import FRAMES, two_cameras
 
 import rlrc
 from rlrc import envs
@@ -20,7 +21,6 @@ from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.rl import RlConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.configs.train import OFTOptions, TrainConfig
-from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.prune import prune
@@ -30,24 +30,11 @@ from rlrc.recover.sft import sft
 from rlrc.recover.train import train
 
 HEADS = ("l1", "tokens", "diffusion")
-FRAMES = 7
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two episodes of seven frames of noise, from two cameras, with a state."""
-    random = np.random.default_rng(3)
-    path = tmp_path_factory.mktemp("two-cameras") / "dataset"
-    with write_dataset(path, fps=5, robot_type="none") as writer:
-        for task in ("put carrot on plate", "put red cube on plate"):
-            columns: dict[str, Any] = {
-                f"observation.images.{camera}": random.integers(0, 256, (FRAMES, 32, 32, 3), np.uint8)
-                for camera in ("wrist", "front")
-            }
-            columns["observation.state"] = random.uniform(-1, 1, (FRAMES, 8)).astype(np.float32)
-            columns["action"] = random.uniform(-0.05, 0.05, (FRAMES, 7)).astype(np.float32)
-            writer.append(task, columns)
-    return path
+    return two_cameras(tmp_path_factory.mktemp("two-cameras") / "dataset")
 
 
 @pytest.fixture(scope="module", params=HEADS)

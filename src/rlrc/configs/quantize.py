@@ -8,7 +8,24 @@ from pydantic import Field, model_validator
 from rlrc.config import Seed
 from rlrc.configs.parts import PolicyPart, StatisticsPart
 
-Part = Literal["decoder", "vision", "projector", "embedding", "head", "action_head", "proprio", "noisy_action"]
+Part = Literal[
+    "decoder",
+    "expert",
+    "vision",
+    "projector",
+    "embedding",
+    "head",
+    "action_head",
+    "proprio",
+    "noisy_action",
+    "state_proj",
+    "action_in_proj",
+    "action_out_proj",
+    "action_time_mlp_in",
+    "action_time_mlp_out",
+    "time_mlp_in",
+    "time_mlp_out",
+]
 
 
 class QuantizeConfig(StatisticsPart, PolicyPart):
@@ -20,7 +37,8 @@ class QuantizeConfig(StatisticsPart, PolicyPart):
     """Number of weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
     """Parts of the policy whose linear layers, convolutions and embeddings are packed. Only OpenVLA-OFT has an
-    action_head and projectors of a state (proprio) or of a noisy_action."""
+    action_head and projectors of a state (proprio) or of a noisy_action; pi0, pi0.5 and SmolVLA have an expert, and
+    around it small layers by their published names."""
     rounding: Literal["nearest", "gptq"] = "nearest"
     """Rule by which weights are rounded: each to its nearest code, or so that errors make up for each other on the
     demonstrations (gptq)."""

@@ -105,6 +105,8 @@ def clipped(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _warn_of_clipping(policy: Policy, demonstrations: Demonstrations) -> None:
+    if not policy.clips_actions:
+        return
     outside = clipped(demonstrations.actions, policy.action_statistics())
     shares = outside.mean(axis=0)
     if outside.mean() > CLIPPED_SHARE or shares.max() > CLIPPED_SHARE_OF_DIMENSION:

@@ -58,6 +58,8 @@ class Policy(ABC):
     that a policy which denoises was trained on."""
     exploration: Literal["flow-sde", "flow-noise"] | None = None
     """Kind of random denoising steps that PPO samples a policy with unless told otherwise; None of one with tokens."""
+    clips_actions: bool = True
+    """True where normalised actions are clipped to [-1, 1], so that statistics which do not fit lose something."""
     masks_cameras: bool = False
     """True where rows may lack a camera (`Observation.present`), which the policy then does not see."""
     eager: bool = False
@@ -229,7 +231,8 @@ class Policy(ABC):
 
     @abstractmethod
     def action_statistics(self) -> dict[str, np.ndarray]:
-        """The statistics in use: `low`, `high` and `mask` of the actions, each (D,).
+        """The statistics in use, each (D,): `low`, `high`, `mask` of a policy that clips actions, and of others those
+        of its kind of normalisation.
 
         Raises:
             UserError: they are damaged, missing, unknown, or have another number of dimensions than the actions.

@@ -124,7 +124,8 @@ def group_of(index: int, block: Block, kind: Literal["heads", "channels"], place
         if not isinstance(module, nn.Linear):
             raise UserError(f"{stack} layer {index}: {name} is a {type(module).__name__}; prune first, quantize last")
         across, along = (module.out_features, module.in_features)[:: 1 if axis else -1]
-        reads_decoder = axis == 1 and name in ("self_attn.k_proj", "self_attn.v_proj")
+        crosses = getattr(block.layer(stack), "crosses", False)
+        reads_decoder = crosses and name in ("self_attn.k_proj", "self_attn.v_proj")
         members.append(Member(stack, name, axis, width, across, reads_decoder))
         parameters += width * (across + (module.bias is not None and axis == 0))
         units = units or along // width

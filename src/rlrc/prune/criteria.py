@@ -129,13 +129,10 @@ class BlockSaliency:
     def __init__(self, importance: str, block: Block, groups: Sequence[Group], samples: int) -> None:
         self.block = block
         self._importance, self._samples = importance, samples
-        self._members = {member.place: member for group in groups for member in group.members}
-        self._gradient: dict[str, torch.Tensor] = {}
-        self._square: dict[str, torch.Tensor] = {}
-
-    @property
-    def members(self) -> list[Member]:
-        return list(self._members.values())
+        self.members = [member for group in groups for member in group.members]
+        """A matrix may be there twice, where one group owns its rows and another its columns."""
+        self._gradient: dict[Member, torch.Tensor] = {}
+        self._square: dict[Member, torch.Tensor] = {}
 
     @property
     def first_order(self) -> bool:
@@ -144,15 +141,16 @@ class BlockSaliency:
 
     def add(self, gradients: dict[str, torch.Tensor]) -> None:
         """Take the gradients of a batch: of one sample, unless `first_order`."""
-        for name, gradient in gradients.items():
+        for member in self.members:
+            gradient = gradients[member.place]
             if self._importance == "param_second":  # linear in F: each sample's squares can be summed and forgotten
-                weighted = (self._weight(name) * gradient.float()).square() * self._samples
-                self._add(self._square, name, _sum_across(self._members[name], weighted))
+                weighted = (self._weight(member) * gradient.float()).square() * self._samples
+                self._add(self._square, member, _sum_across(member, weighted))
                 continue
             if self._importance == "param_mix":
                 # A sample's share of the mean loss is 1/N, and F is the mean over N of squared whole gradients.
-                self._add(self._square, name, gradient.float().square() * self._samples)
-            self._add(self._gradient, name, gradient)
+                self._add(self._square, member, gradient.float().square() * self._samples)
+            self._add(self._gradient, member, gradient)
 
     def channel_scores(self, group: Group) -> dict[Member, torch.Tensor]:
         """Sums of the saliency over each row or column that a member may lose; what they came from is forgotten."""
@@ -160,22 +158,22 @@ class BlockSaliency:
 
     def _channel_score(self, member: Member) -> torch.Tensor:
         if self._importance == "param_second":
-            return self._square.pop(member.place)
-        weight = self._weight(member.place)
-        saliency = weight * self._gradient.pop(member.place).float()
+            return self._square.pop(member)
+        weight = self._weight(member)
+        saliency = weight * self._gradient.pop(member).float()
         if self._importance == "param_mix":
-            saliency -= 0.5 * weight.square() * self._square.pop(member.place)
+            saliency -= 0.5 * weight.square() * self._square.pop(member)
         if self._importance == "vectorize":
             return _sum_across(member, saliency).abs()
         return _sum_across(member, saliency.abs())
 
-    def _weight(self, name: str) -> torch.Tensor:
-        return self._members[name].matrix(self.block).weight.detach().float()
+    def _weight(self, member: Member) -> torch.Tensor:
+        return member.matrix(self.block).weight.detach().float()
 
     @staticmethod
-    def _add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+    def _add(sums: dict[Member, torch.Tensor], member: Member, value: torch.Tensor) -> None:
         """Keep the first batch as it is, since it may be the only one; add up further ones in float32."""
-        sums[name] = sums[name].float() + value.float() if name in sums else value
+        sums[member] = sums[member].float() + value.float() if member in sums else value
 
 
 def _of_layer(source: Source, index: int) -> list[Group]:

@@ -34,7 +34,8 @@ from rlrc.progress import MetricsLog, bar, read_metrics, say
 from rlrc.recover.optimizer import optimizers
 
 STATE_FILE = "state.safetensors"
-DECODER_LINEARS = r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+LINEARS = r"\.\d+\.(self_attn|mlp)\.\w+_proj"
+"""The matrices of a layer, behind the name of the list of layers."""
 
 
 class Learner:
@@ -100,7 +101,7 @@ class Learner:
             parameter.data = parameter.data.float()
         if config.precision == "fp32":
             policy.model.float()
-        self._zeros = _zeros(self.parameters) if config.keep_zeros else {}
+        self._zeros = _zeros(self.parameters, _linears(policy)) if config.keep_zeros else {}
         self._sound = torch.ones((), dtype=torch.bool, device=self.device)
         self._optimizers = optimizers(
             self.parameters,
@@ -357,20 +358,27 @@ def _choose_trainable(policy: Policy, config: LearnerConfig) -> LoraModel | None
     model.requires_grad_(config.lora is None)
     adapters = None
     if config.lora is not None:
-        peft_config = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=DECODER_LINEARS)
         root = policy.stacks()[0].prefix.partition(".")[0]
+        targets = _linears(policy, within=root)
+        peft_config = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             adapters = LoraModel(model.get_submodule(root), peft_config, "default")
     elif config.train == "decoder":
         for part in ("vision", "projector"):
             model.get_submodule(parts[part]).requires_grad_(False)
-    for part in parts.keys() - {"vision", "projector", "decoder", "embedding", "head"}:
+    for part in parts.keys() - {"vision", "projector", "decoder", "expert", "embedding", "head"}:
         model.get_submodule(parts[part]).requires_grad_(True)
     return adapters
 
 
-def _zeros(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Return where the decoder's matrices are zero, by name; those without zeros are left out."""
-    matrices = {name: parameter for name, parameter in parameters.items() if re.search(DECODER_LINEARS, name)}
+def _linears(policy: Policy, within: str = "") -> str:
+    """A pattern of the names of the matrices in all layers, without the name of the module `within` which they lie."""
+    prefixes = (re.escape(stack.prefix.removeprefix(f"{within}.")) for stack in policy.stacks())
+    return f"({'|'.join(prefixes)}){LINEARS}"
+
+
+def _zeros(parameters: dict[str, nn.Parameter], linears: str) -> dict[str, torch.Tensor]:
+    """Return where the layers' matrices are zero, by name; those without zeros are left out."""
+    matrices = {name: parameter for name, parameter in parameters.items() if re.search(linears, name)}
     return {name: zeros for name, matrix in matrices.items() if (zeros := matrix.detach() == 0).any()}

@@ -44,6 +44,18 @@ EARLIEST = 1e-3
 """Time nearest to the action in training; the others are drawn from Beta(1.5, 1) above it."""
 
 
+AROUND_THE_EXPERT = (
+    "state_proj",
+    "action_in_proj",
+    "action_out_proj",
+    "action_time_mlp_in",
+    "action_time_mlp_out",
+    "time_mlp_in",
+    "time_mlp_out",
+)
+"""Small layers, each a part of its own; families have some of them."""
+
+
 class FlowPolicy(StoredPolicy):
     """A policy on the base of `flow/model.py`."""
 
@@ -56,6 +68,7 @@ class FlowPolicy(StoredPolicy):
     """Place of a picture in its square."""
     default_temperature = 1.0
     masks_cameras = True
+    clips_actions = False
     exploration = "flow-sde"
     noise_draws: int = 1
     """Noises and times from which each frame is learnt."""
@@ -64,7 +77,6 @@ class FlowPolicy(StoredPolicy):
 
     @property
     def parts(self) -> dict[str, str]:  # type: ignore[override]
-        """The heads are one part, whose name is that of the projection out of the expert; see `part_of`."""
         names = self.model.names
         return {
             "decoder": names.decoder,
@@ -72,7 +84,7 @@ class FlowPolicy(StoredPolicy):
             "vision": names.vision,
             "projector": names.projector,
             "embedding": names.embedding,
-        } | {name: name for name in ("state_proj", "action_in_proj", "action_out_proj") if hasattr(self.model, name)}
+        } | {name: name for name in AROUND_THE_EXPERT if hasattr(self.model, name)}
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,233 @@
+"""Every verb on small policies of the flow-matching families, with two cameras, a state and chunks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bandit_world
+import numpy as np
+import pytest
+import torch
+from small_policies import FLOW, SHAPE
+from two_cameras import FRAMES, two_cameras
+
+import rlrc
+from rlrc import envs
+from rlrc.act.action_error import action_error
+from rlrc.act.evaluate import evaluate
+from rlrc.bench import bench
+from rlrc.configs.bench import BenchConfig
+from rlrc.configs.evaluate import EvaluateConfig
+from rlrc.configs.learner import Lora
+from rlrc.configs.make_random import MakeRandomConfig
+from rlrc.configs.prune import Depth, Flap, LlmPruner, PruneConfig, StateSaliency, Wanda
+from rlrc.configs.quantize import QuantizeConfig
+from rlrc.configs.rl import RlConfig
+from rlrc.configs.sft import SftConfig
+from rlrc.configs.train import FlowOptions, TrainConfig
+from rlrc.errors import UserError
+from rlrc.policies.make_random import make_random
+from rlrc.policies.registry import publish
+from rlrc.prune import prune
+from rlrc.quantize import quantize
+from rlrc.recover.ppo import rl
+from rlrc.recover.sft import sft
+from rlrc.recover.train import train
+
+FAMILIES = ("pi0", "pi05", "smolvla")
+PUBLISHED = {"smolvla": (450_046_176, 500), "pi0": (3_501_372_176, 777), "pi05": (3_616_757_520, 812)}
+"""Parameters and tensors of the published files, as ../shared/reference/flow_policies.md counts them."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_cameras(tmp_path_factory.mktemp("two-cameras") / "dataset")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request: pytest.FixtureRequest, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of each family after a few steps of training from scratch."""
+    out = tmp_path_factory.mktemp(f"train-{request.param}")
+    learning = {"steps": 10, "batch_size": 4, "warmup_steps": 1, "learning_rate": 2e-3, "state_loss_weight": 0}
+    config = TrainConfig(
+        family=request.param, flow=FLOW, shape=SHAPE, dataset=dataset, device="cpu", noise_draws=3, **learning
+    )
+    assert np.isfinite(train(config, out)["loss"])
+    policy = rlrc.load(out / "checkpoint")
+    assert (policy.spec.family, policy.spec.cameras) == (request.param, ("front", "wrist"))
+    assert (policy.spec.horizon, len(policy.spec.state), len(policy.spec.action)) == (3, 8, 7)
+    return out / "checkpoint"
+
+
+def test_published_sizes() -> None:
+    for preset, (parameters, tensors) in PUBLISHED.items():
+        shapes = publish(preset).shapes
+        assert (sum(torch.Size(shape).numel() for shape in shapes.values()), len(shapes)) == (parameters, tensors)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_policies_act(family: str, tmp_path: Path) -> None:
+    make_random(MakeRandomConfig(preset=f"{family}-tiny", out_folder=tmp_path / "random"), Path("unused"))
+    policy = rlrc.load(tmp_path / "random", dtype=torch.float32)
+    assert policy.spec.family == family and policy.spec.horizon == 50
+    random = np.random.default_rng(0)
+    images = {name: random.integers(0, 256, (1, 60, 80, 3), np.uint8) for name in policy.spec.cameras}
+    state = random.normal(size=(1, len(policy.spec.state))).astype(np.float32)
+    actions = policy.act(images, ["put carrot on plate"], state=state)
+    assert actions.shape == (1, 50, len(policy.spec.action)) and np.isfinite(actions).all()
+    # What nothing reads is counted, and neither loaded nor saved.
+    assert policy.published_parameters > sum(parameter.numel() for parameter in policy.model.parameters())
+
+
+METHODS = {
+    "taylor": LlmPruner(),
+    "saliency": StateSaliency(grid=2),
+    "flap": Flap(),
+    "wanda": Wanda(),
+    "depth": Depth(),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prune(trained: Path, dataset: Path, method: str, tmp_path: Path) -> None:
+    config = PruneConfig(policy=trained, dataset=dataset, ratio=0.4, samples=6, method=METHODS[method], device="cpu")
+    family = rlrc.load(trained).spec.family
+    if (family, method) == ("smolvla", "flap"):
+        with pytest.raises(UserError, match="FLAP looks at one output matrix a unit"):
+            prune(config, tmp_path)
+        return
+    result = prune(config, tmp_path)
+    policy = rlrc.load(tmp_path / "checkpoint")
+    before = result["metrics"]["linear_parameters_before"]
+    if method == "wanda":
+        # Keys and values that all heads share, and the matrices of pi0.5's norms, are no units and stay whole.
+        assert 0.25 < result["metrics"]["zeros"] < 0.42
+    else:
+        assert result["metrics"]["linear_parameters"] < 0.85 * before
+    assert policy.spec == rlrc.load(trained).spec
+    seen = {(layer.get("stack", "decoder"), kind) for layer in result["layers"] for kind in layer if kind != "layer"}
+    assert {("decoder", "heads"), ("expert", "channels")} <= seen
+
+
+def test_one_stack_alone(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    """The other keeps its matrices to the bit, but for what belongs to the heads that leave."""
+    whole = rlrc.load(trained)
+    for stack, other in (("decoder", "expert"), ("expert", "decoder")):
+        config = PruneConfig(policy=trained, dataset=dataset, ratio=0.4, samples=4, stacks=(stack,), device="cpu")
+        prune(config, tmp_path / stack)
+        cut = rlrc.load(tmp_path / stack / "checkpoint").model.state_dict()
+        untouched = [name for name in whole.model.state_dict() if whole.part_of(name) == other and ".mlp." in name]
+        assert untouched
+        for name in untouched:
+            assert torch.equal(cut[name], whole.model.state_dict()[name])
+        smaller = [name for name in cut if whole.part_of(name) == stack and ".mlp." in name]
+        assert all(cut[name].shape != whole.model.state_dict()[name].shape for name in smaller)
+
+
+def test_depth_keeps_what_layers_are(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    """Layers 0 and 2 of three stay: the middle one leaves both stacks, and each layer reads as it did."""
+    prune(PruneConfig(policy=trained, method=Depth(keep=(0, 2)), device="cpu", dataset=dataset, samples=4), tmp_path)
+    cut, whole = rlrc.load(tmp_path / "checkpoint"), rlrc.load(trained)
+    for kept, stack in zip(cut.stacks(), whole.stacks(), strict=True):
+        assert len(kept.layers) == 2 and len(stack.layers) == 3
+        for new, old in enumerate((0, 2)):
+            for name, tensor in kept.layers[new].state_dict().items():
+                assert torch.equal(tensor, stack.layers[old].state_dict()[name])
+    if cut.spec.family == "smolvla":
+        assert [layer.crosses for layer in cut.stacks()[1].layers] == [False, False]
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_fine_tuning(trained: Path, dataset: Path, lora: Lora | None, tmp_path: Path) -> None:
+    config = SftConfig(
+        policy=trained,
+        dataset=dataset,
+        steps=10,
+        batch_size=4,
+        warmup_steps=1,
+        learning_rate=1e-2,
+        lora=lora,
+        device="cpu",
+    )
+    assert np.isfinite(sft(config, tmp_path)["loss"])
+    old, new = (rlrc.load(path).model.state_dict() for path in (trained, tmp_path / "checkpoint"))
+    assert old.keys() == new.keys()
+    for part in ("decoder", "expert", "action_out_proj"):
+        prefix = rlrc.load(trained).parts[part]
+        changed = [name for name in old if name.startswith(prefix) and not torch.equal(old[name], new[name])]
+        assert changed, part
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_quantize(trained: Path, dataset: Path, rounding: str, tmp_path: Path) -> None:
+    policy = rlrc.load(trained)
+    parts = [part for part in policy.parts if part != "embedding"]
+    config = QuantizeConfig(
+        policy=trained, bits=8, dataset=dataset, samples=6, rounding=rounding, parts=parts, device="cpu"
+    )
+    result = quantize(config, tmp_path)
+    assert 0 < result["actions"]["l1_change"] < 0.1
+    packed = {policy.part_of(layer["name"]) for layer in result["per_layer"]}
+    assert {"decoder", "expert", "vision", "projector"} <= packed
+    rlrc.load(tmp_path / "checkpoint")
+
+
+def test_action_error(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    result = action_error(EvaluateConfig(policy=trained, dataset=dataset, num_envs=3, device="cpu"), tmp_path)
+    assert result["frames"] == 2 * FRAMES
+
+
+def test_bench(trained: Path, tmp_path: Path) -> None:
+    result = bench(BenchConfig(policies=[trained], batch_sizes=(1,), repeats=2, warmup=0, device="cpu"), tmp_path)
+    assert result["policies"][0]["stages_ms"]["decode"]["p50"] > 0
+
+
+@pytest.fixture
+def bandit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world with two cameras and the state that the policies read."""
+    monkeypatch.setitem(envs.WORLDS, "bandit", "bandit_world")
+    monkeypatch.setattr(bandit_world, "SPEC", replace(bandit_world.SPEC, cameras=("front", "wrist")))
+
+
+@pytest.mark.usefixtures("bandit")
+def test_evaluate(trained: Path, tmp_path: Path) -> None:
+    """Noise is fixed for each episode, and the number of denoising steps can be chosen."""
+    options: dict[str, Any] = {"episodes": 4, "num_envs": 2, "num_workers": 0, "videos": 0, "device": "cpu"}
+    config = EvaluateConfig(policy=trained, world="bandit", **options)
+    runs = [
+        evaluate(config.model_copy(update=changed), tmp_path / str(number))
+        for number, changed in enumerate(({}, {}, {"denoising_steps": 1}))
+    ]
+    assert runs[0]["conditions"] == runs[1]["conditions"]
+    assert runs[2]["conditions"].keys() == runs[0]["conditions"].keys()
+
+
+@pytest.mark.usefixtures("bandit")
+@pytest.mark.parametrize("exploration", [None, "flow-noise"])
+def test_rl(trained: Path, exploration: Any, tmp_path: Path) -> None:
+    options = {"num_envs": 4, "num_workers": 0, "iterations": 2, "batch_size": 4, "ratio_of": "action", "device": "cpu"}
+    config = RlConfig(policy=trained, world="bandit", denoising_steps=2, exploration=exploration, **options)
+    metrics = rl(config, tmp_path)
+    assert np.isfinite(metrics["policy_loss"]) and metrics["acting_gap"] < 0.2
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=0.2)
+    old, new = rlrc.load(trained), rlrc.load(tmp_path / "checkpoint")
+    assert new.spec == old.spec and new.model.state_dict().keys() == old.model.state_dict().keys()
+
+
+def test_what_does_not_fit_is_told(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="options flow belong to the family pi0 or pi05 or smolvla"):
+        TrainConfig(dataset=dataset, flow=FlowOptions(horizon=4))
+    with pytest.raises(ValueError, match="10 heads cannot share 3 key-value heads equally"):
+        TrainConfig(dataset=dataset, family="smolvla", flow=FlowOptions(num_key_value_heads=3))
+    with pytest.raises(ValueError, match="depth removes the layers of one number from all stacks"):
+        PruneConfig(policy=tmp_path, dataset=dataset, ratio=0.5, method=Depth(), stacks=("expert",))
+
+
+def test_tokens_have_no_noise(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stacks: this policy has no expert; it has decoder"):
+        prune(PruneConfig(policy=tiny_checkpoint, ratio=0.5, dataset=dataset, stacks=("expert",)), tmp_path)
+    policy = rlrc.load(tiny_checkpoint)
+    with pytest.raises(UserError, match="denoising_steps: policies of the family openvla take no such number"):
+        policy.denoise_in(4)
+    with pytest.raises(UserError, match="noise_draws"):
+        policy.learn_from(4)
