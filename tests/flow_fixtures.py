@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import FIXTURES
+from conftest import fixture_cases, fixture_folder
 from safetensors.torch import load_file
 
 import rlrc
@@ -19,10 +19,10 @@ WIDE = {"atol": 5e-4, "rtol": 5e-4}
 FEATURES = {"atol": 2e-4, "rtol": 2e-4}
 FAMILIES = ("pi0", "pi05", "smolvla")
 SETS = sorted(
-    f"{family}/{path.parent.name}"
+    f"{family}/{case}"
     for family in FAMILIES
-    for path in FIXTURES[1].glob(f"{family}/*/meta.json")
-    if (path.parent / "checkpoint").is_dir()
+    for case in fixture_cases(family)
+    if (folder := fixture_folder(f"{family}/{case}")) and (folder / "checkpoint").is_dir()
 )
 
 
@@ -39,7 +39,7 @@ class FlowSet:
 
     @property
     def folder(self) -> Path:
-        return FIXTURES[1] / self.name
+        return fixture_folder(self.name)
 
     @cached_property
     def meta(self) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from rlrc.errors import UserError
 from rlrc.packed.layers import QuantizedLinear, count_parameters, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.families import FAMILIES
-from rlrc.policies.groups import Block
 from rlrc.policies.values import Observation, Sampler
-from rlrc.prune.groups import coupled_groups
+from rlrc.prune.groups import blocks_of, coupled_groups
 from rlrc.prune.stream import Calibration, Stream
 from rlrc.prune.structured import layer_shape, plan_cut
 from rlrc.quantize import linear_names, quantize_linears
@@ -214,12 +213,6 @@ def test_a_sample_follows_the_distribution(policy: Policy) -> None:
     values, counts = first.unique(return_counts=True)
     expected = torch.stack([sample.logprobs[first == value][0, 0, 0].exp() for value in values]) * draws
     assert ((counts - expected).abs() <= 5 * expected.sqrt() + 1).all()
-
-
-def blocks_of(policy: Policy) -> list[Block]:
-    stacks = policy.stacks()
-    pairs = zip(*(stack.layers for stack in stacks), strict=True)
-    return [Block({stack.name: layer for stack, layer in zip(stacks, layers, strict=True)}) for layers in pairs]
 
 
 @torch.no_grad()

@@ -23,12 +23,12 @@ from rlrc.data.lerobot import write_dataset
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
-from rlrc.policies.groups import DECODER, Block, Group, Member
+from rlrc.policies.groups import DECODER, Group, Member
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames
+from rlrc.prune.groups import blocks_of, describe
 from rlrc.prune.groups import coupled_groups as groups_of
-from rlrc.prune.groups import describe
 from rlrc.prune.measured import SavedSums
 from rlrc.prune.method import Source, Target
 from rlrc.prune.methods import method_of
@@ -358,8 +358,7 @@ def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
     tiny_checkpoint: Path, frames: Demonstrations
 ) -> None:
     policy, drawn = rlrc.load(tiny_checkpoint), draw(tiny_checkpoint, frames, 5)
-    blocks = [Block({DECODER: layer}) for layer in policy.model.language_model.model.layers]
-    source = Source(blocks, groups_of(policy), Target())
+    source = Source(blocks_of(policy), groups_of(policy), Target())
     found = state_saliency(source.with_frames(drawn), drawn, 2)
 
     def act(images: np.ndarray) -> torch.Tensor:

@@ -8,17 +8,22 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.groups import Block, Group
 
 
+def blocks_of(policy: Policy) -> list[Block]:
+    """The layers of a policy by number, as the model has them."""
+    stacks = {stack.name: stack.layers for stack in policy.stacks()}
+    return [Block(dict(zip(stacks, layers, strict=True))) for layers in zip(*stacks.values(), strict=True)]
+
+
 def coupled_groups(policy: Policy, stacks: Sequence[str] | None = None) -> list[Group]:
     """The coupled groups of a policy whose units are counted in one of the named stacks; None takes all.
 
     Raises:
         UserError: there is no such stack, or a layer is quantized.
     """
-    there = {stack.name: stack.layers for stack in policy.stacks()}
+    there = [stack.name for stack in policy.stacks()]
     if lacking := [name for name in stacks or () if name not in there]:
         raise UserError(f"stacks: this policy has no {lacking[0]}; it has {', '.join(there)}")
-    blocks = [Block(dict(zip(there, layers, strict=True))) for layers in zip(*there.values(), strict=True)]
-    groups = (group for index, block in enumerate(blocks) for group in policy.groups(index, block))
+    groups = (group for index, block in enumerate(blocks_of(policy)) for group in policy.groups(index, block))
     return [group for group in groups if stacks is None or group.stack in stacks]
 
 

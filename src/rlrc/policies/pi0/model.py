@@ -7,12 +7,7 @@ from torch import nn
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.model import Prefix
 from rlrc.policies.flow.paligemma import PaliGemmaModel
-
-
-class Pi0Config(FlowConfig):
-    """pi0 at any size."""
-
-    model_type = "rlrc_pi0"
+from rlrc.policies.pi0.config import Pi0Config
 
 
 class Pi0Model(PaliGemmaModel):

@@ -6,12 +6,7 @@ from torch import nn
 
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.paligemma import PaliGemmaModel
-
-
-class Pi05Config(FlowConfig):
-    """pi0.5 at any size."""
-
-    model_type = "rlrc_pi05"
+from rlrc.policies.pi05.config import Pi05Config
 
 
 class Pi05Model(PaliGemmaModel):

@@ -9,14 +9,9 @@ from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.layers import NORMS
 from rlrc.policies.flow.model import FlowModel, Names
 from rlrc.policies.flow.vision import Holder, VisionTower, shuffled
+from rlrc.policies.smolvla.config import SmolVLAConfig
 
 ROOT = "vlm_with_expert"
-
-
-class SmolVLAConfig(FlowConfig):
-    """SmolVLA at any size."""
-
-    model_type = "rlrc_smolvla"
 
 
 class SmolVLAModel(FlowModel):
