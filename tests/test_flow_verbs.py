@@ -1,5 +1,6 @@
 """Every verb on small policies of the flow-matching families, with two cameras, a state and chunks."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,30 @@ def test_fine_tuning(trained: Path, dataset: Path, lora: Lora | None, tmp_path: 
         prefix = rlrc.load(trained).parts[part]
         changed = [name for name in old if name.startswith(prefix) and not torch.equal(old[name], new[name])]
         assert changed, part
+
+
+def test_a_teacher(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    """A copy of the teacher has nothing to learn from it alone; a pruned one comes nearer to it."""
+    learning: dict[str, Any] = {"dataset": dataset, "batch_size": 4, "noise_draws": 2, "device": "cpu"}
+    teaching = {"teacher": trained, "teacher_share": 1.0, "precision": "fp32"}
+    copy = SftConfig(policy=trained, steps=1, learning_rate=1e-12, **teaching, **learning)
+    assert sft(copy, tmp_path / "copy")["teacher_loss"] == pytest.approx(0, abs=1e-9)
+    prune(PruneConfig(policy=trained, dataset=dataset, ratio=0.5, samples=4, device="cpu"), tmp_path / "pruned")
+    pruned = tmp_path / "pruned" / "checkpoint"
+    student = SftConfig(policy=pruned, steps=40, warmup_steps=1, learning_rate=3e-3, **teaching, **learning)
+    sft(student, tmp_path / "student")
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["teacher_loss"] < 0.8 * rows[0]["teacher_loss"]
+    other = SftConfig(policy=pruned, steps=1, teacher=make_other(tmp_path), **learning)
+    with pytest.raises(UserError, match="the teacher sees and does something else"):
+        sft(other, tmp_path / "other")
+    with pytest.raises(ValueError, match="teacher_share needs a teacher"):
+        SftConfig(policy=pruned, teacher_share=0.9, **learning)
+
+
+def make_other(scratch: Path) -> Path:
+    make_random(MakeRandomConfig(preset="pi0-tiny", out_folder=scratch / "random"), Path("unused"))
+    return scratch / "random"
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])

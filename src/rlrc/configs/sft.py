@@ -1,5 +1,10 @@
 """Options of `sft`."""
 
+from pathlib import Path
+
+from pydantic import model_validator
+
+from rlrc.config import Share
 from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.parts import ActionForm, PolicyPart, StatisticsPart
 
@@ -10,3 +15,14 @@ class SftConfig(SupervisedConfig, StatisticsPart, PolicyPart):
     head: ActionForm | None = None
     """Form that an OpenVLA-OFT policy's actions get before it is trained, where they have another one: numbers (l1),
     action tokens, which rl can train, or diffusion. What the new form needs starts from random weights."""
+    teacher: Path | None = None
+    """Policy whose predictions are learnt beside the demonstrated actions, such as the one before pruning. It has to be
+    of the same family, with the same cameras, state, chunk and statistics."""
+    teacher_share: Share = 0.5
+    """Share of the teacher's predictions in the loss; the demonstrated actions have the rest."""
+
+    @model_validator(mode="after")
+    def _teaches(self) -> "SftConfig":
+        if self.teacher is None and self.teacher_share != type(self).model_fields["teacher_share"].default:
+            raise ValueError("teacher_share needs a teacher")
+        return self

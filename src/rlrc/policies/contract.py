@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -305,6 +306,7 @@ class Policy(ABC):
         padded: torch.Tensor | None = None,
         label_spread: float = 0.0,
         generator: Generators = None,
+        teacher: Teacher | None = None,
     ) -> dict[str, torch.Tensor]:
         """Measure how well the policy predicts demonstrated chunks: scalars, of which training makes `loss` small.
 
@@ -314,14 +316,37 @@ class Policy(ABC):
                 where no chunk does.
             label_spread: see `errors`.
             generator: see `teacher_forced`.
+            teacher: whose predictions are learnt as well; `teacher_loss` is the distance from them.
         """
-        predicted, target = self.predict(inputs, actions, generator)
+        noise = None if teacher is None else copies_of(generator)
+        predicted, target = self.predict_drawn(inputs, actions, generator)
+        times = len(predicted) // len(actions)
+        actions = actions.repeat_interleave(times, dim=0) if times > 1 else actions
+        padded = padded.repeat_interleave(times, dim=0) if times > 1 and padded is not None else padded
         losses = {"loss": mean_over_rows(self.errors(predicted, target, label_spread), padded)}
+        if teacher is not None:
+            with torch.no_grad():
+                wanted, _ = teacher.policy.predict_drawn(inputs, actions[::times], noise)
+            losses["teacher_loss"] = mean_over_rows(self.distances(predicted, wanted), padded)
+            losses["loss"] = (1 - teacher.share) * losses["loss"] + teacher.share * losses["teacher_loss"]
         with torch.no_grad():
             losses |= {
                 name: mean_over_rows(value, padded) for name, value in self.vitals(predicted, target, actions).items()
             }
         return losses
+
+    def predict_drawn(
+        self, inputs: Any, actions: torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor, Any]:
+        """`predict` as training does it: each row as often as it is learnt from other noise (see `learn_from`)."""
+        return self.predict(inputs, actions, generator)
+
+    def distances(self, predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """How far predictions are from those of a teacher, (N, H, D): in bins, Kullback and Leibler's divergence."""
+        if self.bin_width is None:
+            return self.errors(predicted, wanted)
+        ours, theirs = (logits.log_softmax(dim=-1) for logits in (predicted, wanted))
+        return (theirs.exp() * (theirs - ours)).sum(dim=-1)
 
     def vitals(self, predicted: torch.Tensor, target: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Figures that training reports beside the loss, each (N, H, D)."""
@@ -469,6 +494,34 @@ class Policy(ABC):
     def part_of(self, name: str) -> str | None:
         """The part that the module or tensor of dotted `name` belongs to."""
         return next((part for part, prefix in self.parts.items() if f"{name}.".startswith(f"{prefix}.")), None)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A policy that another one learns from."""
+
+    policy: Policy
+    share: float
+    """Of its predictions in the loss."""
+
+
+def copies_of(generator: Generators) -> Generators:
+    """Generators that will draw the same numbers.
+
+    Raises:
+        ValueError: there is none, so that torch's own would draw.
+    """
+    if generator is None:
+        raise ValueError("a teacher needs a generator, whose numbers it sees as well")
+    if isinstance(generator, Sequence):
+        return [_copy(one) for one in generator]
+    return _copy(generator)
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def mean_over_rows(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:

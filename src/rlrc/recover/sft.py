@@ -26,7 +26,7 @@ from rlrc.data.samples import chunks, states
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Policy
+from rlrc.policies.contract import Policy, Teacher
 from rlrc.policies.device import moved
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
@@ -52,7 +52,33 @@ def sft(config: SftConfig, out: Path) -> dict[str, Any]:
     adopt_statistics(policy, demonstrations, config)
     if config.head is not None:
         policy = policy.with_head(config.head, config.seed)
-    return fit("sft", policy, config, demonstrations, out)
+    teacher = None if config.teacher is None else Teacher(load_teacher(config, policy), config.teacher_share)
+    return fit("sft", policy, config, demonstrations, out, teacher=teacher)
+
+
+def load_teacher(config: SftConfig, student: Policy) -> Policy:
+    """The policy that `student` learns from, in float32, where the student computes.
+
+    Raises:
+        UserError: it sees or does something else than the student, or normalises otherwise.
+    """
+    assert config.teacher is not None
+    teacher = load(config.teacher, student.unnorm_key, config.device, torch.float32)
+    if teacher.spec != student.spec or teacher.image_size != student.image_size:
+        raise UserError(
+            f"{config.teacher}: the teacher sees and does something else than {config.policy} (family, cameras, state, "
+            "actions, chunk or size of pictures); take the policy that it was made from"
+        )
+    probe = np.linspace(-1, 1, 5)[:, None].repeat(len(student.spec.action), axis=1)
+    if not np.array_equal(teacher.to_normalised(probe), student.to_normalised(probe)):
+        raise UserError(
+            f"{config.teacher}: the teacher normalises actions by other statistics; use --statistics policy"
+        )
+    if teacher.bin_width != student.bin_width:
+        raise UserError(f"{config.teacher}: the teacher's actions have another form than those of {config.policy}")
+    if config.noise_draws > 1:
+        teacher.learn_from(config.noise_draws)
+    return teacher
 
 
 def fit(
@@ -62,12 +88,14 @@ def fit(
     demonstrations: Demonstrations,
     out: Path,
     auxiliary: nn.Module | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Train `policy`, continuing where `out` was left, and write `out/checkpoint` and metrics.
 
     Args:
         auxiliary: a second loss, called with the projected image patches (B, P, hidden) and the numbers (B,) of their
             frames in `demonstrations`. Its parameters are trained beside the policy's and then thrown away.
+        teacher: a policy whose predictions are learnt as well.
 
     Returns:
         The last row of metrics.
@@ -85,8 +113,9 @@ def fit(
             for _ in range(config.gradient_accumulation):
                 batch = frames.next()
                 with learner.autocast():
-                    inputs = policy.encode(batch.inputs)
-                    losses = policy.loss(inputs, batch.actions, batch.padded, config.label_spread, batch.noise)
+                    # A teacher looks with its own eyes, so that it has to be given the pictures.
+                    inputs = policy.encode(batch.inputs) if teacher is None else batch.inputs
+                    losses = policy.loss(inputs, batch.actions, batch.padded, config.label_spread, batch.noise, teacher)
                     if auxiliary is not None:
                         losses["auxiliary_loss"] = auxiliary(policy.features(inputs), batch.numbers)
                 total = losses["loss"] + losses.get("auxiliary_loss", 0.0)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.contract import mean_over_rows
 from rlrc.policies.dim import Dim
 from rlrc.policies.flow import normalisation
 from rlrc.policies.flow.checkpoint import Layout, published_tensors, read_outline
@@ -245,24 +244,15 @@ class FlowPolicy(StoredPolicy):
         velocity, count = self.model.velocity(prefix, noisy, times, state), actions.shape[2]
         return velocity[..., :count], noise[..., :count] - actions
 
-    def loss(
-        self,
-        inputs: FlowInputs,
-        actions: torch.Tensor,
-        padded: torch.Tensor | None = None,
-        label_spread: float = 0.0,
-        generator: Generators = None,
-    ) -> dict[str, torch.Tensor]:
-        """See `Policy.loss`. With several `noise_draws` a frame is read once and learnt from that many noises and
-        times, for which only the expert runs again."""
+    def predict_drawn(
+        self, inputs: FlowInputs, actions: torch.Tensor, generator: Generators = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """With several `noise_draws` a frame is read once, and only the expert runs again for each noise and time."""
         if self.noise_draws == 1:
-            return super().loss(inputs, actions, padded, label_spread, generator)
-        times = self.noise_draws
-        prefix = self.model.repeat(self.model.read_prefix(inputs), times)
-        state = None if inputs.state is None else inputs.state.repeat_interleave(times, dim=0)
-        predicted, target = self._velocities(prefix, state, actions.repeat_interleave(times, dim=0), generator)
-        padded = None if padded is None else padded.repeat_interleave(times, dim=0)
-        return {"loss": mean_over_rows(self.errors(predicted, target, label_spread), padded)}
+            return self.predict(inputs, actions, generator)
+        prefix = self.model.repeat(self.model.read_prefix(inputs), self.noise_draws)
+        state = None if inputs.state is None else inputs.state.repeat_interleave(self.noise_draws, dim=0)
+        return self._velocities(prefix, state, actions.repeat_interleave(self.noise_draws, dim=0), generator)
 
     def errors(self, predicted: torch.Tensor, target: torch.Tensor, label_spread: float = 0.0) -> torch.Tensor:
         """Squared errors of the velocities of the robot's own dimensions, as LeRobot trains since 0.6."""
