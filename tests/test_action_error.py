@@ -35,6 +35,7 @@ class Known:
     spec = PolicySpec("known", ("front",), (), (Dim("x", "m"), Dim("grip")), horizon=HORIZON, execute=EXECUTE)
     device = torch.device("cpu")
     frame_size = None
+    default_temperature = 0.0
 
     def __init__(self, chunks: np.ndarray) -> None:
         self.chunks = chunks

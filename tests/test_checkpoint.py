@@ -297,7 +297,7 @@ print(type(Auto.from_config(AutoConfig.from_pretrained({str(tiny_checkpoint)!r})
 
 def test_a_policy_by_its_hub_id(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verbs take what `rlrc.load` takes; what identifies the policy are the files that were downloaded."""
-    monkeypatch.setattr("rlrc.policies.locate._download", lambda hub_id: tiny_checkpoint)
+    monkeypatch.setattr("rlrc.policies.locate._download", lambda hub_id, wanted: tiny_checkpoint)
     by_id, by_path = (
         standalone("prune", PruneConfig(policy=policy, method=Depth(keep=(0,))), tmp_path)
         for policy in (Path("openvla/openvla-7b"), tiny_checkpoint)

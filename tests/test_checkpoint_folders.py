@@ -50,8 +50,8 @@ def test_openvla_oft_is_told_by_its_side_files(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"type": "smolvla"}, "a LeRobot policy of type 'smolvla'"),
-        ({"type": "pi05"}, "a LeRobot policy of type 'pi05'"),
+        ({"type": "groot"}, "a LeRobot policy of type 'groot'"),
+        ({"type": "act"}, "a LeRobot policy of type 'act'"),
         ({"type": "new"}, "a policy of type 'new'"),
         ({"model_type": "paligemma"}, "model_type is 'paligemma'"),
         ({"model_type": ["x"] * 1000}, "model_type is"),

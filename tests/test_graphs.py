@@ -26,7 +26,7 @@ from rlrc.policies.graphs import MOST_GRAPHS, Graphs
 from rlrc.policies.openvla.tiny import new_policy
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.parts.fused_decoding import FusedDecoding
-from rlrc.policies.prismatic.policy import PrismaticPolicy
+from rlrc.policies.stored import StoredPolicy
 from rlrc.quantize import linear_names, quantize_linears
 
 
@@ -112,7 +112,7 @@ def test_recorded_actions_are_those_of_the_policy(case: Case, monkeypatch: pytes
         return [policy.sample(inputs, case.sampler, generators(seed)) for seed in range(3) for inputs in given]
 
     expected = samples()
-    monkeypatch.setattr(PrismaticPolicy, "records", property(lambda policy: True))
+    monkeypatch.setattr(StoredPolicy, "records", property(lambda policy: True))
     found = samples()
     assert sum(recorder.replays for recorder in recorders) == 4 and len(recorders[-1].recorded) == 2
     for one, other in zip(found, expected, strict=True):
@@ -154,7 +154,7 @@ class Kernels(TorchDispatchMode):
 @torch.no_grad()
 def test_an_action_never_waits_for_the_gpu(case: Case, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read back, and nothing comes from the processor's memory, between inputs and outputs."""
-    monkeypatch.setattr(PrismaticPolicy, "records", property(lambda policy: True))
+    monkeypatch.setattr(StoredPolicy, "records", property(lambda policy: True))
     monkeypatch.setattr(graphs, "CudaRecorder", Again)
     policy, drawn = make(case), []
     inputs = policy.prepare(look(policy, 1))

@@ -110,7 +110,7 @@ def test_where_the_base_is_found(where: str, adapter: Path, monkeypatch: pytest.
     set_field(adapter, CONFIG, "base_model_name_or_path", named)
     monkeypatch.chdir(adapter.parent)
     if where == "hub":
-        monkeypatch.setattr("rlrc.policies.locate._download", lambda hub_id: base)
+        monkeypatch.setattr("rlrc.policies.locate._download", lambda hub_id, wanted: base)
     policy = outline(adapter)
     assert policy.weights is not None
     assert [path.name for path in policy.weights.paths] == ["model.safetensors", ADAPTER]

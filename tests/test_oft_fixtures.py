@@ -395,11 +395,10 @@ def test_loss_and_gradients_of_denoising(fixture: Set) -> None:
     times = expected["diffusion_train.timesteps"]
     noisy = add_noise(actions, noise, times, policy.model.config.diffusion_steps)
     torch.testing.assert_close(noisy, expected["diffusion_train.expected.noisy_actions"], atol=1e-5, rtol=0)
-    entering = policy.form.with_noise(fixture.train_inputs(), actions, noise, times)
-    states = policy.model.action_states((entering.embeddings, entering.mask, entering.positions))
-    predicted = policy.form.read(states)
+    sequence, target = policy.form.with_noise(fixture.train_inputs(), actions, noise, times)
+    predicted = policy.form.read(policy.model.action_states(sequence))
     torch.testing.assert_close(predicted, expected["diffusion_train.expected.noise_pred"], atol=1e-3, rtol=0)
-    loss = policy.errors(predicted, entering.target).mean()
+    loss = policy.errors(predicted, target).mean()
     torch.testing.assert_close(loss, expected["diffusion_train.expected.loss"], atol=1e-4, rtol=0)
     loss.backward()
     assert fixture.check_gradients(policy, expected, "diffusion_train") == 3

@@ -14,7 +14,7 @@ from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
 from rlrc.reading import read_object
 
-LEROBOT_FAMILIES = ("smolvla", "pi0", "pi05", "pi0_fast", "act", "diffusion", "vqbet", "tdmpc", "groot", "xvla")
+LEROBOT_FAMILIES = ("pi0_fast", "act", "diffusion", "vqbet", "tdmpc", "groot", "xvla")
 
 
 def family(name: str) -> type[Policy]:

@@ -204,6 +204,7 @@ def rotary_kernel(
     stored = tl.load(slot) + step
     target = ((batch * kv_heads + kv_head) * capacity + stored) * (2 * HALF) + place
     source = (token * kv_heads + kv_head) * (2 * HALF) + place
+    fits = there & (stored + 0 * place < capacity)  # a comparison of vectors: Triton 3.9's interpreter asks for it
     if head < heads:
         rotate_head(
             queries + (token * heads + head) * (2 * HALF) + place,
@@ -215,11 +216,11 @@ def rotary_kernel(
             HALF,
         )
     elif head < heads + kv_heads:
-        rotate_head(keys + source, key_cache + target, cos + row, sin + row, there, there & (stored < capacity), HALF)
+        rotate_head(keys + source, key_cache + target, cos + row, sin + row, there, fits, HALF)
     else:
         for half in tl.static_range(2):
             number = tl.load(values + source + half * HALF, mask=there)
-            tl.store(value_cache + target + half * HALF, number, mask=there & (stored < capacity))
+            tl.store(value_cache + target + half * HALF, number, mask=fits)
 
 
 @triton.jit

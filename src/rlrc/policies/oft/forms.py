@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.oft.diffusion import add_noise, denoise
+from rlrc.policies.oft.diffusion import add_noise, alphas_cumprod, denoise
 from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.action_tokens import ActionTokenizer, choose, likelihood_of, token_errors
 from rlrc.policies.parts.noise import draw
@@ -170,6 +170,10 @@ class Tokens(Form):
 
 class Noise(Form):
     """Chunks that are denoised (DDIM); the network predicts the noise, and is trained on its squared error."""
+
+    def __init__(self, model: OFTForActionPrediction) -> None:
+        super().__init__(model)
+        alphas_cumprod(self._training)  # computed once here, and not within the first action
 
     no_likelihood = (
         "PPO needs the likelihood of an action, and steps of denoising that add no noise have none; fine-tune "
