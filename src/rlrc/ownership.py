@@ -44,6 +44,13 @@ CHECKPOINT = Owned(
     ),
     proof="compression.json",
 )
+LEROBOT_POLICY = Owned(
+    (
+        *("config.json", "model.safetensors", "compression.json", "README.md"),
+        *("policy_preprocessor.json", "policy_postprocessor.json", "policy_*processor_step_*.safetensors"),
+    ),
+    proof="compression.json",
+)
 DATASET = Owned(
     (
         *("meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/episodes/chunk-*/file-*.parquet"),
@@ -62,6 +69,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "rl": _TRAINING,
     "prune": (*_CHECKPOINT, "measured.safetensors", "calibration/sums.safetensors"),
     "quantize": _CHECKPOINT,
+    "export": tuple(f"lerobot/{name}" for name in LEROBOT_POLICY.files),
     "evaluate": ("episodes.parquet", "latency.json", "eval.json", "eval_info.json", "videos/*.mp4"),
     "bench": ("bench.json", "bench.png"),
     "report": ("report.html",),

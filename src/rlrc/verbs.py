@@ -172,6 +172,14 @@ VERBS = {
             "fetch a simulator's files from their publishers",
         ),
         Verb(
+            "export",
+            "rlrc.policies.export",
+            "rlrc.configs.export",
+            "ExportConfig",
+            "lerobot",
+            "write a policy as LeRobot saves one",
+        ),
+        Verb(
             "make-random",
             "rlrc.policies.make_random",
             "rlrc.configs.make_random",

@@ -20,6 +20,7 @@ from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.values import (
     GREEDY,
+    Exported,
     Generators,
     LanguageModel,
     Likelihood,
@@ -447,6 +448,17 @@ class Policy(ABC):
         Raises:
             UserError: something else than an earlier checkpoint lies at `path`, or the disk is full.
         """
+
+    def exported(self, vlm: str | None = None) -> Exported:
+        """The policy as LeRobot saves one.
+
+        Args:
+            vlm: folder or hub id of the VLM that it is made from, where LeRobot reads sizes from that.
+
+        Raises:
+            UserError: LeRobot has no class for the policy, or its class cannot hold the policy's shape.
+        """
+        raise UserError(f"LeRobot has no class for policies of the family {self.spec.family}")
 
     def with_head(self, head: str, seed: int) -> Policy:
         """The policy with its actions in another form, to be trained; this one is used up.

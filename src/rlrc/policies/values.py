@@ -237,6 +237,18 @@ class LanguageModel:
     """Dotted name of the matrix that reads tokens off; its rows may be those of the action ids alone."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A policy in the form of another library."""
+
+    files: dict[str, Any]
+    """JSON files by name."""
+    statistics: dict[str, dict[str, torch.Tensor]]
+    """Files of statistics by name."""
+    tensors: dict[str, torch.Tensor]
+    """The weights by name."""
+
+
 class Tensors(Protocol):
     """The tensors of a checkpoint by name, each read, merged, cast and checked when it is asked for."""
 

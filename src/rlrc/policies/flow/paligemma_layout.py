@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from rlrc.errors import UserError
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.dead import Shapes, dead_in_last_layer
+from rlrc.policies.flow.lerobot import uniform
 from rlrc.policies.flow.paligemma import PALIGEMMA, ROOT, PaliGemmaModel
 from rlrc.policies.flow.published import Published
 from rlrc.policies.flow.random_layout import TINY, TINY_VOCABULARY, resized
 
 EMBEDDING = f"{ROOT}.paligemma.lm_head.weight"
+TOKENIZER = "google/paligemma-3b-pt-224"
 VISION_HEADS = {1152: 16}
 """Heads of the published tower, by its width."""
 GEMMA_LAYERS: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "num_key_value_heads": 1}
@@ -57,6 +60,31 @@ class PaliGemmaLayout:
     def alias(self, name: str, known: set[str]) -> str:
         tied = f"{PALIGEMMA}.language_model.embed_tokens.weight"
         return EMBEDDING if name == tied and EMBEDDING not in known else name
+
+
+def lerobot_fields(config: FlowConfig) -> dict[str, Any]:
+    """Fields of LeRobot's config.json for a policy.
+
+    Raises:
+        UserError: LeRobot's class cannot hold the policy's shape.
+    """
+    published = random_config(tiny=False)
+    for field, told in (("text_config", "a language model"), ("expert_config", "an expert")):
+        stack, wanted = getattr(config, field), published[field]
+        shape = uniform(stack, told) | {"hidden_size": stack.hidden_size, "num_hidden_layers": stack.num_hidden_layers}
+        if any(shape[name] != wanted[name] for name in shape):
+            raise UserError(
+                f"LeRobot's class holds {told} of the published shape alone, and this one has {shape}; serve the "
+                "policy with rlrc"
+            )
+    size = config.vision_config.image_size
+    return {
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "num_inference_steps": config.num_steps,
+        "image_resolution": [size, size],
+        "dtype": str(config.dtype).removeprefix("torch."),
+    }
 
 
 def random_config(tiny: bool) -> dict[str, Any]:

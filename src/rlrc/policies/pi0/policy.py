@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+from rlrc.policies.flow.lerobot import exported
 from rlrc.policies.flow.paligemma_groups import paligemma_groups
+from rlrc.policies.flow.paligemma_layout import TOKENIZER, lerobot_fields
 from rlrc.policies.flow.policy import FlowPolicy
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.pi0.layout import Pi0Layout
 from rlrc.policies.pi0.model import Pi0Model
+from rlrc.policies.values import Exported
 
 
 class Pi0Policy(FlowPolicy):
@@ -20,6 +23,10 @@ class Pi0Policy(FlowPolicy):
 
     def groups(self, index: int, block: Block) -> Sequence[Group]:
         return list(paligemma_groups(index, block))
+
+    def exported(self, vlm: str | None = None) -> Exported:
+        prompt = {"registry_name": "pi0_new_line_processor", "config": {}}
+        return exported(self, lerobot_fields(self.model.config), [prompt], vlm or TOKENIZER)
 
 
 FAMILY = Pi0Policy

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from rlrc.policies.flow.config import FlowConfig
+from rlrc.policies.flow.lerobot import exported
 from rlrc.policies.flow.paligemma_groups import paligemma_groups
+from rlrc.policies.flow.paligemma_layout import TOKENIZER, lerobot_fields
 from rlrc.policies.flow.policy import FlowPolicy
 from rlrc.policies.flow.processor import FlowProcessor
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.pi05.layout import Pi05Layout
 from rlrc.policies.pi05.model import Pi05Model
+from rlrc.policies.values import Exported
 
 BINS = 256
 
@@ -33,6 +36,10 @@ class Pi05Policy(FlowPolicy):
     def new_processor(cls, tokenizer: Any, config: FlowConfig) -> FlowProcessor:
         width = config.padded_dim if config.state_in_prompt == "padded" else 0
         return FlowProcessor(tokenizer, config, partial(prompt, width=width), cls.place)
+
+    def exported(self, vlm: str | None = None) -> Exported:
+        prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
+        return exported(self, lerobot_fields(self.model.config), [prompt], vlm or TOKENIZER)
 
 
 def prompt(instruction: str, state: np.ndarray | None, width: int = 0) -> str:
