@@ -28,7 +28,7 @@ from rlrc.configs.sft import SftConfig
 from rlrc.configs.train import FlowOptions, TrainConfig
 from rlrc.errors import UserError
 from rlrc.policies.make_random import make_random
-from rlrc.policies.registry import publish
+from rlrc.policies.registry import new_policy, publish
 from rlrc.prune import prune
 from rlrc.quantize import quantize
 from rlrc.recover.ppo import rl
@@ -225,6 +225,27 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
     ]
     assert runs[0]["conditions"] == runs[1]["conditions"]
     assert runs[2]["conditions"].keys() == runs[0]["conditions"].keys()
+
+
+@pytest.mark.parametrize("family", ["pi0", "smolvla"])
+def test_realtime(family: str, tmp_path: Path) -> None:
+    """The tabletop's clock runs on while the policy thinks."""
+    robot = {entry: {"mean": [0.0] * 7, "std": [0.02] * 7} for entry in ("action", "proprio")}
+    new_policy(family, SHAPE, ["put carrot on plate"], {"tabletop": robot}, 0, FLOW).save(tmp_path / "policy")
+    config = EvaluateConfig(
+        policy=tmp_path / "policy",
+        world="tabletop",
+        episodes=1,
+        num_envs=1,
+        num_workers=0,
+        videos=0,
+        realtime="asynchronous",
+        latency_ms=400,
+        device="cpu",
+    )
+    (tmp_path / "eval").mkdir()
+    result = evaluate(config, tmp_path / "eval")
+    assert (result["realtime"]["mode"], result["realtime"]["latency_ms"]) == ("asynchronous", 400)
 
 
 @pytest.mark.usefixtures("bandit")

@@ -119,7 +119,7 @@ def test_what_is_wrong_is_one_line_of_text_and_the_connection_closes(policy: Pol
             assert closed.value.rcvd is not None and closed.value.rcvd.code == 1011
 
 
-@pytest.mark.parametrize("name", ["oft-tokens", "oft-diffusion"])
+@pytest.mark.parametrize("name", ["oft-tokens", "oft-diffusion", "pi0", "pi05", "smolvla"])
 def test_noise_follows_the_requests_seed(name: str) -> None:
     policy = make(CASES[name])
     with served(policy, temperature=1.0) as server, open_socket(server) as connection:
@@ -132,6 +132,23 @@ def test_noise_follows_the_requests_seed(name: str) -> None:
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(first, alone, atol=1e-5)
     assert np.abs(first - other).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["pi0", "smolvla"])
+def test_policies_that_denoise_answer_many_as_if_each_were_alone(name: str) -> None:
+    """Prompts of several lengths wait together; noise is each request's own, at the policy's own temperature."""
+    policy = make(CASES[name])
+
+    def play(client: int) -> float:
+        with open_socket(server) as connection:
+            connection.recv(timeout=30)
+            got = ask(connection, {**message(policy, client, client % 3), "seed": client})["actions"]
+        noise = [torch.Generator().manual_seed(client)]
+        expected = policy.act(look(policy, seed=client)[[client % 3]], generator=noise)[0]
+        return float(np.abs(got - expected).max())
+
+    with served(policy) as server, ThreadPoolExecutor(9) as pool:
+        assert max(pool.map(play, range(9))) < 1e-5
 
 
 # -- many clients ------------------------------------------------------------------------------------------------------
