@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,11 +17,11 @@ import torch
 
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
+from rlrc.policies.losses import Teacher, losses_of
+from rlrc.policies.offers import Offers
 from rlrc.policies.values import (
     GREEDY,
-    Exported,
     Generators,
-    LanguageModel,
     Likelihood,
     Observation,
     PolicySpec,
@@ -37,11 +36,10 @@ from rlrc.policies.values import (
 )
 
 if TYPE_CHECKING:
-    from rlrc.configs.evaluate import VlaCacheConfig
     from rlrc.policies.folder import Reading
 
 
-class Policy(ABC):
+class Policy(Offers, ABC):
     """A policy, as `rlrc.load` returns it. It keeps nothing of an episode: what does is an actor around it."""
 
     spec: PolicySpec
@@ -196,30 +194,6 @@ class Policy(ABC):
         """Height and width to which pictures may be brought beforehand, since the model sees no other; None where
         there is no such size."""
 
-    def crop_pictures(self) -> None:
-        """Cut off the rim of pictures from now on, as evaluation does where training pictures were cropped at random.
-
-        Raises:
-            UserError: the family has no such crop.
-        """
-        raise UserError(f"pictures cannot be cropped for {self.spec.family}")
-
-    def learn_from(self, noise_draws: int) -> None:
-        """Learn each frame from this many noises and times from now on.
-
-        Raises:
-            UserError: the policy does not learn from noise.
-        """
-        raise UserError(f"noise_draws: policies of the family {self.spec.family} do not learn from noise so")
-
-    def denoise_in(self, steps: int) -> None:
-        """Take this many denoising steps from now on.
-
-        Raises:
-            UserError: the policy does not denoise, or not in that many.
-        """
-        raise UserError(f"denoising_steps: policies of the family {self.spec.family} take no such number")
-
     # -- normalisation -------------------------------------------------------------------------------------------------
 
     @property
@@ -319,22 +293,7 @@ class Policy(ABC):
             generator: see `teacher_forced`.
             teacher: whose predictions are learnt as well; `teacher_loss` is the distance from them.
         """
-        noise = None if teacher is None else copies_of(generator)
-        predicted, target = self.predict_drawn(inputs, actions, generator)
-        times = len(predicted) // len(actions)
-        actions = actions.repeat_interleave(times, dim=0) if times > 1 else actions
-        padded = padded.repeat_interleave(times, dim=0) if times > 1 and padded is not None else padded
-        losses = {"loss": mean_over_rows(self.errors(predicted, target, label_spread), padded)}
-        if teacher is not None:
-            with torch.no_grad():
-                wanted, _ = teacher.policy.predict_drawn(inputs, actions[::times], noise)
-            losses["teacher_loss"] = mean_over_rows(self.distances(predicted, wanted), padded)
-            losses["loss"] = (1 - teacher.share) * losses["loss"] + teacher.share * losses["teacher_loss"]
-        with torch.no_grad():
-            losses |= {
-                name: mean_over_rows(value, padded) for name, value in self.vitals(predicted, target, actions).items()
-            }
-        return losses
+        return losses_of(self, inputs, actions, padded, label_spread, generator, teacher)
 
     def predict_drawn(
         self, inputs: Any, actions: torch.Tensor, generator: Generators = None
@@ -365,15 +324,6 @@ class Policy(ABC):
     @abstractmethod
     def critic_width(self) -> int:
         """Width of what the critic reads (`Likelihood.state`)."""
-
-    def with_noise_network(self, seed: int) -> torch.nn.Module:
-        """Make the network that gives the deviations of random denoising steps ("flow-noise"). It is trained beside the
-        policy, and nothing of it is saved.
-
-        Raises:
-            UserError: the policy does not denoise by such steps.
-        """
-        raise UserError(f"exploration flow-noise: policies of the family {self.spec.family} do not denoise so")
 
     bin_width: float | None = None
     """Distance between two neighbouring actions, normalised, where actions are tokens."""
@@ -418,11 +368,6 @@ class Policy(ABC):
             part.per_layer_config = changed or None
             part.num_hidden_layers = len(layers)
 
-    @property
-    def language_model(self) -> LanguageModel | None:
-        """What stands around the language model's layers; None where it does not write text."""
-        return None
-
     @abstractmethod
     def stored(self, name: str) -> torch.Tensor:
         """A tensor as the files have it, or of its rows those that the policy keeps."""
@@ -448,36 +393,6 @@ class Policy(ABC):
         Raises:
             UserError: something else than an earlier checkpoint lies at `path`, or the disk is full.
         """
-
-    def exported(self, vlm: str | None = None) -> Exported:
-        """The policy as LeRobot saves one.
-
-        Args:
-            vlm: folder or hub id of the VLM that it is made from, where LeRobot reads sizes from that.
-
-        Raises:
-            UserError: LeRobot has no class for the policy, or its class cannot hold the policy's shape.
-        """
-        raise UserError(f"LeRobot has no class for policies of the family {self.spec.family}")
-
-    def with_head(self, head: str, seed: int) -> Policy:
-        """The policy with its actions in another form, to be trained; this one is used up.
-
-        Args:
-            seed: of the weights that only the new form has.
-
-        Raises:
-            UserError: the family has one form of actions.
-        """
-        raise UserError(f"head {head}: policies of the family {self.spec.family} have one form of actions")
-
-    def with_vla_cache(self, config: VlaCacheConfig) -> Any:
-        """An actor that reads again only what moved since the last picture.
-
-        Raises:
-            UserError: the family has none.
-        """
-        raise UserError(f"VLA-Cache is not there for {self.spec.family}")
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
@@ -506,40 +421,3 @@ class Policy(ABC):
     def part_of(self, name: str) -> str | None:
         """The part that the module or tensor of dotted `name` belongs to."""
         return next((part for part, prefix in self.parts.items() if f"{name}.".startswith(f"{prefix}.")), None)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A policy that another one learns from."""
-
-    policy: Policy
-    share: float
-    """Of its predictions in the loss."""
-
-
-def copies_of(generator: Generators) -> Generators:
-    """Generators that will draw the same numbers.
-
-    Raises:
-        ValueError: there is none, so that torch's own would draw.
-    """
-    if generator is None:
-        raise ValueError("a teacher needs a generator, whose numbers it sees as well")
-    if isinstance(generator, Sequence):
-        return [_copy(one) for one in generator]
-    return _copy(generator)
-
-
-def _copy(generator: torch.Generator) -> torch.Generator:
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return copy
-
-
-def mean_over_rows(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:
-    """Mean of (N, H, D) over what is not padded (N, H); each row counts the same."""
-    if padded is None:
-        return values.mean()
-    there = (~padded).to(values.dtype)
-    rows = (values.mean(dim=2) * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
-    return rows.mean()

@@ -26,8 +26,9 @@ from rlrc.data.samples import chunks, states
 from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
-from rlrc.policies.contract import Policy, Teacher
+from rlrc.policies.contract import Policy
 from rlrc.policies.device import moved
+from rlrc.policies.losses import Teacher
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng

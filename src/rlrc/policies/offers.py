@@ -1,0 +1,87 @@
+"""What only some families offer. Each of these refuses in one line, and a family that has it says how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlrc.errors import UserError
+from rlrc.policies.values import Exported, LanguageModel, PolicySpec
+
+if TYPE_CHECKING:
+    from rlrc.configs.evaluate import VlaCacheConfig
+
+
+class Offers:
+    """A part of the contract; see `Policy`."""
+
+    spec: PolicySpec
+
+    def crop_pictures(self) -> None:
+        """Cut off the rim of pictures from now on, as evaluation does where training pictures were cropped at random.
+
+        Raises:
+            UserError: the family has no such crop.
+        """
+        raise UserError(f"pictures cannot be cropped for {self.spec.family}")
+
+    def learn_from(self, noise_draws: int) -> None:
+        """Learn each frame from this many noises and times from now on.
+
+        Raises:
+            UserError: the policy does not learn from noise.
+        """
+        raise UserError(f"noise_draws: policies of the family {self.spec.family} do not learn from noise so")
+
+    def denoise_in(self, steps: int) -> None:
+        """Take this many denoising steps from now on.
+
+        Raises:
+            UserError: the policy does not denoise, or not in that many.
+        """
+        raise UserError(f"denoising_steps: policies of the family {self.spec.family} take no such number")
+
+    def with_noise_network(self, seed: int) -> torch.nn.Module:
+        """Make the network that gives the deviations of random denoising steps ("flow-noise"). It is trained beside the
+        policy, and nothing of it is saved.
+
+        Raises:
+            UserError: the policy does not denoise by such steps.
+        """
+        raise UserError(f"exploration flow-noise: policies of the family {self.spec.family} do not denoise so")
+
+    def with_head(self, head: str, seed: int) -> Any:
+        """The policy with its actions in another form, to be trained; this one is used up.
+
+        Args:
+            seed: of the weights that only the new form has.
+
+        Raises:
+            UserError: the family has one form of actions.
+        """
+        raise UserError(f"head {head}: policies of the family {self.spec.family} have one form of actions")
+
+    def with_vla_cache(self, config: VlaCacheConfig) -> Any:
+        """An actor that reads again only what moved since the last picture.
+
+        Raises:
+            UserError: the family has none.
+        """
+        raise UserError(f"VLA-Cache is not there for {self.spec.family}")
+
+    def exported(self, vlm: str | None = None) -> Exported:
+        """The policy as LeRobot saves one.
+
+        Args:
+            vlm: folder or hub id of the VLM that it is made from, where LeRobot reads sizes from that.
+
+        Raises:
+            UserError: LeRobot has no class for the policy, or its class cannot hold the policy's shape.
+        """
+        raise UserError(f"LeRobot has no class for policies of the family {self.spec.family}")
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """What stands around the language model's layers; None where it does not write text."""
+        return None
