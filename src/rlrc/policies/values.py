@@ -138,7 +138,8 @@ class Likelihood:
 class States(dict[str, torch.Tensor]):
     """What enters or leaves the layers of one number, (N, T, width) by stack."""
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """N."""
         return len(next(iter(self.values())))
 

@@ -76,7 +76,7 @@ class Calibration:
     """Loss of the last outputs for the samples of a slice: their share in the mean loss of all N."""
 
     def __len__(self) -> int:
-        return len(self.states)
+        return self.states.count
 
     def repeated(self, times: int) -> "Calibration":
         """The same samples several times, one after the other."""
@@ -119,7 +119,7 @@ class Stream:
             here = _leaves(states.rows(rows))
             with torch.enable_grad():
                 loss = self.calibration.loss(here, rows)
-            gradients.append(_gradients([loss], here, [None]))
+            gradients.append(States(zip(here, _gradients([loss], list(here.values())), strict=True)))
             total += float(loss.detach())
         if not torch.isfinite(torch.tensor(total)):
             raise UserError("the calibration loss is NaN or infinite; the checkpoint or its data is broken")
@@ -144,12 +144,14 @@ class Stream:
         for rows in self.batches(size):
             here = _leaves(states.rows(rows))
             with torch.enable_grad(), _requiring_grad(list(weights.values())):
-                out = self._call(block, here, rows)
-                wanted = States({**here, **{f"{WEIGHT} {place}": weight for place, weight in weights.items()}})
-                pairs = [(out[stack], upstream[stack][rows]) for stack in out if out[stack].requires_grad]
-                found = _gradients([tensor for tensor, _ in pairs], wanted, [gradient for _, gradient in pairs])
-            see({place: found.pop(f"{WEIGHT} {place}") for place in weights})
-            inputs.append(found)
+                out = {stack: left for stack, left in self._call(block, here, rows).items() if left.requires_grad}
+                found = _gradients(
+                    list(out.values()),
+                    [*here.values(), *weights.values()],
+                    [upstream[stack][rows] for stack in out],
+                )
+            inputs.append(States(zip(here, found[: len(here)], strict=True)))
+            see(dict(zip(weights, found[len(here) :], strict=True)))
         return States.cat(inputs)
 
     def _call(self, block: Block, states: States, rows: slice) -> States:
@@ -157,22 +159,18 @@ class Stream:
         return self.calibration.run(block, states, context)
 
 
-WEIGHT = "weight of"
-"""Stands before places of matrices where they lie beside names of stacks."""
-
-
 def _leaves(states: States) -> States:
     return States({stack: tensor.detach().requires_grad_() for stack, tensor in states.items()})
 
 
-def _gradients(outputs: Sequence[torch.Tensor], wanted: States, upstream: Sequence[torch.Tensor | None]) -> States:
-    """Gradients of outputs with respect to named tensors; zeros of what they do not depend on."""
-    found = torch.autograd.grad(outputs, list(wanted.values()), upstream, allow_unused=True)
-    filled = (
-        torch.zeros_like(tensor) if gradient is None else gradient
-        for tensor, gradient in zip(wanted.values(), found, strict=True)
-    )
-    return States(dict(zip(wanted, filled, strict=True)))
+def _gradients(
+    outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], upstream: Sequence[torch.Tensor] | None = None
+) -> list[torch.Tensor]:
+    """Gradients of outputs with respect to the wanted tensors; zeros for one that they do not depend on, as a language
+    model's states behind the last layer, which an expert does not read."""
+    found = torch.autograd.grad(outputs, wanted, upstream, allow_unused=True)
+    pairs = zip(wanted, found, strict=True)
+    return [torch.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in pairs]
 
 
 @contextmanager
