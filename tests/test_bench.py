@@ -21,7 +21,6 @@ from rlrc.policies.values import Observation
 from rlrc.reading import read_json
 from rlrc.roofline import floors_ms, work
 
-
 BALLAST = 2**30
 """Bytes that this process holds while a fresh one is measured."""
 
