@@ -131,13 +131,13 @@ def test_the_interval_is_that_of_independent_episodes() -> None:
 
 def test_the_command_compares_a_checkpoint_with_a_dataset(tiny_checkpoint: Path, tmp_path: Path) -> None:
     common = "--policy", tiny_checkpoint, "--dataset", CASES / "plain", "--num-envs", 4
-    said = rlrc("evaluate", *common, "--out", tmp_path / "out")
+    said = rlrc("evaluate", *common, "--dataset-episodes", "1", "--temperature", 1, "--out", tmp_path / "one")
     assert LABEL in " ".join(said.split())
-    result = json.loads((tmp_path / "out" / "eval.json").read_text())
-    assert (result["frames"], result["episodes"], len(result["dimensions"])) == (14, 2, 7)
-    rlrc("evaluate", *common, "--dataset-episodes", "1", "--temperature", 1, "--out", tmp_path / "one")
     result = json.loads((tmp_path / "one" / "eval.json").read_text())
     assert (result["frames"], result["episodes"]) == (8, 1) and result["normalised"]["low"] is None
+    config = EvaluateConfig(policy=tiny_checkpoint, dataset=CASES / "plain", num_envs=4)
+    result = action_error(config, tmp_path / "out")
+    assert (result["frames"], result["episodes"], len(result["dimensions"])) == (14, 2, 7)
 
 
 def test_sampled_actions_do_not_depend_on_what_is_asked_beside(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh import fresh
 
 from rlrc.command_line import commands
 from rlrc.config import Config
@@ -139,7 +140,7 @@ HIDE = """
 import json, sys
 from importlib import import_module
 
-package, modules = json.loads(sys.stdin.read())
+package, modules = sys.argv[1], json.loads(sys.argv[2])
 
 
 class Hidden:
@@ -168,10 +169,7 @@ except AssertionError:
 def test_everything_else_can_be_imported_without_a_family(name: str) -> None:
     package = FAMILIES[name].package
     others = [module for module in MODULES if not is_within(module, package) and module != "rlrc.__main__"]
-    given = json.dumps([package, others])
-    done = subprocess.run([sys.executable, "-c", HIDE], input=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    without_their_packages = json.loads(done.stdout.splitlines()[-1])
+    without_their_packages = json.loads(fresh(HIDE, package, json.dumps(others)).splitlines()[-1])
     needing_more = ("rlrc.envs.", "rlrc.data.libero", "rlrc.packed.cuda.")
     assert all(module.startswith(needing_more) for module in without_their_packages)
 

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from safetensors.torch import load_file, save_file
 
 import rlrc
@@ -49,9 +48,7 @@ def logits(policy: Policy) -> torch.Tensor:
 
 def fresh_logits(path: Path, how: str) -> torch.Tensor:
     code = FRESH.format(instructions=INSTRUCTIONS)
-    done = subprocess.run([sys.executable, "-c", code, str(path), how], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return torch.tensor(json.loads(done.stdout))
+    return torch.tensor(json.loads(fresh(code, path, how)))
 
 
 def per_layer_policy() -> Policy:
@@ -291,8 +288,7 @@ def test_auto_classes_know_us_whatever_is_imported_first(imports: str, tiny_chec
     code = f"""{imports}
 from transformers import AutoConfig, AutoModelForImageTextToText as Auto
 print(type(Auto.from_config(AutoConfig.from_pretrained({str(tiny_checkpoint)!r}))).__name__)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "OpenVLAForActionPrediction", done.stderr
+    assert fresh(code).strip() == "OpenVLAForActionPrediction"
 
 
 def test_a_policy_by_its_hub_id(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
+from lost_players import LOST_ONCE, always_die, play_or_die, play_or_hang
 
 from rlrc import envs
 from rlrc.data import Demonstrations
@@ -129,24 +130,6 @@ def test_an_expert_that_fails_ends_the_recording(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
-LOST_ONCE = "RLRC_TEST_LOST_ONCE"  # names a file that exists once a process has been lost
-
-
-def play_or_die(config: CollectConfig, played: Path, episode_id: int) -> module.Attempt:
-    if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
-        Path(os.environ[LOST_ONCE]).touch()
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return module._play(config, played, episode_id)
-
-
-def play_or_hang(config: CollectConfig, played: Path, episode_id: int) -> module.Attempt:
-    if episode_id == 502 and not Path(os.environ[LOST_ONCE]).exists():
-        Path(os.environ[LOST_ONCE]).touch()
-        module.HUNG_EPISODE_S = 2.0
-        module._demonstrate = lambda *_: time.sleep(1000)
-    return module._play(config, played, episode_id)
-
-
 @pytest.mark.parametrize("play", [play_or_die, play_or_hang])
 def test_a_lost_process_costs_nothing_but_time(
     play: Callable,
@@ -214,10 +197,6 @@ def test_a_suites_tasks_are_shown_evenly_with_few_changes(
     monkeypatch.setattr("rlrc.envs.spec", lambda world: replace(SPEC, num_tasks=4))
     ids = module._episode_ids(CONFIG.model_copy(update={"episodes": episodes, "tasks": tasks}))
     assert list(islice(ids, len(order))) == order
-
-
-def always_die(config: CollectConfig, played: Path, episode_id: int) -> None:
-    os._exit(1)
 
 
 def test_processes_that_keep_dying_end_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

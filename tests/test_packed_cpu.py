@@ -1,14 +1,14 @@
 """The kernels for packed weights, for each set of instructions that this processor has: the very bits of the formula in
 `packed.h`, which PyTorch computes here in float64."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import fresh
 from torch import nn
 
 from rlrc.errors import UserError
@@ -150,8 +150,7 @@ for bits in (4, 8):
 
 def test_nothing_behind_a_tensor_is_read(instructions: str) -> None:
     """The tensors end where a page of memory that may not be read begins, so reading on would kill the process."""
-    done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (done.returncode, done.stderr)
+    fresh(GUARDED)
 
 
 @needs_kernels
@@ -230,14 +229,13 @@ def test_without_a_cache_folder_they_are_compiled_and_the_reason_is_told(
 
 
 @needs_kernels
-def test_processes_that_compile_at_once_do_not_disturb_each_other(cache: Path, compiler: Path) -> None:
-    command = [sys.executable, "-c", "from rlrc.packed.cpu import build\nprint(build.missing())"]
-    environment = {**os.environ, "CXX": str(compiler)}
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        for _ in range(3)
-    ]
-    assert [process.communicate() for process in processes] == [("None\n", "")] * 3
+def test_processes_that_compile_at_once_do_not_disturb_each_other(
+    cache: Path, compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(compiler))
+    code = "import sys\nsys.stderr = sys.stdout\nfrom rlrc.packed.cpu import build\nprint(build.missing())"
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(fresh, [code] * 3)) == ["None\n"] * 3
     (kept,) = cache.iterdir()
     build._open(kept)
 

@@ -9,8 +9,10 @@ import yaml
 from command import rlrc
 from simulators import need_putonplate
 
+from rlrc.configs.make_random import MakeRandomConfig
 from rlrc.data import Demonstrations
 from rlrc.episodes import read_episodes
+from rlrc.policies.make_random import make_random
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = {
@@ -49,7 +51,7 @@ def test_the_papers_recipe_runs_in_small(shared: Path, tmp_path: Path, monkeypat
     recipe |= {"base": str(REPOSITORY / "checkpoints" / "tabletop-base"), "world": "putonplate", "stages": stages}
     monkeypatch.chdir(tmp_path)
     Path("paper-maniskill.yaml").write_text(yaml.safe_dump(recipe))
-    rlrc("run", "paper-maniskill.yaml")
+    rlrc("run", "paper-maniskill.yaml", max_episode_steps=10)  # the expert, in its own process, plays whole ones
 
     folder = Path("runs/paper-maniskill")
     demonstrations = Demonstrations.load(folder / "demos" / "dataset")
@@ -63,10 +65,11 @@ def test_the_papers_recipe_runs_in_small(shared: Path, tmp_path: Path, monkeypat
 @pytest.mark.timeout(900)
 def test_a_random_policy_is_evaluated_on_official_pictures(shared: Path, tmp_path: Path) -> None:
     need_putonplate(shared)
-    rlrc("make-random", "--preset", "openvla-tiny", tmp_path / "policy")
-    asked = {"world": "putonplate:official", "splits": "ood", "episodes": 1, "num-envs": 1, "num-workers": 0}
-    options = [word for name, value in asked.items() for word in (f"--{name}", value)]
-    rlrc("evaluate", "--policy", tmp_path / "policy", *options, "--temperature", 0.6, "--out", tmp_path / "out")
+    make_random(MakeRandomConfig(preset="openvla-tiny"), tmp_path / "policy")
+    where = {"world": "putonplate:official", "splits": "ood", "episodes": 1, "num-envs": 1, "num-workers": 0}
+    options = [word for name, value in where.items() for word in (f"--{name}", value)]
+    asked = "--policy", tmp_path / "policy", *options, "--temperature", 0.6, "--out", tmp_path / "out"
+    rlrc("evaluate", *asked, max_episode_steps=10)
     (episode,) = read_episodes(tmp_path / "out" / "episodes.parquet")
     assert (episode.world, episode.split, episode.episode_id) == ("putonplate:official", "ood", 0)
     assert episode.path_length > 0 and not episode.success_at_end

@@ -3,8 +3,6 @@
 import ast
 import inspect
 import json
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from fresh import fresh
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -238,11 +237,7 @@ def test_a_fresh_process_computes_equal_logits(checkpoint: Path, tmp_path: Path,
     quantize(QuantizeConfig(policy=checkpoint, bits=bits), tmp_path)
     path = tmp_path / "checkpoint"
     here = logits(rlrc.load(path))
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(path)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    for there in json.loads(done.stdout.splitlines()[-1]):
+    for there in json.loads(fresh(FRESH, path)):
         assert torch.equal(torch.tensor(there), here)
 
 

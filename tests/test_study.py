@@ -1,6 +1,7 @@
 """A study: claims that hold as the episodes say, files that agree with the episodes, cells that may be missing."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +44,35 @@ def episode(split: str, number: int, won: bool, variant: str = "main", path: flo
     return Episode("p", "tabletop", split, variant, number, 0, **flags, steps=12 if won else None, **numbers)
 
 
+@pytest.fixture(scope="module")
+def place(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run `runs/toy` lies, of which everything has ended; every policy is the same tiny checkpoint."""
+    place = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        make_run(Path("runs/toy"), tiny_checkpoint)
+    return place
+
+
 @pytest.fixture
-def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of which everything has ended; every policy is the same tiny checkpoint."""
+def folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run for one test to change."""
+    shutil.copytree(place / "runs", tmp_path / "runs", symlinks=True)
     monkeypatch.chdir(tmp_path)
-    folder = Path("runs/toy")
+    return Path("runs/toy")
+
+
+@pytest.fixture(scope="module")
+def written(place: Path) -> Path:
+    """The evidence of the run as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        summary = write_evidence(gather(Path("runs/toy")), place / "out")
+    assert summary == json.loads((place / "out" / "summary.json").read_text())
+    return place / "out"
+
+
+def make_run(folder: Path, tiny_checkpoint: Path) -> None:
     stages = [{"verb": "evaluate", "name": f"{name}-eval", "policy": name} for name in SUCCESSES]
     stages += [{"verb": "rl", "name": seed, "policy": "sft"} for seed in PLAN["seeds"]]
     for stage in stages:
@@ -73,7 +98,6 @@ def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatc
             (folder / name / "checkpoint").symlink_to(tiny_checkpoint)
     recipe = {"name": "toy", "base": str(tiny_checkpoint), "stages": stages, "study": PLAN}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder
 
 
 def evaluated(out: Path, policy: str) -> None:
@@ -89,16 +113,15 @@ def evaluated(out: Path, policy: str) -> None:
     write_episodes(out / "episodes.parquet", episodes)
     for number in range(FILMED):
         colours = np.random.default_rng(number).integers(0, 255, (30, 1, 1, 3), dtype=np.uint8)
-        write_video(video_path(out, "ind", number), np.broadcast_to(colours, (30, 96, 96, 3)), 5)
+        write_video(video_path(out, "ind", number), np.broadcast_to(colours, (30, 24, 96, 3)), 5)
 
 
 def verdicts(folder: Path) -> dict[str, bool | None]:
     return {claim.claim: claim.holds for claim in check(gather(folder))}
 
 
-def test_the_summary_counts_the_episodes(folder: Path, tmp_path: Path) -> None:
-    summary = write_evidence(gather(folder), tmp_path / "out")
-    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+def test_the_summary_counts_the_episodes(written: Path) -> None:
+    summary = json.loads((written / "summary.json").read_text())
     cells = {(row["policy"], row["split"], row["variant"]): row for row in summary["rows"]}
     assert cells["rl", "ood", "main"] == {
         "policy": "rl",
@@ -113,7 +136,7 @@ def test_the_summary_counts_the_episodes(folder: Path, tmp_path: Path) -> None:
     assert pair["p"] == pytest.approx(2 * 0.5**30)  # thirty discordant pairs, all one way
     assert summary["parameters"]["dense"] == summary["parameters"]["rl"] > summary["decoder_parameters"]["rl"] > 0
     assert summary["bytes"]["dense"] > 0
-    episodes = read_episodes(tmp_path / "out" / "episodes.parquet")
+    episodes = read_episodes(written / "episodes.parquet")
     assert sum(e.success_at_end for e in episodes if e.policy == "rl" and e.variant == "main") == 184 + 150
 
 
@@ -149,18 +172,18 @@ def test_claims_that_fail_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(claim.startswith("After RL") for claim in failed) == 2
 
 
-def test_the_page_shows_every_part_and_pictures_exist(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    write_evidence(gather(folder), out)
-    text = (out / "README.md").read_text()
+def test_the_page_shows_every_part_and_pictures_exist(place: Path, written: Path) -> None:
+    text = (written / "README.md").read_text()
     assert "| rl | 92.0 % [87, 95], n = 200 | +2.0 [" in text
     assert "Not measured yet" not in text and "**all of semantics**, n = 80" in text
     assert "(1.20)" in text, "the path is longer by a fifth"
     for name in ("success.png", "variants.png", "curves.png", "ratios.png", "strip.webp"):
         assert f"({name})" in text
-        assert Image.open(out / name).size[0] > 300
-    assert Image.open(out / "strip.webp").n_frames > 20
-    assert (out / "training" / "rl.jsonl").read_text() == (folder / "rl" / "metrics.jsonl").read_text()
+        assert Image.open(written / name).size[0] > 300
+    assert Image.open(written / "strip.webp").n_frames > 20
+    assert (written / "training" / "rl.jsonl").read_text() == (
+        place / "runs" / "toy" / "rl" / "metrics.jsonl"
+    ).read_text()
 
 
 def test_a_suite_is_told_task_by_task(folder: Path, tmp_path: Path) -> None:

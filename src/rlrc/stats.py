@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are first used; `scipy.stats` takes a second
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, norm
 
 from rlrc.errors import UserError
 
@@ -40,7 +39,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if n == 0:
         raise UserError("a success rate needs at least one episode")
-    interval = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -53,7 +52,7 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
         UserError: a and b are not of the same, positive length.
     """
     only_a, only_b, _ = _discordant(a, b)
-    return float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return float(scipy.stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -75,11 +74,13 @@ def mcnemar_power(share_a: float, share_b: float, n: int, level: float = 0.05) -
         share_a: the share of pairs that only a wins; share_b: that only b wins.
     """
     discordant = np.arange(n + 1)
-    largest = binom.ppf(level / 2, discordant, 0.5)  # most wins of the lesser side that are still a find
-    largest -= binom.cdf(largest, discordant, 0.5) > level / 2
+    largest = scipy.stats.binom.ppf(level / 2, discordant, 0.5)  # most wins of the lesser side that are still a find
+    largest -= scipy.stats.binom.cdf(largest, discordant, 0.5) > level / 2
     share = share_a + share_b
-    found = binom.cdf(largest, discordant, share_b / share) + binom.cdf(largest, discordant, share_a / share)
-    return float(binom.pmf(discordant, n, share) @ found)
+    found = scipy.stats.binom.cdf(largest, discordant, share_b / share) + scipy.stats.binom.cdf(
+        largest, discordant, share_a / share
+    )
+    return float(scipy.stats.binom.pmf(discordant, n, share) @ found)
 
 
 def pairs_needed(share_a: float, share_b: float, power: float = 0.8, level: float = 0.05) -> int | None:
@@ -99,7 +100,7 @@ def pairs_needed(share_a: float, share_b: float, power: float = 0.8, level: floa
     if not difference:
         return None
     spread = math.sqrt(share - difference**2)
-    root = float(norm.isf(level / 2)) * math.sqrt(share) + float(norm.isf(1 - power)) * spread
+    root = float(scipy.stats.norm.isf(level / 2)) * math.sqrt(share) + float(scipy.stats.norm.isf(1 - power)) * spread
     asymptotic = math.ceil((root / difference) ** 2)
     if asymptotic > MOST_EXACT_PAIRS:
         return asymptotic
@@ -117,15 +118,15 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> P
         UserError: a and b are not of the same, positive length.
     """
     only_a, only_b, n = _discordant(a, b)
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     difference = (only_b - only_a) / n
 
     def excess(delta: float, sign: int) -> float:
         return sign * _tango_score(only_a, only_b, n, delta) - z
 
     edge = 1 - 1e-12  # at +-1 itself the score divides by zero
-    low = brentq(excess, -edge, difference, args=(1,)) if excess(-edge, 1) > 0 else -1.0
-    high = brentq(excess, difference, edge, args=(-1,)) if excess(edge, -1) > 0 else 1.0
+    low = scipy.optimize.brentq(excess, -edge, difference, args=(1,)) if excess(-edge, 1) > 0 else -1.0
+    high = scipy.optimize.brentq(excess, difference, edge, args=(-1,)) if excess(edge, -1) > 0 else 1.0
     return PairedDifference(difference, low, high)
 
 
@@ -177,7 +178,7 @@ def median_interval(values: Sequence[float]) -> list[float]:
     """
     if len(values) < FEWEST_FOR_MEDIAN:
         raise UserError(f"the interval of a median needs {FEWEST_FOR_MEDIAN} values or more, not {len(values)}")
-    outside = int(binom.ppf(0.025, len(values), 0.5)) - 1
+    outside = int(scipy.stats.binom.ppf(0.025, len(values), 0.5)) - 1
     ordered = sorted(values)
     return [ordered[outside], ordered[-1 - outside]]
 

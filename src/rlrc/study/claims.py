@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.stats import norm
+import scipy  # its parts are imported where they are first used
 
 from rlrc.study.evidence import Evidence
 
@@ -145,7 +145,7 @@ def _mean_not_below(evidence: Evidence) -> tuple[str, bool] | None:
     if gain is None:
         return None
     mean, spread, told = gain
-    bound = mean - float(norm.ppf(0.95)) * spread
+    bound = mean - float(scipy.stats.norm.ppf(0.95)) * spread
     return f"{100 * mean:+.2f} points, bound {100 * bound:+.2f}, {told}", bound >= -NON_INFERIORITY
 
 
@@ -154,7 +154,7 @@ def _mean_above(evidence: Evidence) -> tuple[str, bool] | None:
     if gain is None:
         return None
     mean, spread, told = gain
-    p = float(norm.sf(mean / spread)) if spread else 1.0
+    p = float(scipy.stats.norm.sf(mean / spread)) if spread else 1.0
     return f"{100 * mean:+.1f} points, p = {p:.2g}, {told}", mean > 0 and p < 0.05
 
 
@@ -203,7 +203,7 @@ def _curve_rises(evidence: Evidence) -> tuple[str, bool] | None:
 def _p_above(a: float, n_a: int, b: float, n_b: int) -> float:
     """One-sided p that proportion a of n_a is not above proportion b of n_b, unpaired."""
     spread = np.sqrt(a * (1 - a) / n_a + b * (1 - b) / n_b)
-    return float(norm.sf((a - b) / spread)) if spread else 1.0
+    return float(scipy.stats.norm.sf((a - b) / spread)) if spread else 1.0
 
 
 def _episodes_of_a_point(evidence: Evidence, stage: str) -> int:
