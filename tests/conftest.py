@@ -38,8 +38,9 @@ def fixture_folder(name: str) -> Path:
 
 
 def fixture_cases(name: str) -> list[str]:
-    """The cases of a fixture that are here."""
-    return sorted({path.name for root in FIXTURES if (root / name).is_dir() for path in (root / name).iterdir()})
+    """The cases of a fixture that are here; where there are none, one for which `fixture_folder` says so."""
+    here = {path.name for root in FIXTURES if (root / name).is_dir() for path in (root / name).iterdir()}
+    return sorted(here) or ["(any case)"]
 
 
 TINY_STATS = {

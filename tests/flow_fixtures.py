@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import fixture_cases, fixture_folder
+from conftest import FIXTURES, fixture_cases, fixture_folder
 from safetensors.torch import load_file
 
 import rlrc
@@ -22,7 +22,7 @@ SETS = sorted(
     f"{family}/{case}"
     for family in FAMILIES
     for case in fixture_cases(family)
-    if (folder := fixture_folder(f"{family}/{case}")) and (folder / "checkpoint").is_dir()
+    if any((root / family / case / "checkpoint").is_dir() for root in FIXTURES)
 )
 
 
