@@ -19,6 +19,7 @@ from rlrc.act.evaluate import evaluate
 from rlrc.bench import bench
 from rlrc.configs.bench import BenchConfig
 from rlrc.configs.evaluate import EvaluateConfig
+from rlrc.configs.inspect import InspectConfig
 from rlrc.configs.learner import Lora
 from rlrc.configs.make_random import MakeRandomConfig
 from rlrc.configs.prune import Depth, Flap, LlmPruner, PruneConfig, StateSaliency, Wanda
@@ -27,6 +28,7 @@ from rlrc.configs.rl import RlConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.configs.train import FlowOptions, TrainConfig
 from rlrc.errors import UserError
+from rlrc.inspect import inspect
 from rlrc.policies.make_random import make_random
 from rlrc.policies.registry import new_policy, publish
 from rlrc.prune import prune
@@ -200,6 +202,15 @@ def test_quantize(trained: Path, dataset: Path, rounding: str, tmp_path: Path) -
 def test_action_error(trained: Path, dataset: Path, tmp_path: Path) -> None:
     result = action_error(EvaluateConfig(policy=trained, dataset=dataset, num_envs=3, device="cpu"), tmp_path)
     assert result["frames"] == 2 * FRAMES
+
+
+def test_inspect(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = inspect(InspectConfig(policy=trained), tmp_path)
+    told = capsys.readouterr()
+    assert "cameras front, wrist; a state of 8 numbers; 3 actions of 7 numbers a call" in told.err
+    assert [layer.get("stack") for layer in described["layers"]] == [None] * 3 + ["expert"] * 3
+    assert "heads" not in described["layers"][2], "the last layer of the language model has keys and values alone"
+    assert described["parameters"]["total"] == sum(p.numel() for p in rlrc.load(trained).model.parameters())
 
 
 def test_bench(trained: Path, tmp_path: Path) -> None:

@@ -26,16 +26,23 @@ def inspect(config: InspectConfig, out: Path) -> dict[str, Any]:
     rows = [[part, human_count(parameters[part]), human_bytes(sizes[part])] for part in parameters]
     print_table(str(config.policy), ["part", "parameters", "bytes"], rows)
     say(f"papers count this as: {described['published_parameters']:,} parameters")
-    layers = described["layers"]
-    rows = [[str(i), *(str(layer[key]) for key in ("heads", "kv_heads", "channels"))] for i, layer in enumerate(layers)]
-    print_table("decoder", ["layer", "heads", "key-value heads", "MLP channels"], rows)
+    spec = policy.spec
+    say(
+        f"{spec.family}: cameras {', '.join(spec.cameras)}; a state of {len(spec.state)} numbers; "
+        f"{spec.horizon} actions of {len(spec.action)} numbers a call"
+    )
+    for stack in policy.stacks():
+        layers = [layer for layer in described["layers"] if layer.get("stack", DECODER) == stack.name]
+        keys = ("heads", "kv_heads", "channels")
+        rows = [[str(i), *(str(layer.get(key, "")) for key in keys)] for i, layer in enumerate(layers)]
+        print_table(stack.name, ["layer", "heads", "key-value heads", "MLP channels"], rows)
     if described["quantization"] is not None:
         packed = described["quantization"]
         say(f"{packed['layers']} layers in {packed['bits']} bits, groups of {packed['group_size']}")
     for kind in described["multipliers"]:
         reasons = "; ".join(f"not {name}: {reason}" for name, reason in kind["refused"].items())
-        layers = f"{kind['layers']} {kind['kind']} layers in {kind['bits']} bits"
-        say(f"{layers}: multiplied here by {kind['backend']}" + (f" ({reasons})" if reasons else ""))
+        what = f"{kind['layers']} {kind['kind']} layers in {kind['bits']} bits"
+        say(f"{what}: multiplied here by {kind['backend']}" + (f" ({reasons})" if reasons else ""))
     for stage in described["lineage"]["stages"]:
         say(f"made by: {stage['verb']} {stage.get('config', {})}")
     return described
@@ -46,9 +53,9 @@ def describe(policy: Policy) -> dict[str, Any]:
 
     `parameters` by part and in total, where a packed weight counts as the weights it stands for; `bytes` of all tensors
     in memory likewise; `published_parameters`, with the parts of published checkpoints that inference never reads and
-    the whole output head, as papers count; `layers` of the decoder; `quantization` (None if there is none);
-    `multipliers`, what multiplies each kind of packed layer where the policy lies, or on this processor if it is an
-    outline; `lineage`.
+    the whole output head, as papers count; `layers` of the decoder, and of an expert where there is one; `quantization`
+    (None if there is none); `multipliers`, what multiplies each kind of packed layer where the policy lies, or on this
+    processor if it is an outline; `lineage`.
     """
     device = torch.device("cpu") if policy.device.type == "meta" else policy.device
     packed = {name: module for name, module in policy.model.named_modules() if isinstance(module, QuantizedLinear)}

@@ -18,11 +18,14 @@ class SftConfig(SupervisedConfig, StatisticsPart, PolicyPart):
     teacher: Path | None = None
     """Policy whose predictions are learnt beside the demonstrated actions, such as the one before pruning. It has to be
     of the same family, with the same cameras, state, chunk and statistics."""
+    teacher_spec: str | None = None
+    """Facts that the files of a published teacher do not say; see --spec."""
     teacher_share: Share = 0.5
     """Share of the teacher's predictions in the loss; the demonstrated actions have the rest."""
 
     @model_validator(mode="after")
     def _teaches(self) -> "SftConfig":
-        if self.teacher is None and self.teacher_share != type(self).model_fields["teacher_share"].default:
-            raise ValueError("teacher_share needs a teacher")
+        for option in ("teacher_share", "teacher_spec"):
+            if self.teacher is None and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} needs a teacher")
         return self

@@ -64,7 +64,7 @@ def load_teacher(config: SftConfig, student: Policy) -> Policy:
         UserError: it sees or does something else than the student, or normalises otherwise.
     """
     assert config.teacher is not None
-    teacher = load(config.teacher, student.unnorm_key, config.device, torch.float32)
+    teacher = load(config.teacher, student.unnorm_key, config.device, torch.float32, spec=config.teacher_spec)
     if teacher.spec != student.spec or teacher.image_size != student.image_size:
         raise UserError(
             f"{config.teacher}: the teacher sees and does something else than {config.policy} (family, cameras, state, "
