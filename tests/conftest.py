@@ -1,5 +1,6 @@
 """Shared fixtures: where the reference tensors are, and small policies to test on."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 os.environ["RLRC_FRAME_CACHE_GB"] = "0"
 """Tests leave no frames on the disk, except those that are about that."""
+
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401  (Triton's LLVM crashes where it is loaded after that of Mesa, which draws)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FIXTURES = (Path(__file__).parent / "fixtures", SHARED / "fixtures")
