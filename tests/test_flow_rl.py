@@ -166,7 +166,7 @@ def test_what_is_sampled_has_the_density_that_the_likelihood_says(kind: str) -> 
     policy.with_noise_network(0)
     draws = 1500
     inputs = policy.encode(policy.prepare(look(policy, 1)[np.zeros(draws, int)]))
-    sampler = Sampler(1.0, steps=3, exploration=Exploration(kind))  # type: ignore[arg-type]
+    sampler = Sampler(0.7, steps=3, exploration=Exploration(kind))  # type: ignore[arg-type]
     sample = policy.sample(inputs, sampler, torch.Generator().manual_seed(1))
     assert sample.logprobs is not None
     if kind == "flow-noise":

@@ -83,9 +83,9 @@ def read_outline(model_class: type[FlowModel], layout: Layout, folder: Path, rea
         shapes = {names[stored]: tuple(files.outline(stored).shape) for stored in files}
         published = read_published(home, shapes, reading.spec)
         values = published.robot() | layout.config(published) | {"model_type": model_class.config_class.model_type}
-        tokens_in = tokenizer_folder(published, layout.named_tokenizer(published))
-        if (home / TOKENIZER_FILE).exists():
-            tokens_in = home
+        named = layout.named_tokenizer(published)
+        beside_it = named is None and (home / TOKENIZER_FILE).exists()
+        tokens_in = home if beside_it else tokenizer_folder(published, named)
     config = config_of(model_class, values, home / CONFIG_FILE)
     naming = Naming(partial(_is_in, layout.dead(config)), lambda stored: names[stored])
     weights = Weights(folder, config, naming, reading.dtype)

@@ -31,26 +31,30 @@ class Explorer:
 
     Args:
         network: gives the deviations of Flow-Noise; None of Flow-SDE.
+        temperature: factor of the random steps' deviations, in samples and likelihoods alike.
 
     Raises:
         UserError: the exploration needs more steps, or a network that is not there.
     """
 
-    def __init__(self, model: FlowModel, exploration: Exploration, steps: int, network: NoiseNetwork | None) -> None:
+    def __init__(
+        self,
+        model: FlowModel,
+        exploration: Exploration,
+        steps: int,
+        network: NoiseNetwork | None,
+        temperature: float = 1.0,
+    ) -> None:
         if exploration.kind == "flow-sde" and steps < FEWEST_STEPS:
             raise UserError(f"flow-sde needs at least {FEWEST_STEPS} denoising steps, not {steps}")
         if exploration.kind == "flow-noise" and network is None:
             raise UserError("flow-noise needs the network that rl trains beside the policy")
         self._model, self._steps, self.network, self._level = model, steps, network, exploration.level
-        self._learns_noise = exploration.kind == "flow-noise"
+        self._learns_noise, self._temperature = exploration.kind == "flow-noise", temperature
 
     @torch.no_grad()
-    def sample(self, inputs: FlowInputs, generator: Generators, temperature: float) -> Sample:
-        """Chunks, with all that `likelihood` needs of how they came about.
-
-        Args:
-            temperature: factor of the random steps' deviations; the likelihood is that of temperature 1.
-        """
+    def sample(self, inputs: FlowInputs, generator: Generators) -> Sample:
+        """Chunks, with all that `likelihood` needs of how they came about."""
         config, device, rows = self._model.config, inputs.input_ids.device, len(inputs)
         shape = (rows, config.horizon, config.padded_dim)
         prefix = self._model.read_prefix(inputs)
@@ -62,7 +66,7 @@ class Explorer:
         for number in range(self._steps):
             numbers = torch.full((rows,), number, device=device)
             velocity, deviation = self._look(prefix, x, numbers, inputs)
-            noise = temperature * draw(torch.randn, shape, generator, device)
+            noise = draw(torch.randn, shape, generator, device)
             step = self._step(x, velocity, numbers, deviation)
             wandered = step.mean + step.deviation * noise
             if self._learns_noise:
@@ -99,7 +103,7 @@ class Explorer:
         chain, own = latent["chain"], slice(self._model.config.action_dim)
         if not self._learns_noise:
             velocity, _ = self._look(prefix, chain[:, 0], latent["step"], inputs)
-            step = sde_step(chain[:, 0], velocity, latent["step"], self._steps, self._level)
+            step = self._step(chain[:, 0], velocity, latent["step"], None)
             return log_density(chain[:, 1], step)[..., own], entropy(step.deviation)[..., own]
         # The mean over the starting noise and all steps, as pi_RL's joint log-probability.
         logprobs, entropies = standard_log_density(chain[:, 0]), entropy(torch.ones_like(chain[:, 0]))
@@ -126,5 +130,7 @@ class Explorer:
         self, x: torch.Tensor, velocity: torch.Tensor, numbers: torch.Tensor, deviation: torch.Tensor | None
     ) -> Step:
         if deviation is None:
-            return sde_step(x, velocity, numbers, self._steps, self._level)
-        return Step(euler(x, velocity, self._steps), deviation)
+            step = sde_step(x, velocity, numbers, self._steps, self._level)
+        else:
+            step = Step(euler(x, velocity, self._steps), deviation)
+        return Step(step.mean, step.deviation * self._temperature)

@@ -168,8 +168,8 @@ class FlowPolicy(StoredPolicy):
             raise UserError(f"steps {steps}: the policy denoises in 1 to 1000")
         shape = (len(inputs), config.horizon, config.padded_dim)
         if sampler.exploration is not None:
-            explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network)
-            return explorer.sample(inputs, generator, sampler.temperature)
+            explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network, sampler.temperature)
+            return explorer.sample(inputs, generator)
         noise = sampler.temperature * draw(torch.randn, shape, generator, self.device)
         (chunks,) = self.do(partial(self._denoise, steps=steps), inputs, noise, key=steps)
         return Sample(chunks[..., : config.action_dim], {})
@@ -308,7 +308,7 @@ class FlowPolicy(StoredPolicy):
         if sampler.exploration is None:
             raise UserError("PPO needs the likelihood of an action, and steps of denoising that add no noise have none")
         steps = self.model.config.num_steps if sampler.steps is None else sampler.steps
-        explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network)
+        explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network, sampler.temperature)
         return explorer.likelihood(inputs, latent, lambda prefix, seen: self.model.critic_state(prefix, seen.state))
 
     def with_noise_network(self, seed: int) -> NoiseNetwork:

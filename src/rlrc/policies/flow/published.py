@@ -78,6 +78,7 @@ class LeRobotFields(FileModel):
     adapt_to_pi_aloha: StrictBool = False
     use_delta_joint_actions_aloha: StrictBool = False
     prefix_length: StrictInt = 0
+    n_obs_steps: StrictInt = 1
 
 
 class StepFields(FileModel):
@@ -172,6 +173,11 @@ class Published:
             not (fields.adapt_to_pi_aloha or fields.use_delta_joint_actions_aloha),
             "it converts an ALOHA's joints (adapt_to_pi_aloha), which rlrc does not",
         )
+        self.require(fields.n_obs_steps == 1, f"n_obs_steps is {fields.n_obs_steps}; rlrc shows one moment at a time")
+        self.require(
+            fields.max_state_dim == fields.max_action_dim,
+            f"max_state_dim {fields.max_state_dim} and max_action_dim {fields.max_action_dim} differ",
+        )
         kinds, statistics = self._statistics(state_dim)
         return {
             "cameras": cameras,
@@ -200,6 +206,11 @@ class Published:
             step = pipeline.step(step_name)
             if step is None:
                 raise UserError(f"{path}: there is no step '{step_name}', which would name the statistics")
+            pictures = (step.config.get("norm_map") or {}).get("VISUAL", "IDENTITY")
+            if pictures != "IDENTITY":
+                raise UserError(
+                    f"{path}: pictures are normalised by {shorten(repr(pictures))}; rlrc knows IDENTITY alone"
+                )
             entry, kind = _kind_of(step, feature, path)
             kinds[entry] = kind
             if kind != "identity" and (entry == "action" or state_dim):
