@@ -217,6 +217,13 @@ BAD: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
         lambda v: v["steps"][0]["config"]["norm_map"].update(ACTION="ROBUST"),
         "norm_map.ACTION is 'ROBUST'",
     ),
+    "pictures": (
+        PREPROCESSOR_FILE,
+        lambda v: next(s for s in v["steps"] if "state_file" in s)["config"]["norm_map"].update(VISUAL="MEAN_STD"),
+        "pictures are normalised by 'MEAN_STD'",
+    ),
+    "moments": ("config.json", lambda v: v.update(n_obs_steps=2), "n_obs_steps is 2"),
+    "widths": ("config.json", lambda v: v.update(max_state_dim=31), "max_state_dim 31 and max_action_dim 32 differ"),
     "path": (
         POSTPROCESSOR_FILE,
         lambda v: v["steps"][0].update(state_file="../x.safetensors"),
