@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -433,3 +435,15 @@ def test_worlds_of_one_simulation_start_together_and_tell_what_fails() -> None:
     blind = WorkerVectorEnv(replace(SPEC, simulation=Counters), num_envs=2, image_size=None)
     assert "images" not in blind.reset()[0] and blind.step(actions(2))[0]["state"].tolist() == [[0, 1], [1, 1]]
     blind.close()
+
+
+def test_triton_may_be_loaded_after_a_world_has_drawn() -> None:
+    """Its LLVM crashes behind Mesa's, so that worlds load it first where it is installed."""
+    pytest.importorskip("triton")
+    script = (
+        "from rlrc import envs\n"
+        "env = envs.make('tabletop', num_envs=1, num_workers=0, image_size=32)\n"
+        "env.reset(options={'split': 'ind', 'variant': 'main', 'episode_ids': [0]})\n"
+        "import triton\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

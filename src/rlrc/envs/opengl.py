@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import mujoco
@@ -46,4 +47,7 @@ class Canvas:
 @cache
 def _context(platform: str, size: int) -> Any:
     """One for a process and size: making them costs time, and MuJoCo's resources of a model can share it."""
+    if find_spec("triton") is not None:
+        # Its LLVM crashes where it is loaded after that of Mesa; a policy that is loaded later would load it.
+        import_module("triton")
     return import_module(f"mujoco.{platform}").GLContext(size, size)
