@@ -10,7 +10,7 @@ from rlrc.policies.values import Generators
 
 
 class Predicts(Protocol):
-    """What of a policy its loss needs; see `Policy`."""
+    """The methods of a policy that its loss needs; see `Policy`."""
 
     def predict_drawn(
         self, inputs: Any, actions: torch.Tensor, generator: Generators = None
@@ -28,7 +28,7 @@ class Teacher:
 
     policy: Predicts
     share: float
-    """Of its predictions in the loss."""
+    """Share of its predictions in the loss."""
 
 
 def losses_of(

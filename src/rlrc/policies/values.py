@@ -75,7 +75,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Exploration:
-    """How a policy that denoises explores (pi_RL, arXiv 2510.25889)."""
+    """Random denoising steps, by which a policy that denoises explores (pi_RL, arXiv 2510.25889)."""
 
     kind: Literal["flow-sde", "flow-noise"] = "flow-sde"
     """One random step among certain ones, or all steps random with a deviation that a network learns."""

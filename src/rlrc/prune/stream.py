@@ -70,7 +70,7 @@ class Calibration:
     there: dict[str, torch.Tensor]
     """Bool (N, T) by stack: false where there is only padding."""
     context: dict[str, torch.Tensor]
-    """What all blocks need to know of the samples, each (N, ...)."""
+    """Tensors that all blocks need to know of the samples, each (N, ...)."""
     run: Run
     loss: Callable[[States, slice], torch.Tensor]
     """Loss of the last outputs for the samples of a slice: their share in the mean loss of all N."""

@@ -23,7 +23,7 @@ from rlrc.reading import read_object, require_finite, validate
 
 
 class Layout(Protocol):
-    """What a family knows of its published folders."""
+    """Knowledge of a family about its published folders."""
 
     def config(self, published: Published) -> dict[str, Any]:
         """Fields of our config beside those of the robot.

@@ -27,16 +27,14 @@ class FlowVisionConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     stem_channels: list[int] | None = None
 
-    head_dim: int | None = None
-
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def head_size(self) -> int:
-        """Numbers of one head; a tower whose layers have lost heads says it itself."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
+        """Numbers of one head."""
+        return self.hidden_size // self.num_attention_heads
 
 
 class FlowConfig(PreTrainedConfig):

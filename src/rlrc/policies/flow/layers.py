@@ -42,7 +42,7 @@ NORMS: dict[str, type[nn.Module]] = {"gemma": GemmaRMSNorm, "llama": LlamaRMSNor
 def normed(
     norm: nn.Module, x: torch.Tensor, condition: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What a norm makes of x, and a gate where it has one."""
+    """Apply a norm to x; returns the result, and a gate where the norm has one."""
     return norm(x, condition) if isinstance(norm, AdaRMSNorm) else (norm(x), None)
 
 

@@ -54,7 +54,7 @@ class Prefix(NamedTuple):
     memory: Sequence[Memory]
     context: Context
     last: torch.Tensor
-    """What enters the last layer (N, P, hidden)."""
+    """States that enter the last layer, (N, P, hidden)."""
     there: torch.Tensor | None
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rlrc.errors import UserError
 from rlrc.policies.device import moved
+from rlrc.policies.parts.observed import require_pictures
 
 Place = Literal["centre", "right-bottom"]
 """Place of the picture in its square: in the middle (pi), or to the right and at the bottom (SmolVLA)."""
@@ -22,12 +22,7 @@ def letterboxed(images: np.ndarray, size: int, place: Place, device: torch.devic
     Raises:
         UserError: wrong dtype or shape.
     """
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        raise UserError(f"images must be uint8 arrays of values 0-255, got {getattr(images, 'dtype', type(images))}")
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
-    if not images.size:
-        raise UserError(f"images hold no pictures: their shape is {images.shape}")
+    require_pictures(images)
     planes = moved(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous(), device).float()
     height, width = images.shape[1:3]
     ratio = max(height / size, width / size)

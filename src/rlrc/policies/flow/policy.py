@@ -23,6 +23,7 @@ from rlrc.policies.flow.processor import FlowProcessor, with_newline
 from rlrc.policies.folder import Reading
 from rlrc.policies.groups import DECODER, EXPERT, Block
 from rlrc.policies.parts.noise import draw, require_generators
+from rlrc.policies.parts.observed import state_of
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
     GREEDY,
@@ -128,17 +129,8 @@ class FlowPolicy(StoredPolicy):
 
     def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state as the model reads it, float32 (N, S)."""
-        state, count = observation.state, len(self.spec.state)
-        if state is None:
-            raise UserError(f"the policy reads a state of {count} numbers, which is not there")
-        if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.shape != (len(observation), count):
-            found = getattr(state, "shape", type(state).__name__)
-            raise UserError(
-                f"the state must be floating-point numbers of shape {(len(observation), count)}, not {found}"
-            )
-        if not np.isfinite(state).all():
-            raise UserError("the state holds NaN or infinity")
-        return normalisation.normalise(state.astype(np.float64), self._statistics("proprio"), self._kind("state"))
+        state = state_of(observation, len(self.spec.state))
+        return normalisation.normalise(state, self._statistics("proprio"), self._kind("state"))
 
     def encode(self, inputs: FlowInputs) -> FlowInputs:
         return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))

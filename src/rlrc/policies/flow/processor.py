@@ -12,6 +12,7 @@ from rlrc.errors import UserError, shorten
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.pictures import Place, letterboxed
+from rlrc.policies.parts.observed import require_texts
 from rlrc.policies.parts.tokenizer import token_ids
 from rlrc.policies.values import Observation
 
@@ -82,11 +83,7 @@ class FlowProcessor:
         Raises:
             UserError: they are no texts, or there are more tokens than the policy reads.
         """
-        if isinstance(instructions, str | bytes) or not isinstance(instructions, Sequence | np.ndarray):
-            raise UserError("instructions must be a list of texts, one for each picture")
-        wrong = next((item for item in instructions if not isinstance(item, str)), None)
-        if wrong is not None or not len(instructions):
-            raise UserError(f"instructions must be texts, and at least one; got {shorten(repr(wrong))}")
+        require_texts(instructions)
         rows = [self.ids_of(text, None if state is None else state[row]) for row, text in enumerate(instructions)]
         length = max(len(row) for row in rows)
         ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)

@@ -14,10 +14,9 @@ from rlrc.policies.parts.schema import (
     DecoderFields,
     DimFields,
     DtypeName,
-    Epsilon,
-    ImageSize,
     Labels,
     Layers,
+    PatchedFields,
     QuantizationFields,
 )
 from rlrc.policies.schema import Name, Number
@@ -27,29 +26,10 @@ MAX_STEPS = 1000
 Dimensions = Annotated[StrictInt, Field(ge=1, le=MAX_STATE)]
 
 
-class VisionFields(FileModel):
+class VisionFields(PatchedFields):
     """`vision_config`."""
 
-    hidden_size: Count
-    intermediate_size: Count
     num_hidden_layers: Layers
-    num_attention_heads: Count
-    image_size: ImageSize
-    patch_size: ImageSize
-    layer_norm_eps: Epsilon = 1e-6
-    stem_channels: Annotated[list[Count], Field(max_length=8)] | None = None
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if self.patch_size % 2 ** len(self.stem_channels or ()):
-            raise ValueError(f"patch_size {self.patch_size} cannot be halved by each of the stem's convolutions")
-        return self
 
 
 class FlowFields(FileModel):

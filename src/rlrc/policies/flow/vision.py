@@ -1,6 +1,5 @@
 """SigLIP (Zhai et al., arXiv 2303.15343) with the tensor names of transformers, and layers of any shape."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlrc.policies.flow.config import FlowVisionConfig
-from rlrc.policies.parts.vit import GeluOfChannelsLast, attend
+from rlrc.policies.parts.vit import attend, convolutions
 
 
 class Holder(nn.Module):
@@ -26,9 +25,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: FlowVisionConfig) -> None:
         super().__init__()
         channels = [3, *(config.stem_channels or [])]
-        self.stem = nn.Sequential()
-        for c_in, c_out in pairwise(channels):
-            self.stem.extend([nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), GeluOfChannelsLast()])
+        self.stem = convolutions(channels)
         stride = config.patch_size // 2 ** (len(channels) - 1)
         self.patch_embedding = nn.Conv2d(channels[-1], config.hidden_size, stride, stride)
         self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size)

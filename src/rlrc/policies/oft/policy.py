@@ -20,6 +20,7 @@ from rlrc.policies.oft.forms import FORMS
 from rlrc.policies.oft.layout import require_same, supplement
 from rlrc.policies.oft.model import OFTForActionPrediction
 from rlrc.policies.parts.noise import require_generators
+from rlrc.policies.parts.observed import state_of
 from rlrc.policies.prismatic.checkpoint import Supplement
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.policy import PARTS, PrismaticPolicy
@@ -115,18 +116,9 @@ class OFTPolicy(PrismaticPolicy):
         The published training sets numbers that never move to 0 and the published evaluation to -1 or 1; here it is
         the evaluation's way in both.
         """
-        state, count = observation.state, len(self.spec.state)
-        if state is None:
-            raise UserError(f"the policy reads a state of {count} numbers, which is not there")
-        if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.shape != (len(observation), count):
-            found = getattr(state, "shape", type(state).__name__)
-            raise UserError(
-                f"the state must be floating-point numbers of shape {(len(observation), count)}, not {found}"
-            )
-        if not np.isfinite(state).all():
-            raise UserError("the state holds NaN or infinity")
+        state = state_of(observation, len(self.spec.state))
         stats = self.state_statistics()
-        return np.clip(normalise(state.astype(np.float64), stats), -1, 1)
+        return np.clip(normalise(state, stats), -1, 1)
 
     # -- normalisation -------------------------------------------------------------------------------------------------
 

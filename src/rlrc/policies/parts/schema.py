@@ -131,6 +131,30 @@ def _require_whole_groups(where: str, heads: int, key_value_heads: int | None) -
         )
 
 
+class PatchedFields(FileModel):
+    """Sizes of a vision transformer that have to fit each other."""
+
+    hidden_size: Count
+    num_attention_heads: Count
+    intermediate_size: Count
+    image_size: ImageSize
+    patch_size: ImageSize
+    layer_norm_eps: Epsilon = 1e-6
+    stem_channels: Annotated[list[Count], Field(max_length=8)] | None = None
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.patch_size % 2 ** len(self.stem_channels or ()):
+            raise ValueError(f"patch_size {self.patch_size} cannot be halved by each of the stem's convolutions")
+        return self
+
+
 class QuantizationFields(FileModel):
     """`quantization_config` that `rlrc quantize` wrote."""
 

@@ -4,6 +4,7 @@ Module names follow timm's (`blocks.0.attn.qkv`, `ls1.scale_factor`, ...), which
 their tensors need no renaming.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,14 @@ class GeluOfChannelsLast(nn.GELU):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def convolutions(channels: Sequence[int]) -> nn.Sequential:
+    """Convolutions of stride 2 from each number of channels to the next, which come before a patch embedding."""
+    stem = nn.Sequential()
+    for c_in, c_out in pairwise(channels):
+        stem.extend([nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), GeluOfChannelsLast()])
+    return stem
+
+
 class PatchEmbed(nn.Module):
     """Pixels (B, 3, H, W) to patch embeddings (B, P, hidden).
 
@@ -29,9 +38,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__()
         channels = [3, *(config.stem_channels or [])]
-        self.stem = nn.Sequential()
-        for c_in, c_out in pairwise(channels):
-            self.stem.extend([nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), GeluOfChannelsLast()])
+        self.stem = convolutions(channels)
         stride = config.patch_size // 2 ** (len(channels) - 1)
         self.proj = nn.Conv2d(channels[-1], config.hidden_size, stride, stride)
 

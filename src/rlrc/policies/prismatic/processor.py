@@ -20,6 +20,7 @@ from rlrc.errors import UserError, shorten
 from rlrc.files import write_json
 from rlrc.pixels import resize
 from rlrc.policies.device import moved
+from rlrc.policies.parts.observed import require_pictures, require_texts
 from rlrc.policies.parts.tokenizer import token_ids
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import PrismaticInputs
@@ -106,14 +107,7 @@ class ImageProcessor:
         Raises:
             UserError: wrong dtype or shape.
         """
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            raise UserError(
-                f"images must be uint8 arrays of values 0-255, got {getattr(images, 'dtype', type(images))}"
-            )
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(f"images must have shape (batch, height, width, 3), got {images.shape}")
-        if not images.size:
-            raise UserError(f"images hold no pictures: their shape is {images.shape}")
+        require_pictures(images)
         planes = {tuple(size): moved(self._planes(images, size), device) for size in self.config["input_sizes"]}
         kinds = list(zip(self.config["input_sizes"], self.config["tvf_normalize_params"], strict=True))
         towers: list[torch.Tensor] = []
@@ -184,7 +178,7 @@ class Processor:
         Raises:
             UserError: a camera is missing, or its pictures or the instructions have a wrong type, shape or number.
         """
-        _require_texts(observation.instruction)
+        require_texts(observation.instruction)
         pixels = []
         for name in cameras:
             if name not in observation.images:
@@ -201,7 +195,7 @@ class Processor:
 
     def prompts(self, instructions: Sequence[str]) -> PrismaticInputs:
         """B instructions to a left-padded batch without pictures."""
-        _require_texts(instructions)
+        require_texts(instructions)
         rows = [self.prompt_ids(instruction) for instruction in instructions]
         length = max(len(row) for row in rows)
         input_ids = torch.full((len(rows), length), self.config.pad_token_id or 0)
@@ -223,11 +217,3 @@ class Processor:
             end = self.config.prompt_end_token_id
             self._prompt_ids[instruction] = ids if end is None or ids[-1] == end else [*ids, end]
         return self._prompt_ids[instruction]
-
-
-def _require_texts(instructions: Sequence[str]) -> None:
-    if isinstance(instructions, str | bytes) or not isinstance(instructions, Sequence | np.ndarray):
-        raise UserError("instructions must be a list of texts, one for each picture")
-    wrong = next((item for item in instructions if not isinstance(item, str)), None)
-    if wrong is not None or not len(instructions):
-        raise UserError(f"instructions must be texts, and at least one; got {shorten(repr(wrong))}")

@@ -11,12 +11,11 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator, m
 
 from rlrc.policies.parts.schema import (
     MAX_LAYERS,
-    Count,
     DecoderFields,
     DtypeName,
-    Epsilon,
     ImageSize,
     Labels,
+    PatchedFields,
     QuantizationFields,
     TokenId,
 )
@@ -27,33 +26,14 @@ MAX_TOWERS = 2
 """OpenVLA's backbone has a place for two."""
 
 
-class TowerFields(FileModel, extra="forbid"):
+class TowerFields(PatchedFields, extra="forbid"):
     """An entry of `vision_towers`."""
 
-    hidden_size: Count
     num_hidden_layers: Annotated[StrictInt, Field(ge=2, le=MAX_LAYERS)]
     """The block that is never run counts."""
-    num_attention_heads: Count
-    intermediate_size: Count
-    image_size: ImageSize
-    patch_size: ImageSize
     num_register_tokens: Annotated[StrictInt, Field(ge=0, le=1024)] = 0
     class_token: StrictBool = False
     layer_scale: StrictBool = False
-    layer_norm_eps: Epsilon = 1e-6
-    stem_channels: Annotated[list[Count], Field(max_length=8)] | None = None
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if self.patch_size % 2 ** len(self.stem_channels or ()):
-            raise ValueError(f"patch_size {self.patch_size} cannot be halved by each of the stem's convolutions")
-        return self
 
 
 class ConfigFields(FileModel):
