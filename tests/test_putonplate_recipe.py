@@ -20,6 +20,7 @@ TINY = {
     "prune": {"samples": 2},
     "sft": {"steps": 2, "batch_size": 2, "gradient_accumulation": 1},
     "rl": {
+        "batch_size": 10,
         "gradient_accumulation": 1,
         "iterations": 1,
         "num_envs": 1,
