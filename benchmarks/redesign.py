@@ -18,13 +18,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from reading import checked_out, interval
+from reading import checked_out
 
 from rlrc.bench import machine
 from rlrc.episodes import read_episodes
 from rlrc.files import write_json
 from rlrc.progress import say, track
 from rlrc.reading import read_json
+from rlrc.stats import median_interval
 from rlrc.tables import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +107,7 @@ def take_turns(codes: dict[str, Path], rounds: int, scratch: Path) -> list[dict[
         ratios = [after / before for before, after in zip(seconds["before"], seconds["after"], strict=True)]
         medians = {when: median(values) for when, values in seconds.items()}
         rows.append({"verb": verb, "rounds": rounds, "seconds": medians, "ratio": median(ratios)})
-        rows[-1]["ratio_95"] = interval(ratios)
+        rows[-1]["ratio_95"] = median_interval(ratios)
     return rows
 
 
