@@ -1,5 +1,6 @@
 """Processes that work at the same time and end together with the one that started them."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from rlrc.process import cleaning_up, end_with_parent, handle_signals, shielded
+from rlrc.process import cleaning_up, end_with_parent, handle_signals, shielded, stopped
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ def job_pool(jobs: int) -> Iterator["JobPool"]:
     except (KeyboardInterrupt, GeneratorExit):
         for process in list((pool._processes or {}).values()):
             process.terminate()
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]  # else what was half sent is waited for
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -41,5 +43,9 @@ def _start_job() -> None:
 
 
 def _job(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    with cleaning_up():
-        return function(*arguments, **named)
+    try:
+        with cleaning_up():
+            return function(*arguments, **named)
+    finally:
+        if (signal_heard := stopped()) is not None:  # to send a result could wait for a lock whose holder is dead
+            os._exit(128 + signal_heard.number)
