@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -37,7 +37,7 @@ from rlrc.tables import markdown_table
 LATENCIES_MS = (0, 40, 100, 200, 400, 600, 800, 1600, 3200)
 SPEEDS = (1, 4)
 """Speeds of the belt, cm/s: the slowest and the fastest of those that were trained on."""
-MODES: tuple[Realtime, ...] = get_args(Realtime)
+MODES: tuple[Realtime, ...] = ("synchronous", "asynchronous")
 POLICIES = {"OpenVLA": "openvla", "OpenVLA-OFT": "oft"}
 """Name of each policy -> the stage of recipes/conveyor.yaml that made it."""
 SHIPPED = ("tabletop-base", "tabletop-rlrc", "tabletop-oft-base")

@@ -12,6 +12,7 @@ It needs numpy, msgpack, websockets and wrapt, and no torch. On a robot's small 
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
@@ -21,10 +22,13 @@ from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketExcepti
 from websockets.sync.client import ClientConnection, connect
 
 from rlrc.errors import plain, shorten
+from rlrc.served import DELAY, PREVIOUS
 from rlrc.wire import WireError, pack, unpack
 
 Hold = np.ndarray | Callable[[np.ndarray | None], np.ndarray]
 """The action that holds the robot still, or how it follows from the last one (None before the first)."""
+DELAYS = 10
+"""Latest answers from whose delays the next one is expected."""
 LONGEST_PAUSE_S = 2.0
 """Longest pause between two attempts to connect again."""
 
@@ -48,13 +52,15 @@ class PolicyClient:
             says, or else the whole chunk.
         ask_ahead: ask for the next chunk while the last one is played, so that the robot need not stop for it. When a
             chunk arrives, its actions whose time has passed are left out, all but the last one.
+        continue_chunks: with `ask_ahead`, tell the server what is left of the chunk and how late its answer will be
+            (the latest of the last ten), so that the new chunk goes on from the old one (real-time chunking).
         hold: what `act` gives while the server is gone; the connection is made again in the background meanwhile. With
             None `act` raises `ServerGone`, and the next call tries once more.
 
     Raises:
         ServerGone: nobody answers at the address.
-        ServerRefused: it is no policy's server, or does not let us in.
-        ValueError: the address is none, or `execute` is given together with `ask_ahead`.
+        ServerRefused: it is no policy's server, does not let us in, or its policy cannot continue chunks.
+        ValueError: the address is none, or these options do not go together.
     """
 
     def __init__(
@@ -65,9 +71,12 @@ class PolicyClient:
         execute: int | None = None,
         ask_ahead: bool = False,
         hold: Hold | None = None,
+        continue_chunks: bool = False,
     ) -> None:
         if ask_ahead and execute is not None:
             raise ValueError("execute is not for ask_ahead: a chunk is played until the next one arrives")
+        if continue_chunks and not ask_ahead:
+            raise ValueError("continue_chunks is for ask_ahead: without it nothing is left when the server is asked")
         self.address = address
         self._headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
         self._timeout_s = timeout_s
@@ -75,7 +84,9 @@ class PolicyClient:
         self._hold = hold
         self._asker = ThreadPoolExecutor(1, "rlrc-ask") if ask_ahead else None
         self._coming: Future[dict[str, Any]] | None = None
+        self._continues = continue_chunks
         self._played = 0  # actions since what is coming was asked for
+        self._delays: deque[int] = deque([0], maxlen=DELAYS)  # actions that were played while an answer was on its way
         self._chunk = np.empty((0, 0), np.float32)
         self._last: np.ndarray | None = None
         self._mender: threading.Thread | None = None
@@ -83,6 +94,9 @@ class PolicyClient:
         self.metadata: dict[str, Any] = {}
         """What the server says of itself; of rlrc's it has `spec` and `names`."""
         self._socket: ClientConnection | None = self._connect()
+        if continue_chunks and self.metadata.get("continues_chunks") is not True:
+            self.close()
+            raise ServerRefused(f"{address}: its policy cannot continue chunks (only policies that denoise can)")
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -159,8 +173,9 @@ class PolicyClient:
         if self._coming is not None and (self._coming.done() or not len(self._chunk)):
             self._take()
         if self._coming is None:
+            rest = {PREVIOUS: self._chunk, DELAY: max(self._delays)} if self._continues else {}
             self._played = 0
-            self._coming = asker.submit(self._exchange, pack(dict(observation)))
+            self._coming = asker.submit(self._exchange, pack({**observation, **rest}))
         if not len(self._chunk):
             self._take()
 
@@ -169,6 +184,7 @@ class PolicyClient:
         assert self._coming is not None
         coming, self._coming = self._coming, None
         actions = coming.result()["actions"]
+        self._delays.append(self._played)
         self._chunk = actions[min(self._played, len(actions) - 1) :]
 
     def reset(self) -> None:

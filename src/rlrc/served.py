@@ -1,10 +1,13 @@
-"""Policies that a server holds: an address such as ws://host:8000 stands where a folder would."""
+"""Policies that a server holds: an address such as ws://host:8000 stands where a folder would; names on the wire."""
 
 import re
 from pathlib import Path
 
 API_KEY = "RLRC_API_KEY"
 """Name of the environment variable with the key that a server asks for."""
+PREVIOUS, DELAY = "previous_actions", "inference_delay"
+"""Names on the wire of the actions (K, D) that a robot has still to carry out, and of the control steps until it
+expects the answer; with them a policy that can lets its new chunk go on from the old one."""
 
 
 def address_of(policy: str | Path) -> str | None:

@@ -101,6 +101,10 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
     policy = _policy(config)
+    if config.realtime == "rtc" and not policy.continues_chunks:
+        raise UserError(
+            f"{config.policy}: realtime rtc is for policies that denoise their actions (pi0, pi0.5, SmolVLA)"
+        )
     temperature = set_up(policy, config) if isinstance(policy, Policy) else 0.0
     ids_to_play = episode_ids(config)
     filmed = ids_to_play[: config.videos]
@@ -180,7 +184,10 @@ def _latency(thinker: Thinker, env: envs.WorkerVectorEnv, config: EvaluateConfig
     (split, variant), *_ = conditions(config)
     first = np.full(env.num_envs, episode_ids(config)[0])
     observation, _ = env.reset(options={"split": split, "variant": variant, "episode_ids": first})
-    return realtime.measured_latency(thinker, connect(thinker.spec, env.world_spec).seen(observation), out)
+    seen = connect(thinker.spec, env.world_spec).seen(observation)
+    if config.realtime == "rtc":
+        seen = replace(seen, previous=realtime.nothing_left(thinker.spec, len(seen)))
+    return realtime.measured_latency(thinker, seen, out)
 
 
 def _actor(thinker: Thinker, config: EvaluateConfig, latency: realtime.Latency | None) -> Actor:

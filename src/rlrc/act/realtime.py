@@ -6,11 +6,14 @@ Asynchronous: while the policy thinks, the robot carries out what is left of the
 from the picture of `delay` control steps ago, so that its first `delay` actions come too late and are left out, as in
 LeRobot's asynchronous inference. Of a chunk that is late as a whole the last action is carried out, so that a policy
 with chunks of one action acts too. The next picture is taken when an answer has come.
+
+RTC (real-time chunking, arXiv 2506.07339): asynchronous, and the policy is told what is left of the chunk before and
+how late its answer will be, so that the new chunk goes on from the old one. For policies that denoise.
 """
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from rlrc.act.actor import Actor, Chunked, Command, Thinker, ask
 from rlrc.configs.evaluate import Realtime
 from rlrc.errors import UserError
 from rlrc.files import write_json
-from rlrc.policies.values import Generators, Observation
+from rlrc.policies.values import Generators, Observation, PolicySpec, Previous
 from rlrc.progress import say
 from rlrc.reading import FileModel, read_model
 
@@ -43,10 +46,10 @@ class Latency(FileModel):
 
 def actor(thinker: Thinker, mode: Realtime, latency: Latency, world: envs.WorldSpec, execute: int | None) -> Actor:
     """Plays a policy whose answers take their time; they come at the first tick after it (synchronous) or the first
-    control step (asynchronous)."""
+    control step (asynchronous and RTC)."""
     steps = latency.latency_ms / 1000 * world.control_hz
-    if mode == "asynchronous":
-        return Asynchronous(thinker, math.ceil(steps - _ROUNDING))
+    if mode != "synchronous":
+        return Asynchronous(thinker, math.ceil(steps - _ROUNDING), continues=mode == "rtc")
     return Chunked(thinker, execute, math.ceil(steps * world.ticks - _ROUNDING))
 
 
@@ -65,11 +68,12 @@ class Asynchronous:
     Args:
         thinker: who gives the chunks.
         delay: control steps from a picture to its chunk.
+        continues: tell the thinker what is left of the chunk before.
     """
 
-    def __init__(self, thinker: Thinker, delay: int) -> None:
+    def __init__(self, thinker: Thinker, delay: int, continues: bool = False) -> None:
         self.spec, self.device = thinker.spec, thinker.device
-        self._thinker, self._delay = thinker, delay
+        self._thinker, self._delay, self._continues = thinker, delay, continues
         self.reset()
 
     def reset(self) -> None:
@@ -88,6 +92,8 @@ class Asynchronous:
         free = np.array([answer is None for answer in self._coming])
         if free.any():
             late = min(self._delay, self.spec.horizon - 1)
+            if self._continues:
+                observation = replace(observation, previous=self._previous())
             chunks = ask(self._thinker, free, observation, temperature, generator)
             for row, chunk in zip(np.flatnonzero(free), chunks, strict=True):
                 self._coming[row] = _Answer(self._step + self._delay, chunk[late:])
@@ -99,11 +105,25 @@ class Asynchronous:
         self._queues = [queue[1:] for queue in self._queues]
         return Command(actions, np.zeros(len(commanded), int), commanded)
 
+    def _previous(self) -> Previous:
+        """What each row has left to carry out."""
+        previous = nothing_left(self.spec, len(self._queues))
+        for row, queue in enumerate(self._queues):
+            previous.actions[row, : len(queue)] = queue
+            previous.left[row], previous.delay[row] = len(queue), self._delay
+        return previous
+
     def _take_arrivals(self) -> None:
         """Replace what is left of old chunks by the answers that are there."""
         for row, answer in enumerate(self._coming):
             if answer is not None and answer.due <= self._step:
                 self._queues[row], self._coming[row] = answer.actions, None
+
+
+def nothing_left(spec: PolicySpec, rows: int) -> Previous:
+    """What robots have to carry out when an episode begins."""
+    actions = np.zeros((rows, spec.horizon, len(spec.action)), np.float32)
+    return Previous(actions, np.zeros(rows, int), np.zeros(rows, int))
 
 
 def measured_latency(thinker: Thinker, observation: Observation, out: Path) -> Latency:

@@ -23,6 +23,7 @@ from rlrc.policies.values import Generators, Observation, PolicySpec
 from rlrc.progress import say
 from rlrc.reading import FileModel, validate
 from rlrc.serve.names import JOIN, Reader, WireNames, read_names
+from rlrc.served import DELAY, PREVIOUS
 
 PICTURE_SIDE = 224
 """Side in pixels of the pictures that a server gets which does not say what its policy reads; openpi's clients send
@@ -56,6 +57,7 @@ class RemotePolicy:
     def _learn(self, names: str | None, world: WorldSpec) -> None:
         """Find out what the policy sees and does, and under which names."""
         metadata, address = self._client(0).metadata, self._address
+        self.continues_chunks = metadata.get("continues_chunks") is True
         spec = metadata.get("spec")
         if isinstance(spec, dict):
             self.spec = validate(spec, _Spec, f"{address}: the server's spec").policy
@@ -141,6 +143,11 @@ class RemotePolicy:
         if observation.state is not None:
             _put(message, self._reader.state[0], observation.state[row])
         _put(message, self._reader.instruction[0], observation.instruction[row])
+        if (previous := observation.previous) is not None:
+            message |= {
+                PREVIOUS: previous.actions[row, : previous.left[row]],
+                DELAY: int(previous.delay[row]),
+            }
         return message
 
     def _client(self, number: int) -> PolicyClient:

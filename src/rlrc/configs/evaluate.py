@@ -1,7 +1,7 @@
 """Options of `evaluate`."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from rlrc.configs.parts import ActingPart, DatasetPart, PolicyPart
 from rlrc.episode_ids import MAX_EPISODE_ID
 from rlrc.served import address_of
 
-Realtime = Literal["synchronous", "asynchronous"]
+Realtime = Literal["synchronous", "asynchronous", "rtc"]
 """Ways to think while the world's clock runs; see `act/realtime.py`."""
 
 WORLD_OPTIONS = (
@@ -74,7 +74,8 @@ class EvaluateConfig(ActingPart, DatasetPart, PolicyPart):
     action a call has chunks of one; others have a number of their own unless you give one."""
     realtime: Realtime | None = None
     """Let the world's clock run while the policy thinks, instead of waiting for it. Synchronous: the robot holds still
-    until the actions are there. Asynchronous: it carries out the rest of the old chunk meanwhile."""
+    until the actions are there. Asynchronous: it carries out the rest of the old chunk meanwhile. Rtc (real-time
+    chunking): asynchronous, and the new chunk goes on from the old one; for policies that denoise their actions."""
     latency_ms: float | None = Field(default=None, ge=0, le=3_600_000)
     """Milliseconds that the policy takes to think, with realtime, for comparisons that anyone can repeat. Unless you
     give them they are measured on this machine, for one robot."""
@@ -118,9 +119,9 @@ class EvaluateConfig(ActingPart, DatasetPart, PolicyPart):
     @model_validator(mode="after")
     def _on_the_clock(self) -> Self:
         if self.realtime is None and self.latency_ms is not None:
-            raise ValueError("latency_ms is for realtime: give --realtime synchronous or asynchronous")
-        if self.realtime == "asynchronous" and self.execute is not None:
-            raise ValueError("execute is not for asynchronous: a chunk is carried out until the next one arrives")
+            raise ValueError("latency_ms is for realtime: give --realtime " + " or ".join(get_args(Realtime)))
+        if self.realtime in ("asynchronous", "rtc") and self.execute is not None:
+            raise ValueError(f"execute is not for {self.realtime}: a chunk is carried out until the next one arrives")
         if self.realtime is not None and self.latency_ms is None and self.vla_cache is not None:
             raise ValueError("vla_cache takes more or less time by what moves: with realtime, give --latency-ms")
         return self

@@ -62,6 +62,8 @@ class Policy(Offers, ABC):
     """True where normalised actions are clipped to [-1, 1], so that statistics which do not fit lose something."""
     masks_cameras: bool = False
     """True where rows may lack a camera (`Observation.present`), which the policy then does not see."""
+    continues_chunks: bool = False
+    """True where a chunk can go on from the one that is being carried out (`Observation.previous`)."""
     eager: bool = False
     """True where an action on a GPU is to be launched kernel by kernel, and not as one CUDA graph."""
 

@@ -36,6 +36,22 @@ class PolicySpec:
 
 
 @dataclass(frozen=True)
+class Previous:
+    """The chunks that N robots carry out while their policy thinks, from which the next ones shall go on smoothly."""
+
+    actions: np.ndarray
+    """Actions that are left, the first of them for the moment of the observation, in physical units, float32 (N, H, D);
+    what follows the last one that is left counts for nothing."""
+    left: np.ndarray
+    """How many are left, int (N,); 0 where an episode begins."""
+    delay: np.ndarray
+    """Control steps until the next chunk arrives, int (N,): so many of the actions will have been carried out."""
+
+    def __getitem__(self, rows: Any) -> Previous:
+        return Previous(self.actions[rows], self.left[rows], self.delay[rows])
+
+
+@dataclass(frozen=True)
 class Observation:
     """The pictures, instructions and states of N robots at one moment."""
 
@@ -47,6 +63,8 @@ class Observation:
     """Proprioception in physical units, float32 (N, S)."""
     present: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Flags by camera name, bool (N,), false where a robot lacks the camera; all have those that are not named."""
+    previous: Previous | None = None
+    """What the robots are carrying out; only policies with `continues_chunks` read it."""
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -59,12 +77,14 @@ class Observation:
             [self.instruction[number] for number in numbers],
             None if self.state is None else self.state[numbers],
             {name: there[numbers] for name, there in self.present.items()},
+            None if self.previous is None else self.previous[numbers],
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """The robots of all parts, in order; all have the same cameras, and a state or none."""
+        """The robots of all parts, in order; all have the same cameras, and a state or none, and nothing previous."""
         first = parts[0]
+        assert all(part.previous is None for part in parts)
         return cls(
             {name: np.concatenate([part.images[name] for part in parts]) for name in first.images},
             [text for part in parts for text in part.instruction],

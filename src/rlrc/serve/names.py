@@ -20,13 +20,15 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from rlrc.errors import UserError, shorten
-from rlrc.policies.values import Observation, PolicySpec
+from rlrc.policies.values import Observation, PolicySpec, Previous
 from rlrc.reading import FileModel, read_yaml, validate
+from rlrc.served import DELAY, PREVIOUS
 
 JOIN = " + "
 MAX_SIDE = 8192
 """Largest side of a picture in pixels."""
 MAX_INSTRUCTION = 10_000
+MAX_DELAY = 2**31
 
 
 def _as_list(value: Any) -> Any:
@@ -115,6 +117,8 @@ class Reader:
     instruction: Names
     state_size: int
     """Numbers of the state; zero where the policy reads none."""
+    chunk: tuple[int, int]
+    """Actions of a chunk, and numbers of an action."""
 
     @classmethod
     def of(cls, names: WireNames, spec: PolicySpec) -> "Reader":
@@ -133,7 +137,8 @@ class Reader:
         if spec.state and not names.state:
             raise UserError(f"the policy reads a state of {len(spec.state)} numbers, which has no name on the wire")
         used = {camera: cameras[camera] for camera in spec.cameras}
-        return cls(used, names.state if spec.state else (), names.instruction, len(spec.state))
+        chunk = spec.horizon, len(spec.action)
+        return cls(used, names.state if spec.state else (), names.instruction, len(spec.state), chunk)
 
     def announced(self) -> dict[str, Any]:
         """The names for a server's metadata."""
@@ -159,7 +164,25 @@ class Reader:
                 f"'{self.instruction[0]}': the instruction must be a text of at most {MAX_INSTRUCTION} characters"
             )
         state = self._state(message) if self.state_size else None
-        return Observation(images, [text], state)
+        return Observation(images, [text], state, previous=self._previous(message))
+
+    def _previous(self, message: Mapping[str, Any]) -> Previous | None:
+        """What the robot is carrying out, where the message says it."""
+        rest, delay = message.get(PREVIOUS), message.get(DELAY)
+        if rest is None and delay is None:
+            return None
+        horizon, numbers = self.chunk
+        try:
+            actions = np.asarray(rest, np.float32).reshape(-1, numbers)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"'{PREVIOUS}' must be actions of {numbers} numbers each") from error
+        if len(actions) > horizon:
+            raise UserError(f"'{PREVIOUS}' holds {len(actions)} actions, and the policy's chunks have {horizon}")
+        if type(delay) is not int or not 0 <= delay < MAX_DELAY:
+            raise UserError(f"'{DELAY}' must be a whole number of control steps from 0 on, beside '{PREVIOUS}'")
+        padded = np.zeros((1, horizon, numbers), np.float32)
+        padded[0, : len(actions)] = actions
+        return Previous(padded, np.array([len(actions)]), np.array([delay]))
 
     def _state(self, message: Mapping[str, Any]) -> np.ndarray:
         found = _find(message, self.state, "state")

@@ -23,6 +23,7 @@ from rlrc.progress import say
 from rlrc.serve.batcher import Answer, Batcher
 from rlrc.serve.metrics import Metrics
 from rlrc.serve.names import Reader, read_names
+from rlrc.served import PREVIOUS
 from rlrc.version import __version__
 from rlrc.wire import WireError
 
@@ -73,6 +74,7 @@ class Service:
             "spec": asdict(self.policy.spec),
             "image_size": self.policy.image_size,
             "names": self.reader.announced(),
+            "continues_chunks": self.policy.continues_chunks,
             "unnorm_key": self.unnorm_key,
         }
 
@@ -156,7 +158,10 @@ class Service:
             seed = (self.config.seed + next(self._numbers)) % MAX_SEED
         elif type(seed) is not int or not 0 <= seed < MAX_SEED:
             raise UserError("'seed' must be a whole number from 0 to 2^63 - 1")
-        return self.policy.prepare(self.reader(message)), seed
+        observation = self.reader(message)
+        if observation.previous is not None and not self.policy.continues_chunks:
+            raise UserError(f"'{PREVIOUS}' is for policies that denoise their actions; this one cannot go on from them")
+        return self.policy.prepare(observation), seed
 
     def _count(self, protocol: str, answer: Answer, read_s: float, total_s: float) -> None:
         self.metrics.requests.labels(protocol).inc()

@@ -28,6 +28,10 @@ class FlowInputs:
     """Bool (B, C), false where a row lacks a camera; None where all are there."""
     state: torch.Tensor | None = None
     """Normalised and padded with zeros, float32 (B, padded_dim); None where no tensor of the model reads it."""
+    previous: torch.Tensor | None = None
+    """Actions that the rows carry out meanwhile, normalised and padded with zeros, float32 (B, H, padded_dim)."""
+    pull: torch.Tensor | None = None
+    """How much the new actions shall be near to these, float32 (B, H, padded_dim)."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -54,6 +58,8 @@ class FlowInputs:
             parts = [part.padded(length) for part in parts]
         if any(part.camera_mask is not None for part in parts):
             parts = [part._with_camera_mask(next(p for p in parts if p.camera_mask is not None)) for part in parts]
+        if any(part.previous is not None for part in parts):
+            parts = [part._with_previous(next(p for p in parts if p.previous is not None)) for part in parts]
         columns = {name: [part.tensors()[name] for part in parts] for name in parts[0].tensors()}
         return replace(parts[0], **{name: torch.cat(column) for name, column in columns.items()})
 
@@ -72,6 +78,12 @@ class FlowInputs:
         if self.camera_mask is not None or like.camera_mask is None:
             return self
         return replace(self, camera_mask=like.camera_mask.new_ones(len(self), like.camera_mask.shape[1]))
+
+    def _with_previous(self, like: Self) -> Self:
+        if self.previous is not None or like.previous is None:
+            return self
+        nothing = like.previous.new_zeros(len(self), *like.previous.shape[1:])
+        return replace(self, previous=nothing, pull=nothing)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from rlrc.errors import UserError
 from rlrc.policies.dim import Dim
@@ -16,6 +17,7 @@ from rlrc.policies.flow.checkpoint import Layout, published_tensors, read_outlin
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.denoising import NoiseNetwork, euler
 from rlrc.policies.flow.exploring import Explorer
+from rlrc.policies.flow.guidance import guided, prefix_weights
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.model import FlowModel, Prefix, step_times
 from rlrc.policies.flow.pictures import Place
@@ -23,7 +25,7 @@ from rlrc.policies.flow.processor import FlowProcessor, with_newline
 from rlrc.policies.folder import Reading
 from rlrc.policies.groups import DECODER, EXPERT, Block
 from rlrc.policies.parts.noise import draw, require_generators
-from rlrc.policies.parts.observed import state_of
+from rlrc.policies.parts.observed import require_previous, state_of
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
     GREEDY,
@@ -31,6 +33,7 @@ from rlrc.policies.values import (
     Likelihood,
     Observation,
     PolicySpec,
+    Previous,
     Sample,
     Sampler,
     Stack,
@@ -68,6 +71,7 @@ class FlowPolicy(StoredPolicy):
     """Place of a picture in its square."""
     default_temperature = 1.0
     masks_cameras = True
+    continues_chunks = True
     clips_actions = False
     exploration = "flow-sde"
     noise_draws: int = 1
@@ -125,7 +129,20 @@ class FlowPolicy(StoredPolicy):
     def prepare(self, observation: Observation) -> FlowInputs:
         self.processor.require_rows(observation)
         state = self.normalised_state(observation) if self.spec.state else None
-        return self.processor(observation, state, self.device)
+        inputs = self.processor(observation, state, self.device)
+        return inputs if observation.previous is None else self._pulled(inputs, observation.previous)
+
+    def _pulled(self, inputs: FlowInputs, previous: Previous) -> FlowInputs:
+        """Inputs whose chunks go on from previous ones."""
+        config = self.model.config
+        shape = (len(inputs), config.horizon, config.action_dim)
+        require_previous(previous, shape)
+        delay, left = torch.from_numpy(previous.delay), torch.from_numpy(previous.left)
+        weights = prefix_weights(delay, left, config.horizon)[..., None].expand(shape)
+        actions = np.where(weights.numpy() > 0, self.to_normalised(previous.actions), 0).astype(np.float32)
+        padding = (0, config.padded_dim - config.action_dim)
+        padded = (functional.pad(tensor, padding).to(self.device) for tensor in (torch.from_numpy(actions), weights))
+        return replace(inputs, **dict(zip(("previous", "pull"), padded, strict=True)))
 
     def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state as the model reads it, float32 (N, S)."""
@@ -160,10 +177,16 @@ class FlowPolicy(StoredPolicy):
             raise UserError(f"steps {steps}: the policy denoises in 1 to 1000")
         shape = (len(inputs), config.horizon, config.padded_dim)
         if sampler.exploration is not None:
+            if inputs.previous is not None:
+                raise UserError("random denoising steps cannot go on from a previous chunk")
             explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network, sampler.temperature)
             return explorer.sample(inputs, generator)
         noise = sampler.temperature * draw(torch.randn, shape, generator, self.device)
-        (chunks,) = self.do(partial(self._denoise, steps=steps), inputs, noise, key=steps)
+        denoise = partial(self._denoise, steps=steps)
+        if inputs.previous is None:
+            (chunks,) = self.do(denoise, inputs, noise, key=steps)
+        else:  # launched kernel by kernel: a recorded graph has no gradient
+            (chunks,) = denoise(inputs, noise)
         return Sample(chunks[..., : config.action_dim], {})
 
     def learn_from(self, noise_draws: int) -> None:
@@ -178,7 +201,11 @@ class FlowPolicy(StoredPolicy):
         prefix, x = self.model.read_prefix(inputs), noise
         for number in range(steps):
             times = step_times(torch.full((len(x),), number, device=x.device), steps)
-            x = euler(x, self.model.velocity(prefix, x, times, inputs.state), steps)
+            velocity = partial(self.model.velocity, prefix, times=times, state=inputs.state)
+            if inputs.previous is None or inputs.pull is None:
+                x = euler(x, velocity(x), steps)
+            else:
+                x = euler(x, guided(velocity, x, times, inputs.previous, inputs.pull), steps)
         return (x,)
 
     # -- normalisation -------------------------------------------------------------------------------------------------

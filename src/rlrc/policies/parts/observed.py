@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rlrc.errors import UserError, shorten
-from rlrc.policies.values import Observation
+from rlrc.policies.values import Observation, Previous
 
 
 def require_pictures(images: Any) -> None:
@@ -49,3 +49,25 @@ def state_of(observation: Observation, count: int) -> np.ndarray:
     if not np.isfinite(state).all():
         raise UserError("the state holds NaN or infinity")
     return state.astype(np.float64)
+
+
+def require_previous(previous: Previous, shape: tuple[int, int, int]) -> None:
+    """
+    Args:
+        shape: (N, H, D) of the policy's chunks.
+
+    Raises:
+        UserError: these are no chunks of that shape, or what is left of them holds NaN or infinity.
+    """
+    actions, (rows, horizon, _) = previous.actions, shape
+    if not isinstance(actions, np.ndarray) or actions.dtype.kind != "f" or actions.shape != shape:
+        found = getattr(actions, "shape", type(actions).__name__)
+        raise UserError(f"the previous actions must be floating-point numbers of shape {shape}, not {found}")
+    for name, numbers, most in (("left", previous.left, horizon), ("delay", previous.delay, None)):
+        if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iu" or numbers.shape != (rows,):
+            raise UserError(f"'{name}' of the previous actions must be {rows} whole numbers, one a row")
+        if (numbers < 0).any() or (most is not None and (numbers > most).any()):
+            raise UserError(f"'{name}' of the previous actions must be from 0 on" + f" to {most}" * (most is not None))
+    there = np.arange(horizon) < previous.left[:, None]
+    if not np.isfinite(actions[there]).all():
+        raise UserError("the previous actions hold NaN or infinity")
