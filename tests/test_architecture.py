@@ -40,7 +40,10 @@ FLOORS = [
     {"policies"},
     {"envs", "data"},
     {"prune", "quantize"},
-    {"act", "recover", "bench", "roofline", "inspect", "stage_chart", "assets", "serve", "client", "port", "wire"},
+    {
+        *("act", "recover", "bench", "roofline", "inspect", "sensitivity", "sensitivity_map", "stage_chart", "assets"),
+        *("serve", "client", "port", "wire"),
+    },
     {"finished", "pipeline", "recipe", "report", "resolve", "stage", "study", "trial", "verbs"},
     {"__init__", "__main__", "autoclasses", "cli", "command_line"},
 ]

@@ -96,7 +96,7 @@ def test_ratios_survive_a_machine_that_slows_down(
         name = next(names)
         return lambda: pace[name] * 10 ** (next(calls) // 2)  # from round to round everything takes ten times longer
 
-    monkeypatch.setattr("rlrc.bench._timed_action", timed_action)
+    monkeypatch.setattr("rlrc.bench.timed_action", timed_action)
     monkeypatch.setattr("rlrc.bench.peak_memory", lambda *_: {"peak": 1})
     monkeypatch.setattr("rlrc.bench.rates", lambda _: {"bytes_per_second": 1e9, "operations_per_second": 1e9})
     config = BenchConfig(policies=[tiny_checkpoint, tiny_checkpoint], batch_sizes=(1,), repeats=4, warmup=1)

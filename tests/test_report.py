@@ -1,5 +1,6 @@
 """The page of a run: right numbers, self-contained, and everything in it shows and plays in a real browser."""
 
+import html
 import json
 import math
 import re
@@ -37,7 +38,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "toy"
     stages = [{"verb": "evaluate", "name": f"{name}-eval", "policy": name} for name in SUCCESSES]
     stages += [{"verb": name, "policy": "base"} for name in TRAINING]
-    stages += [{"verb": "bench", "policies": list(COSTS)}, {"verb": "report"}]
+    stages += [
+        {"verb": "bench", "policies": list(COSTS)},
+        {"verb": "sensitivity", "policy": "base", "dataset": "demos"},
+    ]
+    stages += [{"verb": "report"}]
     recipe = {"name": "toy-run", "base": "checkpoints/base", "stages": stages}
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -54,6 +59,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = finish(folder / "bench", "bench", {"policies": [checkpoint(folder, name) for name in COSTS]})
     (stage / "bench.json").write_text(json.dumps(bench(folder)))
+    finish(folder / "sensitivity", "sensitivity", {"policy": "base", "dataset": "demos"}, sensitivity())
     return folder
 
 
@@ -61,11 +67,23 @@ def checkpoint(folder: Path, name: str) -> str:
     return "checkpoints/base" if name == "base" else str(folder / name / "checkpoint")
 
 
-def finish(stage: Path, verb: str, config: dict) -> Path:
+def finish(stage: Path, verb: str, config: dict, result: dict | None = None) -> Path:
     stage.mkdir()
     (stage / "config.yaml").write_text(yaml.safe_dump({"verb": verb, "fingerprint": "0" * 16, "config": config}))
-    (stage / "done.json").write_text(json.dumps({"fingerprint": "0" * 16, "seconds": 83.0, "result": {}}))
+    (stage / "done.json").write_text(json.dumps({"fingerprint": "0" * 16, "seconds": 83.0, "result": result or {}}))
     return stage
+
+
+def sensitivity() -> dict:
+    """Two versions that could be made, and one that could not."""
+    change = {"mean": 0.01, "low": 0.005, "high": 0.02}
+    done = {"loss_change": change, "changed": change, "speedup": 1.5, "speedup_95": [1.4, 1.7]}
+    rows = [
+        {"part": "vision", "kind": "bits", "degree": 4, "bytes": 700_000, **done},
+        {"part": "decoder", "kind": "width", "degree": 0.5, "bytes": 600_000, **done},
+        {"part": "layers", "kind": "depth", "degree": 0.9, "refused": "nothing would be left"},
+    ]
+    return {"own": {"loss": 0.1, "bytes": 1_000_000, "frames": 8}, "rows": rows}
 
 
 def episodes(policy: str, successes: tuple[int, int]) -> list[Episode]:
@@ -169,7 +187,7 @@ def test_every_picture_shows_and_every_film_plays(page: Path, browser: Browser) 
         "[...document.querySelectorAll('svg')].map(s => [s.getBoundingClientRect().height, s.ariaLabel,"
         " s.querySelectorAll('path').length])"
     )
-    assert len(charts) == 1 + 1 + 2 + 4  # success, time, two of sft, four of rl
+    assert len(charts) == 1 + 1 + 1 + 2 + 4  # success, time, what parts bear, two of sft, four of rl
     assert all(height > 80 and label and paths > 5 for height, label, paths in charts)
     played = browser.run(
         """Promise.all([...document.querySelectorAll('video')].map(async film => {
@@ -199,3 +217,10 @@ def test_the_page_fits_a_phone_and_the_dark(page: Path, browser: Browser, width:
     chart = browser.run("getComputedStyle(document.querySelector('svg text')).fill")
     assert chart == colours[1]
     assert browser.run("parseFloat(getComputedStyle(document.querySelector('svg text')).fontSize)") >= 8
+
+
+def test_the_page_tells_what_each_part_can_bear(page: Path) -> None:
+    text = html.unescape(page.read_text())
+    for told in ("What each part can bear", "vision, 4 bits", "decoder, 50 % of heads and channels gone", "not done"):
+        assert told in text
+    assert "+0.0100 [+0.0050, +0.0200]" in text and "1.50x [1.40, 1.70]" in text

@@ -21,6 +21,7 @@ QUICK = {
     "serve": ("--policy", "missing"),  # with a policy it would not end
     "trial": ("--policies", "a=ws://127.0.0.1:1", "b=ws://127.0.0.1:2", "--scenes", "scenes.yaml"),  # nobody is there
     "bench": ("--policies", "policy", "--batch-sizes", "1", "--repeats", "1", "--warmup", "0"),
+    "sensitivity": (*POLICY, *DATA, "--samples", "2", "--repeats", "6", "--bits", "8", "--widths", "0.5"),
     "report": ("finished",),
     "run": ("recipe.yaml",),
     "study": ("recipe.yaml",),

@@ -54,12 +54,12 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     policies = [load(path, config.unnorm_key, device, spec=config.spec) for path in config.policies]
     rounds = config.warmup + config.repeats
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
-        latency = _interleaved([_timed_action(policy) for policy in policies], rounds, progress.advance)
-        stages = _interleaved(
+        latency = interleaved([timed_action(policy) for policy in policies], rounds, progress.advance)
+        stages = interleaved(
             [stage_timer(policy, noise_observation(policy, 1)) for policy in policies], rounds, progress.advance
         )
         batches = {
-            size: _interleaved([_timed_action(policy, size) for policy in policies], rounds, progress.advance)
+            size: interleaved([timed_action(policy, size) for policy in policies], rounds, progress.advance)
             for size in config.batch_sizes
         }
     warm = slice(config.warmup, None)
@@ -162,7 +162,9 @@ def peak_resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _interleaved(measures: Sequence[Callable[[], Any]], rounds: int, after_round: Callable[[], None]) -> np.ndarray:
+def interleaved(
+    measures: Sequence[Callable[[], Any]], rounds: int, after_round: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """Call all `measures` in every round, each round beginning with another one: (measures, rounds, ...)."""
     results: list[list[Any]] = [[] for _ in measures]
     for number in range(rounds):
@@ -173,7 +175,8 @@ def _interleaved(measures: Sequence[Callable[[], Any]], rounds: int, after_round
     return np.asarray(results)
 
 
-def _timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
+def timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
+    """A function that acts once on noise and returns the seconds."""
     observation = noise_observation(policy, batch_size)
 
     def measure() -> float:

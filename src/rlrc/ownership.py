@@ -72,6 +72,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "export": tuple(f"lerobot/{name}" for name in LEROBOT_POLICY.files),
     "evaluate": ("episodes.parquet", "latency.json", "eval.json", "eval_info.json", "videos/*.mp4"),
     "bench": ("bench.json", "bench.png"),
+    "sensitivity": ("sensitivity.json", "sensitivity.png"),
     "report": ("report.html",),
 }
 """Patterns of what each verb that can be a stage writes into its folder, beside the files of every stage."""

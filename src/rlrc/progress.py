@@ -31,6 +31,16 @@ def say(text: str) -> None:
     _console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Say nothing within the block, where a verb calls others again and again."""
+    before, _console.quiet = _console.quiet, True
+    try:
+        yield
+    finally:
+        _console.quiet = before
+
+
 class Bar:
     """One bar on the console; made by `bar()`."""
 

@@ -140,6 +140,15 @@ VERBS = {
             alone=True,
         ),
         Verb(
+            "sensitivity",
+            "rlrc.sensitivity",
+            "rlrc.configs.sensitivity",
+            "SensitivityConfig",
+            "",
+            "measure what each part of a policy can bear",
+            alone=True,
+        ),
+        Verb(
             "report",
             "rlrc.report",
             "rlrc.configs.report",

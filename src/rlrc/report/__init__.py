@@ -15,10 +15,11 @@ from rlrc.files import write_text
 from rlrc.finished import Finished
 from rlrc.ownership import require_plain
 from rlrc.progress import read_metrics, say
-from rlrc.report.charts import Chart, curve, stage_bars, success_bars
+from rlrc.report.charts import Chart, curve, sensitivity_map, stage_bars, success_bars
 from rlrc.report.films import side_by_side
 from rlrc.report.rendering import render
 from rlrc.report.summary import PolicyRow, Summary, format_comparison, headline_table, summarise_run
+from rlrc.sensitivity_map import table
 from rlrc.tables import human_bytes, human_count
 
 MARKS_OF_A_PAGE = (
@@ -68,6 +69,7 @@ def report(config: ReportConfig, out: Path) -> dict[str, Any]:
         films=side_by_side(first, last) if first is not last else [],
         training=[(stage.name, charts) for stage in summary.stages if (charts := _training_charts(stage))],
         costs=_costs(summary),
+        maps=[(stage.name, _map(stage)) for stage in summary.stages if stage.verb == "sensitivity"],
         outcomes=_outcomes(summary),
         stages=[(stage, yaml.safe_dump(stage.config, sort_keys=False)) for stage in summary.stages],
         machine=summary.bench["machine"] if summary.bench else {},
@@ -150,6 +152,12 @@ def _costs(summary: Summary) -> dict[str, Any] | None:
         "table": (head + [f"actions/s at {size}" for size in sizes], body),
         "chart": stage_bars([row.name for row in rows], entries),
     }
+
+
+def _map(stage: Finished) -> dict[str, Any]:
+    """Return what each part of a policy can bear, as a table and a chart."""
+    rows, size = stage.result["rows"], stage.result["own"]["bytes"]
+    return {"table": table(rows, size), "chart": sensitivity_map(rows, size)}
 
 
 def _outcomes(summary: Summary) -> tuple[list[str], list[list[str]]]:

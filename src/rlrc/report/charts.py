@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlrc.report.summary import PolicyRow
+from rlrc.sensitivity_map import map_figure
 
 WIDTH = 5.4  # inches; 72 units of the SVG each, so about 390 px: a phone's width
 COLOURS = ("#3b82c4", "#e08a3c", "#4fa373", "#b565a7", "#8a8f98", "#c9a227")
@@ -114,6 +115,17 @@ def curve(
         if len(told) > 1:
             axes.legend(loc="best")
         return Chart(as_svg(figure, f"Curve of {title} over {step_name}s: {'; '.join(told)}"), title)
+
+
+def sensitivity_map(rows: Sequence[dict[str, Any]], size: int) -> Chart:
+    """Draw what each part of a policy of `size` bytes can bear."""
+    with mpl.rc_context(STYLE):
+        figure = map_figure(rows, size)
+        figure.patch.set_alpha(0)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        told = "Lines of the loss that each lighter version costs against the bytes and the time that it saves"
+        return Chart(as_svg(figure, told), "What each part costs and saves; the table below has the numbers")
 
 
 def new_figure(height: float) -> tuple[Figure, Axes]:

@@ -1,0 +1,108 @@
+"""The lighter versions of a policy, each made by the verb that a user would call, in a folder that goes again."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlrc.configs.prune import Depth, PruneConfig
+from rlrc.configs.quantize import QuantizeConfig
+from rlrc.configs.sensitivity import SensitivityConfig
+from rlrc.data import Demonstrations
+from rlrc.data.statistics import adopt_statistics
+from rlrc.errors import UserError
+from rlrc.policies.checkpoint import load
+from rlrc.policies.contract import Policy
+from rlrc.progress import quietly
+from rlrc.prune import prune
+from rlrc.quantize import linear_names, quantize
+from rlrc.sensitivity_map import name_of
+
+Kind = Literal["bits", "width", "depth"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One part of a policy, made lighter in one way."""
+
+    part: str
+    """A part by its name in the contract; "layers" of a depth, which cuts all stacks alike."""
+    kind: Kind
+    degree: float
+    """Bits of a weight, or the share of the units or layers that go."""
+
+    def __str__(self) -> str:
+        return name_of(asdict(self))
+
+
+def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
+    """All versions that are asked for.
+
+    Raises:
+        UserError: the policy has no such part, or a part has nothing to quantize.
+    """
+    parts = [part for part in policy.parts if linear_names(policy, [part])]
+    if lacking := [part for part in config.parts or () if part not in parts]:
+        raise UserError(f"parts: this policy has no layers to quantize in '{lacking[0]}'; it has {', '.join(parts)}")
+    parts = [part for part in parts if config.parts is None or part in config.parts]
+    bits = [Variant(part, "bits", number) for part in parts for number in config.bits]
+    widths = [Variant(stack.name, "width", degree) for stack in policy.stacks() for degree in config.widths]
+    return [*bits, *widths, *(Variant("layers", "depth", degree) for degree in config.depths)]
+
+
+class Maker:
+    """Makes versions of a policy's checkpoint.
+
+    Args:
+        folder: for what outlasts a version: the importance of units, which holds for every degree.
+    """
+
+    def __init__(self, config: SensitivityConfig, demonstrations: Demonstrations, folder: Path) -> None:
+        self._config, self._demonstrations, self._folder = config, demonstrations, folder
+
+    @contextmanager
+    def make(self, variant: Variant) -> Iterator[Policy]:
+        """The version, as it acts after saving and loading.
+
+        Raises:
+            UserError: it cannot be, since a layer would keep nothing, say.
+        """
+        with tempfile.TemporaryDirectory(dir=self._folder) as out:
+            with quietly():
+                if variant.kind == "bits":
+                    quantize(self._quantize(variant), Path(out))
+                else:
+                    self._prune(variant, Path(out))
+            lighter = load(Path(out) / "checkpoint", self._config.unnorm_key, self._config.device)
+            adopt_statistics(lighter, self._demonstrations, self._config)
+            yield lighter
+
+    def _quantize(self, variant: Variant) -> QuantizeConfig:
+        return QuantizeConfig(**self._reading, bits=int(variant.degree), parts=(variant.part,))  # type: ignore[arg-type]
+
+    def _prune(self, variant: Variant, out: Path) -> None:
+        """Prune with what was measured before, where it was."""
+        of_width = {"stacks": (variant.part,)} if variant.kind == "width" else {"method": Depth()}
+        measured = self._folder / f"{variant.kind}-{variant.part}.safetensors"
+        config = self._config
+        asked = PruneConfig(
+            **self._reading,
+            statistics=config.statistics,
+            **config.model_dump(
+                include={"dataset", "cameras", "action_key", "state_key", "dataset_episodes", "samples"}
+            ),
+            ratio=variant.degree,
+            seed=config.seed,
+            measured=measured if measured.exists() else None,
+            **of_width,
+        )
+        prune(asked, out)
+        if not measured.exists():
+            (out / "measured.safetensors").rename(measured)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        config = self._config
+        return {"policy": config.policy} | config.model_dump(include={"spec", "device", "unnorm_key"})
