@@ -223,4 +223,4 @@ def test_the_page_tells_what_each_part_can_bear(page: Path) -> None:
     text = html.unescape(page.read_text())
     for told in ("What each part can bear", "vision, 4 bits", "decoder, 50 % of heads and channels gone", "not done"):
         assert told in text
-    assert "+0.0100 [+0.0050, +0.0200]" in text and "1.50x [1.40, 1.70]" in text
+    assert "+0.0100<small>[+0.0050, +0.0200]" in text and "1.50x<small>[1.40, 1.70]" in text
