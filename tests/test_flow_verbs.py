@@ -88,6 +88,7 @@ METHODS = {
     "flap": Flap(),
     "wanda": Wanda(),
     "depth": Depth(),
+    "gates": Depth(rank="gates"),
 }
 
 

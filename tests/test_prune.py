@@ -20,6 +20,7 @@ import rlrc
 from rlrc.configs.prune import Depth, Flap, LlmPruner, Magnitude, StateSaliency, Wanda
 from rlrc.data import Demonstrations
 from rlrc.data.lerobot import write_dataset
+from rlrc.data.samples import chunks, observe
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.contract import Policy
@@ -303,6 +304,29 @@ def test_depth_removal_takes_the_layers_that_change_least(tiny_policy: Policy, d
     assert stage["kept"] == {"layers": [0, 2]}
     prune(config.model_copy(update={"protect": (1,)}), tmp_path / "protected")
     assert 1 in rlrc.load(tmp_path / "protected" / "checkpoint").lineage["stages"][-1]["kept"]["layers"]
+
+
+def test_gates_are_slopes_of_the_loss(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    """Against autograd through the whole policy, a gate before what one layer adds at a time."""
+    config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.34, samples=4, method=Depth(rank="gates"))
+    prune(config, tmp_path)
+    measured = load_file(tmp_path / "measured.safetensors")
+    policy, demonstrations = rlrc.load(tiny_checkpoint, device="cpu"), Demonstrations.load(dataset)
+    rows = demonstrations.draw(4, config.seed)
+    inputs = policy.prepare(observe(demonstrations, rows, policy))
+    actions, padded = chunks(demonstrations, rows, policy)
+    assert not padded.any()
+    scores = []
+    for index, layer in enumerate(policy.model.language_model.model.layers):
+        gate = torch.ones(4, 1, 1, requires_grad=True)
+        hook = layer.register_forward_hook(lambda _, given, out, gate=gate: given[0] + gate * (out - given[0]))
+        loss = policy.errors(*policy.predict(inputs, actions)).mean()
+        (slopes,) = torch.autograd.grad(loss, gate)
+        hook.remove()
+        scores.append(float(slopes.abs().sum()))
+        assert float(measured[str(index)]) == pytest.approx(scores[-1], rel=1e-3)
+    stage = rlrc.load(tmp_path / "checkpoint").lineage["stages"][-1]
+    assert int(np.argmin(scores)) not in stage["kept"]["layers"]
 
 
 def test_n_of_m_zeroes_n_of_every_m_and_protected_layers_keep_all(

@@ -154,11 +154,14 @@ class Wanda(UnstructuredConfig):
 
 
 class Depth(MethodConfig):
-    """Remove whole layers, by their influence or all but a list."""
+    """Remove whole layers, by a ranking or all but a list."""
 
     kind: Literal["depth"] = "depth"
     keep: tuple[LayerNumber, ...] = ()
-    """Layers that stay; -1 is the last. Without it, ratio of the layers go: those of least influence."""
+    """Layers that stay; -1 is the last. Without it, ratio of the layers go: the last of the ranking."""
+    rank: Literal["influence", "gates"] = "influence"
+    """Ranking of the layers: by how much a layer changes its input (influence), or by how much the loss changes when
+    the layer fades (gates)."""
 
     @property
     def needs_calibration(self) -> bool:

@@ -22,10 +22,11 @@ import torch
 from rlrc.configs.prune import LlmPruner, Random, ScoredUnitsConfig
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group, Member
-from rlrc.progress import bar, track
+from rlrc.policies.values import States
+from rlrc.progress import track
 from rlrc.prune.allocate import choose
 from rlrc.prune.measured import Measured
-from rlrc.prune.method import Plan, PruningMethod, Source, Target, packed, unpacked
+from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.structured import plan_cut
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -90,28 +91,16 @@ class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
         return measured
 
     def _gradient_scores(self, source: Source) -> Measured:
-        """Forward once, keeping what enters each layer, and backward layer by layer."""
-        stream, count = source.stream, len(source.blocks)
-        done, measured = source.saved.load()
-        upstream = unpacked(measured)
-        inputs = [stream.calibration.states]
-        with bar("importance", total=2 * count) as progress:
-            for index in range(count if upstream is None else count - done - 1):
-                inputs.append(stream.step(source.blocks[index], inputs[-1]))
-                progress.advance()
-            if upstream is None:
-                upstream = stream.loss_gradient(inputs.pop())
-            else:
-                progress.advance(2 * done + 1)
-            for index in reversed(range(count - done)):
-                groups = _of_layer(source, index)
-                sums = BlockSaliency(self.config.importance, source.blocks[index], groups, len(stream))
-                size = None if sums.first_order else 1
-                upstream = stream.backward(sums.block, inputs.pop(), upstream, sums.members, sums.add, size)
-                measured |= {group.key: self._combine(group, sums.channel_scores(group)) for group in groups}
-                source.saved.save(count - index, measured | packed(upstream))
-                progress.advance()
-        return measured
+        stream = source.stream
+
+        def visit(index: int, block: Block, states: States, upstream: States) -> tuple[Measured, States]:
+            groups = _of_layer(source, index)
+            sums = BlockSaliency(self.config.importance, block, groups, len(stream))
+            size = None if sums.first_order else 1
+            below = stream.backward(block, states, upstream, sums.members, sums.add, size)
+            return {group.key: self._combine(group, sums.channel_scores(group)) for group in groups}, below
+
+        return source.backward("importance", visit)
 
     def _combine(self, group: Group, channel_scores: dict[Member, torch.Tensor]) -> torch.Tensor:
         """Query heads that share a key-value head are first summed to its channels, then members are combined."""

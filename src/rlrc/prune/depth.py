@@ -1,9 +1,11 @@
 """Depth removal: whole decoder layers go.
 
 By default those go that change their input least: their block influence (ShortGPT, Men et al., arXiv 2403.03853) is
-1 - mean cosine between what enters a layer and what leaves it. Or all go but an explicit list, such as {0, 31} of
-OpenVLA-OFT's 32 (Drop-then-recover, arXiv 2606.27755). Where an action expert has a layer of the same number, that goes
-with it, and the influence is the mean of both.
+1 - mean cosine between what enters a layer and what leaves it. Or those go that matter least to the loss of the
+demonstrated actions: a virtual gate g = 1 stands before what a layer adds, x + g (f(x) - x), and the layer's score is
+the mean over samples of |d loss / d g|, from one backward pass (after GateProbe in Drop-Then-Recovery, arXiv
+2606.27755). Or all go but an explicit list, such as {0, 31} of OpenVLA-OFT's 32, as there. Where an action expert has a
+layer of the same number, that goes with it; the influence is the mean of both, and one gate stands before both.
 """
 
 from collections.abc import Sequence
@@ -33,9 +35,12 @@ class DepthMethod(PruningMethod[Depth]):
             raise UserError(f"protect: layer {min(gone)} is not among the layers that keep names; name it there too")
 
     def measure(self, source: Source) -> Measured:
-        """Influence of each layer; nothing where a list says what stays."""
+        """Score of each layer; nothing where a list says what stays."""
         if self.config.keep:
             return {}
+        return self._influences(source) if self.config.rank == "influence" else _gates(source)
+
+    def _influences(self, source: Source) -> Measured:
         stream = source.stream
         there = stream.calibration.there
 
@@ -53,9 +58,9 @@ class DepthMethod(PruningMethod[Depth]):
         if self.config.keep:
             stay = {index % layers for index in self.config.keep}
         else:
-            influence = torch.stack([measured[str(index)] for index in range(layers)])
-            influence[list(target.protected)] = torch.inf
-            stay = set(influence.argsort(stable=True)[self._count(layers, target) :].tolist())
+            scores = torch.stack([measured[str(index)] for index in range(layers)])
+            scores[list(target.protected)] = torch.inf
+            stay = set(scores.argsort(stable=True)[self._count(layers, target) :].tolist())
         kept = tuple(sorted(stay))
         return Plan(kept, _unchanged, kept={"layers": list(kept)})
 
@@ -70,6 +75,20 @@ class DepthMethod(PruningMethod[Depth]):
                 f"depth: a ratio of {target.ratio:g} takes {count} of {layers} layers; {most} is the most that can go"
             )
         return count
+
+
+def _gates(source: Source) -> Measured:
+    stream = source.stream
+
+    def visit(index: int, block: Block, states: States, upstream: States) -> tuple[Measured, States]:
+        after = stream.step(block, states)
+        pushes = [(upstream[stack].float() * (after[stack] - hidden)).sum((1, 2)) for stack, hidden in states.items()]
+        slopes = torch.stack(pushes).sum(0)
+        below = stream.backward(block, states, upstream, (), lambda _: None)
+        # `upstream` is of the mean loss: a sample's share of it is 1/N of its own slope.
+        return {str(index): slopes.abs().sum()}, below
+
+    return source.backward("gates", visit)
 
 
 def _unchanged(index: int, block: Block) -> None:

@@ -21,6 +21,9 @@ from rlrc.prune.stream import Calibration, Stream
 
 Visit = Callable[[int, Block, States], tuple[Measured, States]]
 """Takes a block's number, the block and its inputs; returns measurements and the block's outputs."""
+BackwardVisit = Callable[[int, Block, States, States], tuple[Measured, States]]
+"""Takes a block's number, the block, its inputs and the loss's gradient of its outputs; returns measurements and the
+gradient of the inputs."""
 STATES = "states."
 """Stands before the names of stacks in saved sums."""
 
@@ -74,6 +77,35 @@ class Source:
                 here, states = visit(index, self.blocks[index], states)
                 measured |= here
                 self.saved.save(index + 1, measured | packed(states))
+                progress.advance()
+        return measured
+
+    def backward(self, what: str, visit: BackwardVisit) -> Measured:
+        """Send the samples forward once, keeping what enters each block, and the loss's gradient back, calling `visit`
+        for each block from the last to the first; go on where an earlier run was cut off.
+
+        Args:
+            what: is measured, for people.
+
+        Returns:
+            All that `visit` has measured.
+        """
+        stream, count = self.stream, len(self.blocks)
+        done, measured = self.saved.load()
+        upstream = unpacked(measured)
+        inputs = [stream.calibration.states]
+        with bar(what, total=2 * count) as progress:
+            for index in range(count if upstream is None else count - done - 1):
+                inputs.append(stream.step(self.blocks[index], inputs[-1]))
+                progress.advance()
+            if upstream is None:
+                upstream = stream.loss_gradient(inputs.pop())
+            else:
+                progress.advance(2 * done + 1)
+            for index in reversed(range(count - done)):
+                here, upstream = visit(index, self.blocks[index], inputs.pop(), upstream)
+                measured |= here
+                self.saved.save(count - index, measured | packed(upstream))
                 progress.advance()
         return measured
 
