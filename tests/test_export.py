@@ -87,6 +87,7 @@ def test_fewer_layers_compute_in_lerobot_what_they_compute_here(case: FlowSet) -
         ({"method": Random(), "ratio": 0.5, "protect": (0,)}, "holds a language model of one shape, and these differ"),
         ({"method": Depth(keep=(0, 2, 3))}, "in every second layer, from layer 1 on; here they are layers \\[2\\]"),
         ({"method": Random(), "ratio": 0.5, "stacks": ("expert",)}, "holds an expert of one shape, and these differ"),
+        ({"method": Random(), "ratio": 0.5, "stacks": ("vision",)}, "published vision tower, and this one is pruned"),
     ],
 )
 def test_shapes_that_lerobot_cannot_hold(case: FlowSet, options: dict[str, Any], message: str) -> None:

@@ -281,12 +281,12 @@ def test_what_does_not_fit_is_told(dataset: Path, tmp_path: Path) -> None:
         TrainConfig(dataset=dataset, flow=FlowOptions(horizon=4))
     with pytest.raises(ValueError, match="10 heads cannot share 3 key-value heads equally"):
         TrainConfig(dataset=dataset, family="smolvla", flow=FlowOptions(num_key_value_heads=3))
-    with pytest.raises(ValueError, match="depth removes the layers of one number from all stacks"):
+    with pytest.raises(ValueError, match="depth removes the layers of one number from all stacks but vision"):
         PruneConfig(policy=tmp_path, dataset=dataset, ratio=0.5, method=Depth(), stacks=("expert",))
 
 
 def test_tokens_have_no_noise(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="stacks: this policy has no expert; it has decoder"):
+    with pytest.raises(UserError, match="stacks: this policy has no expert to prune; it has decoder"):
         prune(PruneConfig(policy=tiny_checkpoint, ratio=0.5, dataset=dataset, stacks=("expert",)), tmp_path)
     policy = rlrc.load(tiny_checkpoint)
     with pytest.raises(UserError, match="denoising_steps: policies of the family openvla take no such number"):

@@ -599,12 +599,12 @@ def test_a_dry_run_tells_the_same_counts_and_writes_nothing(
 def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
     config = PruneConfig(policy=tiny_checkpoint, dataset=dataset, ratio=0.5)
     for change, message in [
-        ({"protect": (0, 3)}, "no decoder layer 3, they are numbered 0 to 2"),
-        ({"protect": (0, 1, -1)}, "names all 3 decoder layers"),
+        ({"protect": (0, 3)}, "no layer 3, they are numbered 0 to 2"),
+        ({"protect": (0, 1, -1)}, "names all 3 layers"),
         ({"samples": 13}, "the dataset holds 12 frames"),
         ({"ratio": 0.999}, "leaves no head of 10; the largest workable ratio is 0.975"),
         ({"ratio": None, "overall": 0.9, "protect": (0, -1)}, "out of reach"),
-        ({"ratio": None, "method": Depth(keep=(0, 3))}, "keep: there is no decoder layer 3"),
+        ({"ratio": None, "method": Depth(keep=(0, 3))}, "keep: there is no layer 3"),
         (
             {"ratio": None, "method": Depth(keep=(0,)), "protect": (1,)},
             "layer 1 is not among the layers that keep names",

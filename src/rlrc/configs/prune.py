@@ -189,10 +189,10 @@ class PruneConfig(StatisticsPart, PolicyPart):
     overall: Share | None = None
     """Share of the parameters of the linear layers to remove, protected layers included. It is given instead
     of ratio."""
-    stacks: tuple[Literal["decoder", "expert"], ...] | None = Field(default=None, min_length=1)
+    stacks: tuple[Literal["decoder", "expert", "vision"], ...] | None = Field(default=None, min_length=1)
     """Layers that lose heads, channels or weights: those of the language model (decoder), of the action expert, or of
-    both. A policy's layers all do unless you name some. Heads of the decoder take with them what the expert makes of
-    them."""
+    both. These all do unless you name some. Heads of the decoder take with them what the expert makes of them. The
+    layers of the vision tower (vision) are pruned by a command of their own."""
     protect: tuple[LayerNumber, ...] = ()
     """Numbers of layers that stay whole; -1 is the last."""
     round_to: int = Field(default=1, ge=1, le=65_536)
@@ -223,8 +223,8 @@ class PruneConfig(StatisticsPart, PolicyPart):
             raise ValueError(
                 "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
             )
-        if self.stacks is not None and self.method.kind == "depth":
-            raise ValueError("depth removes the layers of one number from all stacks; leave stacks out")
+        if self.stacks not in (None, ("vision",)) and self.method.kind == "depth":
+            raise ValueError("depth removes the layers of one number from all stacks but vision; leave stacks out")
         if self.dataset is not None and self.token_ids is not None:
             raise ValueError("give either dataset or token_ids, and not both")
         if self.dataset is None and self.token_ids is None and self.method.needs_calibration:

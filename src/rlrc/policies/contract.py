@@ -33,6 +33,7 @@ from rlrc.policies.values import (
     States,
     TeacherForced,
     Tensors,
+    VisionPass,
 )
 
 if TYPE_CHECKING:
@@ -346,7 +347,15 @@ class Policy(Offers, ABC):
 
     @abstractmethod
     def stacks(self) -> Sequence[Stack]:
-        """The layers that pruning may make smaller; the language model's first."""
+        """The layers that pruning may make smaller and that run together; the language model's first."""
+
+    def vision_stacks(self) -> Sequence[Stack]:
+        """The layers of the vision tower, where pruning may make them smaller."""
+        return ()
+
+    def vision_pass(self, inputs: Any) -> VisionPass:
+        """The pictures of N rows before the layers of `vision_stacks`."""
+        raise NotImplementedError
 
     @abstractmethod
     def groups(self, index: int, block: Block) -> Sequence[Group]:
@@ -361,9 +370,11 @@ class Policy(Offers, ABC):
 
         Args:
             layers: old numbers of the layers that stay, in order.
-            shapes: their shapes by stack, in transformers' words.
+            shapes: their shapes by stack, in transformers' words; stacks that are not named stay as they are.
         """
-        for stack in self.stacks():
+        for stack in (*self.stacks(), *self.vision_stacks()):
+            if stack.name not in shapes:
+                continue
             part = stack.config_in(config)
             whole = part.to_dict()
             changed = {new: shape for new, shape in enumerate(shapes[stack.name]) if not shape.items() <= whole.items()}

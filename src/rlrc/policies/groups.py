@@ -18,7 +18,16 @@ DECODER = "decoder"
 """Name of the stack that every family has: the layers of its language model."""
 EXPERT = "expert"
 """Name of the stack of an action expert."""
+VISION = "vision"
+"""Name of the stack of a vision tower."""
 
+LLAMA_SIZES = {
+    "self_attn.k_proj": "num_key_value_heads",
+    "self_attn.q_proj": "num_attention_heads",
+    "mlp.gate_proj": "intermediate_size",
+}
+SIGLIP_SIZES = {"self_attn.q_proj": "num_attention_heads", "mlp.fc1": "intermediate_size"}
+"""Matrices whose rows tell a layer's shape, and the fields of its config that do; the latter of vision towers."""
 
 Places = list[tuple[str, str, Literal[0, 1], int]]
 """Matrices by stack and name, the axis that loses units, and the width of a unit."""
@@ -64,7 +73,7 @@ class Member:
     @property
     def is_output(self) -> bool:
         """True of a matrix whose results are added to what passes the layer."""
-        return self.name in ("self_attn.o_proj", "mlp.down_proj")
+        return self.name in ("self_attn.o_proj", "mlp.down_proj", "self_attn.out_proj", "mlp.fc2")
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,19 @@ def channel_group(index: int, block: Block, stack: str) -> Group:
         (stack, "mlp.down_proj", 1, 1),
     ]
     return group_of(index, block, "channels", places)
+
+
+def vision_groups(index: int, block: Block) -> Iterator[Group]:
+    """The two groups of a layer of a vision transformer with the names of transformers' SigLIP."""
+    width = block.layer(VISION).self_attn.head_dim
+    rows: Places = [(VISION, f"self_attn.{name}_proj", 0, width) for name in "qkv"]
+    yield group_of(index, block, "heads", [*rows, (VISION, "self_attn.out_proj", 1, width)])
+    yield group_of(index, block, "channels", [(VISION, "mlp.fc1", 0, 1), (VISION, "mlp.fc2", 1, 1)])
+
+
+def sizes_of(stack: str) -> Mapping[str, str]:
+    """The matrices of a stack's layers whose rows tell their shapes, and the fields of the config that do."""
+    return SIGLIP_SIZES if stack == VISION else LLAMA_SIZES
 
 
 def linear(block: Block, stack: str, name: str) -> nn.Linear:

@@ -228,13 +228,14 @@ class StageCall:
 
 @dataclass(frozen=True)
 class Stack:
-    """A run of transformer layers that can lose heads, channels or whole layers; all stacks of a policy are as deep.
+    """A run of transformer layers that can lose heads, channels or whole layers; stacks that run together are as deep.
 
-    All have leaf names as in transformers' Llama: `self_attn.{q,k,v,o}_proj`, `mlp.{gate,up,down}_proj`.
+    Those of language models and experts have leaf names as in transformers' Llama: `self_attn.{q,k,v,o}_proj`,
+    `mlp.{gate,up,down}_proj`; those of vision towers as in its SigLIP: `self_attn.{q,k,v,out}_proj`, `mlp.fc{1,2}`.
     """
 
     name: str
-    """"decoder" for the language model's, "expert" for those of an action expert."""
+    """"decoder" for the language model's, "expert" for those of an action expert, "vision" for those of a tower."""
     prefix: str
     """Dotted name of the list of layers in the model."""
     layers: Sequence[Any]
@@ -244,6 +245,20 @@ class Stack:
     """Finds `config` in a config of the whole model."""
     new_layer: Callable[[int], nn.Module]
     """Builds the layer of a number, of the shape that `config` gives it."""
+
+
+@dataclass(frozen=True)
+class VisionPass:
+    """Pictures on their way through the layers of a vision tower."""
+
+    states: States
+    """What enters the first layer, (pictures, patches, width)."""
+    read: Callable[[torch.Tensor], torch.Tensor]
+    """What leaves the last layer, (pictures, patches, width), as it enters the language model, (pictures, tokens,
+    hidden); some pictures at a time."""
+    share: Callable[[torch.Tensor], torch.Tensor]
+    """The part that belongs to the pictures, (pictures, tokens, hidden), of a tensor like what enters the language
+    model, (N, positions, hidden)."""
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,13 @@ from rlrc.policies.values import Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
-from rlrc.prune.groups import coupled_groups, describe, span
+from rlrc.prune.groups import Chain, chain_of, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
 from rlrc.prune.stream import StoredBlocks
 from rlrc.prune.structured import layer_shape
+from rlrc.prune.vision import vision_calibration
 
 
 def check(config: PruneConfig) -> None:
@@ -67,8 +68,8 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     measured = task.measure()
     plan = task.method.plan(measured, task.groups, task.num_layers, task.target)
     child = task.child(plan)
-    result: dict[str, Any] = {"metrics": task.counts(child), "layers": _layer_sizes(child)}
-    _tell(task.parent, child, plan, result["metrics"])
+    result: dict[str, Any] = {"metrics": task.counts(child), "layers": _layer_sizes(chain_of(child, config.stacks))}
+    _tell(task.chain, chain_of(child, config.stacks), plan, result["metrics"])
     if not config.dry_run:
         stage = {"verb": "prune", "config": config.model_dump(mode="json"), **task.provenance, **result}
         stage["kept"] = plan.kept
@@ -90,6 +91,8 @@ class Task:
     config: PruneConfig
     parent: Policy
     files: Tensors
+    chain: Chain
+    """The layers that pass by: those of language, or those of vision."""
     groups: Sequence[Group]
     target: Target
     demonstrations: Demonstrations | None
@@ -103,10 +106,11 @@ class Task:
         files = parent.weights
         assert files is not None
         try:
-            groups = coupled_groups(parent, config.stacks)
+            chain = chain_of(parent, config.stacks)
+            groups = [group for group in chain.groups if config.stacks is None or group.stack in config.stacks]
         except UserError as error:
             raise UserError(f"{config.policy}: {error}") from error
-        protected = _protected(config.protect, len(parent.stacks()[0].layers))
+        protected = _protected(config.protect, len(chain))
         rounding = Rounding(config.round_to, config.round_direction)
         target = Target(config.ratio, config.overall, protected, rounding)
         demonstrations = None if config.dataset is None else Demonstrations.of(config)
@@ -123,7 +127,7 @@ class Task:
             "seed": config.seed,
         } | ({} if config.stacks is None else {"stacks": sorted(config.stacks)})
         saved = SavedSums(None if config.dry_run else out / "calibration", key)
-        return cls(config, parent, files, groups, target, demonstrations, key, saved)
+        return cls(config, parent, files, chain, groups, target, demonstrations, key, saved)
 
     @property
     def method(self) -> PruningMethod[Any]:
@@ -131,7 +135,7 @@ class Task:
 
     @property
     def num_layers(self) -> int:
-        return len(self.parent.stacks()[0].layers)
+        return len(self.chain)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -139,7 +143,7 @@ class Task:
 
     @property
     def blocks(self) -> StoredBlocks:
-        return StoredBlocks(self.files, self.parent.stacks())
+        return StoredBlocks(self.files, self.chain.stacks)
 
     def measure(self) -> Measured:
         """Return what the method reads off the layers, or what an earlier run has read."""
@@ -156,7 +160,7 @@ class Task:
         return {name: tensor.cpu() for name, tensor in measured.items()}
 
     def _measure_on(self, device: torch.device) -> Measured:
-        blocks = StoredBlocks(self.files, self.parent.stacks(), device)
+        blocks = StoredBlocks(self.files, self.chain.stacks, device)
         source = Source(blocks, self.groups, self.target, self.config.seed, self.saved)
         if self.config.method.needs_calibration:
             source = self._with_calibration(source)
@@ -168,9 +172,17 @@ class Task:
         if self.parent.unnorm_key is not None:
             around.adopt((self.parent.norm_stats or {})[self.parent.unnorm_key], self.parent.unnorm_key)
         if self.config.token_ids is not None:
+            if self.chain.is_vision:
+                raise UserError("token_ids hold no pictures, which stacks vision is calibrated on; give a dataset")
             return replace(source, calibration=text_calibration(around, self.config.token_ids))
         assert self.demonstrations is not None
         frames = Frames.draw(around, self.demonstrations, self.config.samples, self.config.seed)
+        if self.chain.is_vision:
+            if self.config.method.reads_pictures:
+                raise UserError(f"{self.config.method.kind} weights states for the language model, not for vision")
+            language = StoredBlocks(self.files, self.parent.stacks(), frames.actions.device)
+            beside = Source(language, (), self.target, calibration=frames.calibration())
+            return replace(source, calibration=vision_calibration(frames, beside))
         if not self.config.method.reads_pictures:
             frames.let_vision_go()
         return source.with_frames(frames)
@@ -179,20 +191,21 @@ class Task:
         """The policy that `plan` makes of the parent, as an outline."""
         parent = self.parent
         config = type(parent.model.config).from_dict(parent.model.config.to_dict())
-        stacks = {stack.name: stack for stack in parent.stacks()}
+        stacks = {stack.name: stack for stack in self.chain.stacks}
         shapes = {
-            name: [layer_shape(stack.layers[old]) | plan.shapes.get((old, name), {}) for old in plan.layers]
+            name: [layer_shape(stack.layers[old], name) | plan.shapes.get((old, name), {}) for old in plan.layers]
             for name, stack in stacks.items()
         }
         parent.reshape(config, plan.layers, shapes)
         for stack in stacks.values():
             part = stack.config_in(config)
-            part.output_bias = part.output_bias or plan.output_bias
+            if not self.chain.is_vision:  # whose matrices have biases anyway
+                part.output_bias = part.output_bias or plan.output_bias
         return parent.rebuilt(config)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""
-        prefixes, wanted = {stack.name: f"{stack.prefix}." for stack in self.parent.stacks()}, child.model.state_dict()
+        prefixes, wanted = {stack.name: f"{stack.prefix}." for stack in self.chain.stacks}, child.model.state_dict()
         for name in self.files:
             if name in wanted and not name.startswith(tuple(prefixes.values())):
                 yield name, self.parent.stored(name)
@@ -211,7 +224,7 @@ class Task:
 
     def counts(self, child: Policy) -> dict[str, Any]:
         """Exact counts before and after, JSON-able."""
-        before, after = (_linear_parameters(policy) for policy in (self.parent, child))
+        before, after = (_linear_parameters(chain_of(policy, self.config.stacks)) for policy in (self.parent, child))
         return {
             "parameters_before": count_parameters(self.parent.model),
             "parameters": count_parameters(child.model),
@@ -233,38 +246,38 @@ def _identity(policy: Policy, files: Tensors) -> dict[str, str]:
 def _protected(indices: Sequence[int], layers: int) -> frozenset[int]:
     for index in indices:
         if not -layers <= index < layers:
-            raise UserError(f"protect: there is no decoder layer {index}, they are numbered 0 to {layers - 1}")
+            raise UserError(f"protect: there is no layer {index}, they are numbered 0 to {layers - 1}")
     protected = frozenset(index % layers for index in indices)
     if len(protected) == layers:
-        raise UserError(f"protect names all {layers} decoder layers: nothing is left to prune")
+        raise UserError(f"protect names all {layers} layers: nothing is left to prune")
     return protected
 
 
-def _linear_parameters(policy: Policy) -> int:
+def _linear_parameters(chain: Chain) -> int:
     """Number of parameters of the layers' matrices, without biases."""
-    layers = (layer for stack in policy.stacks() for layer in stack.layers)
+    layers = (layer for stack in chain.stacks for layer in stack.layers)
     return sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
 
 
-def _layer_sizes(policy: Policy) -> list[dict[str, Any]]:
+def _layer_sizes(chain: Chain) -> list[dict[str, Any]]:
     sizes: dict[tuple[str, int], dict[str, Any]] = {}
-    for group in coupled_groups(policy):
+    for group in chain.groups:
         of_layer = {"layer": group.layer} | ({} if group.stack == DECODER else {"stack": group.stack})
         sizes.setdefault((group.stack, group.layer), of_layer)[group.kind] = group.units
     return list(sizes.values())
 
 
-def _tell(parent: Policy, child: Policy, plan: Plan, metrics: dict[str, Any]) -> None:
+def _tell(parent: Chain, child: Chain, plan: Plan, metrics: dict[str, Any]) -> None:
     new_number = {old: new for new, old in enumerate(plan.layers)}
-    after = {(group.stack, group.layer, group.kind): group for group in coupled_groups(child)}
+    after = {(group.stack, group.layer, group.kind): group for group in child.groups}
     changes: dict[tuple[str, int], list[str]] = {}
-    for old in coupled_groups(parent):
+    for old in parent.groups:
         new = after.get((old.stack, new_number.get(old.layer, -1), old.kind))
         if new is not None and old.units != new.units:
             changes.setdefault((old.stack, old.layer), []).append(f"{old.noun} {old.units} -> {new.units}")
     for (stack, change), run in groupby(changes.items(), key=lambda item: (item[0][0], item[1])):
         say(f"{span([layer for (_, layer), _ in run], stack)}: {', '.join(change)}")
-    if gone := sorted(set(range(len(parent.stacks()[0].layers))) - set(plan.layers)):
+    if gone := sorted(set(range(len(parent))) - set(plan.layers)):
         say(f"layers that go: {', '.join(map(str, gone))}")
     for part, name in (("policy", "parameters"), ("linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

@@ -28,7 +28,7 @@ class DepthMethod(PruningMethod[Depth]):
         refuse_overall(target, self.config.kind)
         for index in self.config.keep:
             if not -layers <= index < layers:
-                raise UserError(f"keep: there is no decoder layer {index}, they are numbered 0 to {layers - 1}")
+                raise UserError(f"keep: there is no layer {index}, they are numbered 0 to {layers - 1}")
         if not self.config.keep:
             self._count(layers, target)
         elif gone := target.protected - {index % layers for index in self.config.keep}:

@@ -1,30 +1,71 @@
 """The coupled groups of all blocks, in words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
-from rlrc.policies.groups import Block, Group
+from rlrc.policies.groups import VISION, Block, Group, vision_groups
+from rlrc.policies.values import Stack
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stacks that run together, so that a block has a layer of each: those of language, or that of vision."""
+
+    stacks: Sequence[Stack]
+    groups_of: Callable[[int, Block], Iterable[Group]]
+    """The coupled groups of the block of a number."""
+    is_vision: bool
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers by number, as the model has them."""
+        layers = {stack.name: stack.layers for stack in self.stacks}
+        return [Block(dict(zip(layers, those, strict=True))) for those in zip(*layers.values(), strict=True)]
+
+    @property
+    def groups(self) -> list[Group]:
+        """
+        Raises:
+            UserError: a layer is quantized.
+        """
+        return [group for index, block in enumerate(self.blocks) for group in self.groups_of(index, block)]
+
+    def __len__(self) -> int:
+        return len(self.stacks[0].layers)
+
+
+def chain_of(policy: Policy, names: Sequence[str] | None = None) -> Chain:
+    """The chain that holds the named stacks; None means language.
+
+    Raises:
+        UserError: there is no such stack, or the names are of both chains.
+    """
+    language, vision = policy.stacks(), policy.vision_stacks()
+    there = [stack.name for stack in (*language, *vision)]
+    if lacking := [name for name in names or () if name not in there]:
+        raise UserError(f"stacks: this policy has no {lacking[0]} to prune; it has {', '.join(there)}")
+    if VISION not in (names or ()):
+        return Chain(language, policy.groups, False)
+    if len(set(names or ())) > 1:
+        raise UserError("stacks: vision is pruned by a command of its own; name it alone")
+    return Chain(vision, vision_groups, True)
 
 
 def blocks_of(policy: Policy) -> list[Block]:
-    """The layers of a policy by number, as the model has them."""
-    stacks = {stack.name: stack.layers for stack in policy.stacks()}
-    return [Block(dict(zip(stacks, layers, strict=True))) for layers in zip(*stacks.values(), strict=True)]
+    """The layers of a policy's language chain by number, as the model has them."""
+    return chain_of(policy).blocks
 
 
 def coupled_groups(policy: Policy, stacks: Sequence[str] | None = None) -> list[Group]:
-    """The coupled groups of a policy whose units are counted in one of the named stacks; None takes all.
+    """The coupled groups of a policy whose units are counted in one of the named stacks; None takes those of language.
 
     Raises:
-        UserError: there is no such stack, or a layer is quantized.
+        UserError: see `chain_of`; or a layer is quantized.
     """
-    there = [stack.name for stack in policy.stacks()]
-    if lacking := [name for name in stacks or () if name not in there]:
-        raise UserError(f"stacks: this policy has no {lacking[0]}; it has {', '.join(there)}")
-    groups = (group for index, block in enumerate(blocks_of(policy)) for group in policy.groups(index, block))
-    return [group for group in groups if stacks is None or group.stack in stacks]
+    return [group for group in chain_of(policy, stacks).groups if stacks is None or group.stack in stacks]
 
 
 def describe(groups: Sequence[Group]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlrc.policies.groups import DECODER, Block, Group
+from rlrc.policies.groups import DECODER, Block, Group, sizes_of
 from rlrc.prune.method import Plan
 
 Means = dict[str, torch.Tensor]
@@ -74,27 +74,22 @@ def _shape_left(group: Group, units: int) -> dict[str, dict[str, int]]:
     """The shapes that a group gives its layers, by stack, as transformers' sparse schema stores them."""
     shapes: dict[str, dict[str, int]] = {}
     for member in group.members:
-        heads = units * member.width // group.channels
-        field = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}.get(member.name)
-        if member.name == "mlp.gate_proj":
-            shapes.setdefault(member.stack, {})["intermediate_size"] = units
-        elif field is not None and member.axis == 0:
-            shapes.setdefault(member.stack, {})[field] = heads
+        field = sizes_of(member.stack).get(member.name)
+        if field is not None and member.axis == 0:
+            shapes.setdefault(member.stack, {})[field] = units * member.width // group.channels
     for shape in shapes.values():
         if "num_key_value_heads" in shape:  # a layer without queries still has a number of them in its config
             shape.setdefault("num_attention_heads", shape["num_key_value_heads"])
     return shapes
 
 
-def layer_shape(layer: Any) -> dict[str, int]:
-    """The shape a layer has, as far as it has the matrices that tell it."""
-    attention, mlp = layer.self_attn, getattr(layer, "mlp", None)
-    shape = {"num_key_value_heads": attention.k_proj.out_features // attention.head_dim}
-    if hasattr(attention, "q_proj"):
-        shape["num_attention_heads"] = attention.q_proj.out_features // attention.head_dim
-    if mlp is not None:
-        shape["intermediate_size"] = mlp.gate_proj.out_features
-    return shape
+def layer_shape(layer: Any, stack: str = DECODER) -> dict[str, int]:
+    """The shape that a layer of a stack has, as far as it has the matrices that tell it."""
+    matrices = {name: module for name, module in layer.named_modules() if name in sizes_of(stack)}
+    return {
+        sizes_of(stack)[name]: matrix.out_features // (layer.self_attn.head_dim if "self_attn" in name else 1)
+        for name, matrix in matrices.items()
+    }
 
 
 def _indices(groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, Any]:

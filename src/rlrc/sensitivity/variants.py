@@ -48,7 +48,8 @@ def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
         raise UserError(f"parts: this policy has no layers to quantize in '{lacking[0]}'; it has {', '.join(parts)}")
     parts = [part for part in parts if config.parts is None or part in config.parts]
     bits = [Variant(part, "bits", number) for part in parts for number in config.bits]
-    widths = [Variant(stack.name, "width", degree) for stack in policy.stacks() for degree in config.widths]
+    stacks = (*policy.stacks(), *policy.vision_stacks())
+    widths = [Variant(stack.name, "width", degree) for stack in stacks for degree in config.widths]
     return [*bits, *widths, *(Variant("layers", "depth", degree) for degree in config.depths)]
 
 

@@ -22,6 +22,7 @@ class FlowVisionConfig(PreTrainedConfig):
     intermediate_size: int = 4304
     num_hidden_layers: int = 27
     num_attention_heads: int = 16
+    head_dim: int | None = None
     image_size: int = 224
     patch_size: int = 14
     layer_norm_eps: float = 1e-6
@@ -33,8 +34,8 @@ class FlowVisionConfig(PreTrainedConfig):
 
     @property
     def head_size(self) -> int:
-        """Numbers of one head."""
-        return self.hidden_size // self.num_attention_heads
+        """Numbers of one head: `head_dim` where layers have lost heads, else their share of the width."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 class FlowConfig(PreTrainedConfig):

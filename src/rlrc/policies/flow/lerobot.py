@@ -24,11 +24,13 @@ def exported(policy: Any, family: dict[str, Any], prompt_steps: list[dict[str, A
         tokenizer: folder or hub id of the tokenizer.
 
     Raises:
-        UserError: the policy is quantized, or has no statistics in use.
+        UserError: the policy is quantized, its vision tower is pruned, or it has no statistics in use.
     """
     config = policy.model.config
     if getattr(config, "quantization_config", None) is not None:
         raise UserError("LeRobot reads no packed weights; export the policy that was quantized")
+    if any("vision" in (stage.get("config", {}).get("stacks") or ()) for stage in policy.lineage["stages"]):
+        raise UserError("LeRobot's class builds the published vision tower, and this one is pruned; serve it with rlrc")
     features = _features(config)
     inputs, outputs = (
         {name: feature for name, feature in features.items() if (name == "action") == end} for end in (0, 1)

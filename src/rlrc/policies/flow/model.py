@@ -153,7 +153,11 @@ class FlowModel(PreTrainedModel):
 
     def tokens_of(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, S, S) to embeddings (B, P, hidden)."""
-        raise NotImplementedError
+        return self.tokens_from(self.get_submodule(self.names.vision)(pictures))
+
+    def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of the vision tower (B, patches, width) to embeddings (B, P, hidden)."""
+        return self.get_submodule(self.names.projector)(features)
 
     def images_of(self, inputs: FlowInputs) -> torch.Tensor:
         """The embeddings of the pictures' tokens, computed unless they were before."""

@@ -1,6 +1,5 @@
 """The parts that pi0 and pi0.5 share: PaliGemma (SigLIP and Gemma), and a Gemma expert."""
 
-import torch
 from torch import nn
 
 from rlrc.policies.flow.config import FlowConfig
@@ -42,7 +41,3 @@ class PaliGemmaModel(FlowModel):
         )
         self.action_in_proj = nn.Linear(config.padded_dim, expert.hidden_size)
         self.action_out_proj = nn.Linear(expert.hidden_size, config.padded_dim)
-
-    def tokens_of(self, pictures: torch.Tensor) -> torch.Tensor:
-        features = self.get_submodule(self.names.vision)(pictures)
-        return self.get_submodule(self.names.projector)(features)

@@ -1,5 +1,6 @@
 """The base of pi0, pi0.5 and SmolVLA as policies: inputs, normalisation, denoising, the flow-matching loss."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,8 +23,9 @@ from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.model import FlowModel, Prefix, step_times
 from rlrc.policies.flow.pictures import Place
 from rlrc.policies.flow.processor import FlowProcessor, with_newline
+from rlrc.policies.flow.vision import LAYERS, VisionLayer
 from rlrc.policies.folder import Reading
-from rlrc.policies.groups import DECODER, EXPERT, Block
+from rlrc.policies.groups import DECODER, EXPERT, VISION, Block
 from rlrc.policies.parts.noise import draw, require_generators
 from rlrc.policies.parts.observed import require_previous, state_of
 from rlrc.policies.stored import StoredPolicy
@@ -41,6 +43,7 @@ from rlrc.policies.values import (
     StageCall,
     States,
     TeacherForced,
+    VisionPass,
 )
 
 EARLIEST = 1e-3
@@ -352,9 +355,37 @@ class FlowPolicy(StoredPolicy):
             Stack(EXPERT, names.expert, model.expert, expert, lambda c: c.expert_config, model.new_expert_layer),
         ]
 
+    def vision_stacks(self) -> Sequence[Stack]:
+        tower, config = self.model.get_submodule(self.model.names.vision), self.model.config.vision_config
+        layers: Any = tower.get_submodule(LAYERS)
+        prefix, new_layer = f"{self.model.names.vision}.{LAYERS}", partial(VisionLayer, config)
+        return [Stack(VISION, prefix, layers, config, lambda c: c.vision_config, new_layer)]
+
+    def vision_pass(self, inputs: FlowInputs) -> VisionPass:
+        model, pixels = self.model, inputs.pixel_values
+        assert pixels is not None, "pictures before the tower"
+        tower: Any = model.get_submodule(model.names.vision)
+        there = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
+        there = (there if inputs.camera_mask is None else inputs.camera_mask).flatten()
+        pictures = pixels.flatten(0, 1).to(model.dtype)[there]
+        scale = math.sqrt(model.config.text_config.hidden_size) if model.picture_scale else 1.0
+
+        def share(entering: torch.Tensor) -> torch.Tensor:
+            """The pictures stand first, camera by camera."""
+            tokens = entering[:, : self.num_patches].unflatten(1, (pixels.shape[1], -1))
+            return tokens.flatten(0, 1)[there]
+
+        return VisionPass(
+            States({VISION: tower.embeddings(pictures)}),
+            lambda states: scale * model.tokens_from(tower.post_layernorm(states)),
+            share,
+        )
+
     def reshape(self, config: Any, layers: Sequence[int], shapes: Mapping[str, Sequence[dict[str, int]]]) -> None:
+        if VISION in shapes:  # a head's share of the width, which the number of heads no longer tells
+            config.vision_config.head_dim = self.model.config.vision_config.head_size
         super().reshape(config, layers, shapes)
-        if config.cross_layers is not None:
+        if config.cross_layers is not None and DECODER in shapes:
             config.cross_layers = [new for new, old in enumerate(layers) if old in config.cross_layers]
 
     # -- measuring -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from rlrc.policies.parts.schema import (
     DtypeName,
     Labels,
     Layers,
+    LayerShape,
     PatchedFields,
     QuantizationFields,
 )
@@ -30,6 +31,8 @@ class VisionFields(PatchedFields):
     """`vision_config`."""
 
     num_hidden_layers: Layers
+    head_dim: Count | None = None
+    per_layer_config: dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], LayerShape] | None = None
 
 
 class FlowFields(FileModel):

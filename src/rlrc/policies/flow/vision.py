@@ -9,6 +9,9 @@ from torch import nn
 from rlrc.policies.flow.config import FlowVisionConfig
 from rlrc.policies.parts.vit import attend, convolutions
 
+LAYERS = "encoder.layers"
+"""Name of a tower's list of layers."""
+
 
 class Holder(nn.Module):
     """Modules under names, so that tensors have the names of published checkpoints."""

@@ -50,9 +50,8 @@ class SmolVLAModel(FlowModel):
         self.action_time_mlp_in = nn.Linear(2 * expert.hidden_size, expert.hidden_size)
         self.action_time_mlp_out = nn.Linear(expert.hidden_size, expert.hidden_size)
 
-    def tokens_of(self, pictures: torch.Tensor) -> torch.Tensor:
-        features = self.get_submodule(self.names.vision)(pictures)
-        return self.get_submodule(self.names.projector)(shuffled(features, self.config.pixel_shuffle))
+    def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
+        return super().tokens_from(shuffled(features, self.config.pixel_shuffle))
 
     def behind_text(self, inputs: FlowInputs) -> list[torch.Tensor]:
         assert inputs.state is not None, "the prefix holds the state"

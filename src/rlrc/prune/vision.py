@@ -1,0 +1,63 @@
+"""Calibration samples for the layers of a vision tower.
+
+A frame's loss depends on the tower by what enters the language model in the pictures' places. Its gradient there is
+found first, by one backward pass through the blocks of the language model, which pass by one at a time. Then the
+tower's layers are calibrated with a loss that has the same gradient: the product of that gradient with what the
+pictures become. So importance by gradients is that of the whole policy's loss, and never more of it is in memory than
+the tower and a block.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from rlrc.policies.contract import Policy
+from rlrc.policies.groups import DECODER, VISION, Block
+from rlrc.policies.values import States, VisionPass
+from rlrc.progress import track
+from rlrc.prune.calibrate import Frames
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Source
+from rlrc.prune.stream import Calibration
+
+
+def vision_calibration(frames: Frames, language: Source) -> Calibration:
+    """The frames' pictures as a vision tower sees them, and a loss with the gradient of the frames' own.
+
+    Args:
+        language: the blocks of the language chain, and the same frames.
+    """
+    passing, gradient = _pictures(frames), _gradient(language)
+    share = passing.share(gradient)
+
+    def loss(states: States, rows: slice) -> torch.Tensor:
+        return (passing.read(states[VISION]).float() * share[rows].float()).sum()
+
+    there = torch.ones(passing.states[VISION].shape[:2], dtype=torch.bool, device=gradient.device)
+    return Calibration(passing.states, {VISION: there}, {}, _run, loss)
+
+
+def _run(block: Block, states: States, context: Mapping[str, torch.Tensor]) -> States:
+    return States({VISION: block.layer(VISION)(states[VISION])})
+
+
+@torch.no_grad()
+def _pictures(frames: Frames) -> VisionPass:
+    policy: Policy = frames.policy
+    return policy.vision_pass(policy.prepare(frames.observation).to(frames.actions.device))
+
+
+def _gradient(language: Source) -> torch.Tensor:
+    """The gradient of the loss with respect to what enters the language model, (N, positions, hidden)."""
+    stream = language.stream
+    inputs = [stream.calibration.states]
+    for block in track(language.blocks, "vision: forward"):
+        inputs.append(stream.step(block, inputs[-1]))
+    upstream = stream.loss_gradient(inputs.pop())
+    for index in track(reversed(range(len(language.blocks))), "vision: backward"):
+        upstream = stream.backward(language.blocks[index], inputs.pop(), upstream, (), _see_nothing)
+    return upstream[DECODER]
+
+
+def _see_nothing(gradients: Measured) -> None:
+    """No matrix of the language model is measured."""

@@ -1,0 +1,154 @@
+"""Pruning of vision towers: importance is that of the whole policy's loss, and what is cut computes what it should."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_policies import FLOW, SHAPE, look
+from test_sensitivity import STATISTICS
+from two_cameras import two_cameras
+
+import rlrc
+from rlrc.configs.prune import Depth, Flap, LlmPruner, Magnitude, Method, PruneConfig, Random, StateSaliency, Wanda
+from rlrc.configs.quantize import QuantizeConfig
+from rlrc.data import Demonstrations
+from rlrc.data.samples import chunks, observe
+from rlrc.errors import UserError
+from rlrc.policies.contract import Policy
+from rlrc.policies.registry import new_policy
+from rlrc.policies.values import Sampler
+from rlrc.prune import prune
+from rlrc.quantize import quantize
+
+FAMILIES = ("pi0", "pi05", "smolvla")
+METHODS: dict[str, Method] = {
+    "llm-pruner": LlmPruner(),
+    "random": Random(),
+    "flap": Flap(),
+    "wanda": Wanda(),
+    "magnitude": Magnitude(),
+    "depth": Depth(),
+    "gates": Depth(rank="gates"),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_cameras(tmp_path_factory.mktemp("two-cameras") / "dataset")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    texts = ["put carrot on plate", "put red cube on plate"]
+    policy = new_policy(request.param, SHAPE, texts, STATISTICS, 1, FLOW)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    policy.save(folder)
+    return folder
+
+
+def asked(policy: Path, dataset: Path, **options: Any) -> PruneConfig:
+    return PruneConfig(policy=policy, dataset=dataset, stacks=("vision",), samples=6, device="cpu", **options)
+
+
+def layers(policy: Policy) -> Any:
+    return policy.vision_stacks()[0].layers
+
+
+def test_importance_is_that_of_the_policys_own_loss(dense: Path, dataset: Path, tmp_path: Path) -> None:
+    """Against one backward pass through the whole policy."""
+    config = asked(dense, dataset, ratio=0.5)
+    prune(config, tmp_path)
+    measured = load_file(tmp_path / "measured.safetensors")
+    policy, demonstrations = rlrc.load(dense, device="cpu"), Demonstrations.load(dataset)
+    rows = demonstrations.draw(6, config.seed)
+    actions, padded = chunks(demonstrations, rows, policy)
+    inputs = policy.prepare(observe(demonstrations, rows, policy))
+    for parameter in policy.model.parameters():
+        parameter.requires_grad_(True)
+    errors = policy.errors(*policy.predict(inputs, actions, torch.Generator().manual_seed(config.seed)))
+    errors[~padded].mean().backward()
+    for index, layer in enumerate(layers(policy)):
+        saliency = {name: (p * p.grad).abs() for name, p in layer.named_parameters() if p.grad is not None}
+        channels = saliency["mlp.fc1.weight"].sum(1) + saliency["mlp.fc2.weight"].sum(0)
+        torch.testing.assert_close(measured[f"vision.{index}.channels"], channels.detach(), rtol=1e-3, atol=1e-6)
+        rows_of = sum(saliency[f"self_attn.{name}_proj.weight"].sum(1) for name in "qkv")
+        heads = (rows_of + saliency["self_attn.out_proj.weight"].sum(0)).view(-1, layer.self_attn.head_dim).sum(1)
+        torch.testing.assert_close(measured[f"vision.{index}.heads"], heads.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_cut_tower_is_the_dense_one_without_the_outputs_of_what_left(
+    dense: Path, dataset: Path, tmp_path: Path
+) -> None:
+    result = prune(asked(dense, dataset, ratio=0.5), tmp_path)
+    policy, cut = rlrc.load(dense, device="cpu"), rlrc.load(tmp_path / "checkpoint", device="cpu")
+    kept = cut.lineage["stages"][-1]["kept"]["vision"]
+    with torch.no_grad():
+        for index, layer in enumerate(layers(policy)):
+            for kind, matrix, width in (
+                ("heads", layer.self_attn.out_proj, layer.self_attn.head_dim),
+                ("channels", layer.mlp.fc2, 1),
+            ):
+                units = matrix.in_features // width
+                gone = torch.ones(units, dtype=torch.bool)
+                gone[kept[kind][str(index)]] = False
+                assert gone.sum() == units // 2
+                matrix.weight[:, gone.repeat_interleave(width)] = 0
+    observation = look(cut, 2)
+    state = np.zeros((2, 8), np.float32)
+    for one, other in ((policy, cut), (rlrc.load(tmp_path / "checkpoint", device="cpu"), cut)):
+        given = [
+            p.sample(p.prepare(p.observation(observation.images, observation.instruction, state)), Sampler(0.0)).actions
+            for p in (one, other)
+        ]
+        torch.testing.assert_close(given[0], given[1], rtol=1e-4, atol=1e-5)
+    assert result["metrics"]["removed"] == pytest.approx(0.5, abs=0.01)
+    text = [(layer.mlp.gate_proj.out_features) for layer in cut.stacks()[0].layers if hasattr(layer, "mlp")]
+    assert text == [(layer.mlp.gate_proj.out_features) for layer in policy.stacks()[0].layers if hasattr(layer, "mlp")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_prunes_towers(dense: Path, dataset: Path, method: str, tmp_path: Path) -> None:
+    result = prune(asked(dense, dataset, ratio=0.5, method=METHODS[method]), tmp_path)
+    policy, whole = rlrc.load(tmp_path / "checkpoint", device="cpu"), rlrc.load(dense, device="cpu")
+    metrics = result["metrics"]
+    less = metrics["zeros"] if method in ("wanda", "magnitude") else metrics["removed"]
+    assert less == pytest.approx(0.5, abs=0.12)
+    assert len(layers(policy)) == (1 if isinstance(METHODS[method], Depth) else 2)
+    for stack, before in zip(policy.stacks(), whole.stacks(), strict=True):
+        for layer, old in zip(stack.layers, before.layers, strict=True):
+            assert all(torch.equal(t, old.state_dict()[name]) for name, t in layer.state_dict().items())
+    state = np.zeros((1, 8), np.float32)
+    assert np.isfinite(policy.act(look(policy, 1).images, ["put carrot on plate"], state=state)).all()
+
+
+def test_a_cut_policy_is_cut_and_packed_again(dense: Path, dataset: Path, tmp_path: Path) -> None:
+    prune(asked(dense, dataset, ratio=0.5, method=Random()), tmp_path / "vision")
+    again = PruneConfig(
+        policy=tmp_path / "vision" / "checkpoint", dataset=dataset, ratio=0.5, samples=4, device="cpu", method=Random()
+    )
+    prune(again, tmp_path / "both")
+    quantize(
+        QuantizeConfig(policy=tmp_path / "both" / "checkpoint", parts=("vision", "decoder"), device="cpu"),
+        tmp_path / "int4",
+    )
+    policy = rlrc.load(tmp_path / "int4" / "checkpoint", device="cpu")
+    assert [layer.mlp.fc1.out_features for layer in layers(policy)] == [16, 16]
+    state = np.zeros((1, 8), np.float32)
+    assert np.isfinite(policy.act(look(policy, 1).images, ["put carrot on plate"], state=state)).all()
+
+
+def test_what_cannot_be_is_refused(dense: Path, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vision is pruned by a command of its own"):
+        prune(PruneConfig(policy=dense, dataset=dataset, ratio=0.5, stacks=("vision", "decoder")), tmp_path)
+    with pytest.raises(UserError, match="this policy has no vision to prune; it has decoder"):
+        prune(asked(tiny_checkpoint, dataset, ratio=0.5), tmp_path)
+    with pytest.raises(UserError, match="weights states for the language model"):
+        prune(asked(dense, dataset, ratio=0.5, method=StateSaliency(grid=1)), tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
