@@ -1,5 +1,6 @@
 """transformers' own pi0 (`PI0ForConditionalGeneration`): the same weights by another implementation."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PI0Config, PI0ForConditionalGeneration
 
+from rlrc.bench import noise_observation, peak_resident
+from rlrc.policies.checkpoint import outline
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.inputs import FlowInputs
 
@@ -80,3 +83,35 @@ def native_inputs(inputs: FlowInputs, config: FlowConfig) -> dict[str, Any]:
         "pixel_attention_mask": there,
         "state": inputs.state,
     }
+
+
+class Native:
+    """transformers' own pi0 with the same weights, in bf16.
+
+    Args:
+        policy: the same in rlrc, whose weights are not needed: it prepares what the model reads.
+    """
+
+    def __init__(self, folder: Path, policy: Any) -> None:
+        self._policy, self._observation = policy, noise_observation(policy, 1)
+        self._model = load_native(folder, policy.model.config, torch.bfloat16)
+        self.nbytes = sum(tensor.nbytes for tensor in self._model.state_dict().values())
+
+    def timed(self) -> float:
+        """Act once, from pictures to actions, and return the seconds."""
+        started = time.perf_counter()
+        state = self._policy.normalised_state(self._observation)
+        inputs = self._policy.processor(self._observation, state, torch.device("cpu"))
+        given = native_inputs(inputs, self._policy.model.config)
+        for name in ("pixel_values", "state"):
+            given[name] = given[name].to(torch.bfloat16)
+        chunk = self._model.sample_actions(**given).float()
+        self._policy.to_physical(chunk[..., : len(self._policy.spec.action)].numpy())
+        return time.perf_counter() - started
+
+
+def native_peak(folder: Path) -> int:
+    """Largest resident size (bytes) of this process, which must be a fresh one, when the policy has acted."""
+    native = Native(folder, outline(folder))
+    native.timed()
+    return peak_resident()

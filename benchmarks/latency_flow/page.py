@@ -1,0 +1,57 @@
+"""The page of the benchmark, for people."""
+
+from typing import Any
+
+from rlrc.tables import human_bytes, markdown_table
+
+INTRODUCTION = (
+    "Written by `benchmarks/latency_flow`; do not edit. Times are medians over rounds, in which the policies of a "
+    "family act in turn; a speed is the median over rounds of the ratio to the family's first row, with its 95 % "
+    "interval. All weights are random, which changes no time. `transformers` is its own pi0 class with the same "
+    "weights, `torch` are rlrc's modules called step by step. Compressed policies (rlrc) have lost 90 % of the heads "
+    "and channels of the language model and the expert. Peak memory is that of a fresh process that loads the policy "
+    "and acts."
+)
+STAGES = ("preprocess", "vision", "prefill", "decode")
+
+
+def page(result: dict[str, Any]) -> str:
+    """The results as tables."""
+    head = ["policy", "by", "one call", "speed [95 %]", *STAGES, "weights", "peak memory", "actions a call"]
+    body = []
+    for row in result["rows"]:
+        low, high = row["speedup_95"]
+        stages = row.get("stages_ms", {})
+        body.append(
+            [
+                row["name"],
+                row["backend"],
+                f"{row['p50_ms']:,.0f} ms",
+                f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]",
+                *(f"{stages[stage]:,.0f} ms" if stages else "" for stage in STAGES),
+                human_bytes(row["weight_bytes"]),
+                human_bytes(row["peak_bytes"]),
+                str(row.get("actions_per_call", "")),
+            ]
+        )
+    pruning = [
+        [
+            entry["family"],
+            f"{entry['parameters_before']:,}",
+            f"{entry['parameters']:,}",
+            str(entry["samples"]),
+            f"{entry['seconds']:,.0f} s",
+            human_bytes(entry["peak_bytes"]),
+        ]
+        for entry in result["pruning"]
+    ]
+    blocks = [
+        "# One chunk of SmolVLA and pi0 on a CPU",
+        INTRODUCTION,
+        *(["**This is a rehearsal with tiny policies: it says nothing about the published ones.**"] * result["tiny"]),
+        markdown_table(head, body),
+        "Pruning by Taylor importance, in a process of its own:",
+        markdown_table(["family", "parameters", "afterwards", "frames", "time", "peak memory"], pruning),
+        f"Machine: {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['rounds']} rounds.",
+    ]
+    return "\n\n".join(blocks) + "\n"
