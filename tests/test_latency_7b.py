@@ -1,5 +1,6 @@
 """The latency benchmark of `benchmarks/latency_7b`, with tiny policies in the place of OpenVLA-7B's shapes."""
 
+import json
 import pickle
 import re
 import sys
@@ -135,7 +136,7 @@ def test_the_order_of_rounds_is_shuffled() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_times_on_the_page_agree_with_its_ratios(rows: results.Rows, device: str) -> None:
     head = {"machine": {"cpu": "this one", "used_instructions": {"torch": "AVX2"}}, "device": device, "tiny": True}
-    result = results.result(head, rows, {"two-layers-8bit": "bitsandbytes is not installed"})
+    result = results.result(head, rows, {"two-layers-8bit": "bitsandbytes is not installed"}, {})
     assert results.by_name(result) == rows
     text = page.page(result)
     assert "bitsandbytes is not installed" in text
@@ -172,6 +173,20 @@ def test_a_row_without_what_is_measured_today_counts_as_not_measured(rows: resul
         without = {key: value for key, value in rows[GROUP[1]].items() if key != field}
         assert not results.is_complete(GROUP[1], without)
     assert not results.is_complete("rlrc-overall", {k: v for k, v in rows[GROUP[1]].items() if k != "busy_p50_ms"})
+
+
+def test_rows_of_an_older_benchmark_stay_until_they_are_measured_again(rows: results.Rows, tmp_path: Path) -> None:
+    old = {"name": GROUP[1], "backend": "rlrc", "p50_ms": 77.0, "speedup": 2.0, "weight_bytes": 1, "peak_bytes": 2}
+    path = tmp_path / "cpu.json"
+    path.write_text(json.dumps({"rows": [old | {"commit": "abc1234"}, rows[GROUP[0]] | {"name": GROUP[0]}]}))
+    found = results.stored(path, "cpu", None)
+    assert (list(found.rows), list(found.earlier)) == ([GROUP[0]], [GROUP[1]])
+    head = {"machine": {"cpu": "this one"}, "device": "cpu", "tiny": True}
+    kept = results.result(head, found.rows, {}, found.earlier)
+    assert [(row["name"], row.get("earlier")) for row in kept["rows"]] == [(GROUP[0], None), (GROUP[1], True)]
+    told = page.page(kept).partition("## Measured earlier")[2]
+    assert "| 77.0 ms | 2.00x |" in told and "abc1234" in told
+    assert "Measured earlier" not in page.page(results.result(head, rows, {}, found.earlier))
 
 
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@
                                                         writes runs/latency_7b-tiny/cpu.*
 
 On a CPU it takes 24 GB of memory, and nothing else should run on the machine. What the file of results holds already
-is not measured again: with all of it there, page and figures are written anew and nothing else happens.
+is not measured again: with all of it there, page and figures are written anew and nothing else happens. Rows of an
+older benchmark, which lack something that is measured today, stay as "earlier" until they are measured again.
 
 Shapes are the real ones and weights random (`shapes.py`), which changes no time. One picture of 224 pixels, one
 instruction, seven tokens, batch 1; OpenVLA-OFT has two pictures, a state, and eight actions a call. In each group the
@@ -53,7 +54,7 @@ def main() -> None:
         hold_to(options.instructions)
     head = described(options)
     setting = Setting(options.device, options.tiny)
-    rows, missing = stored(options.out, options.device, options.instructions)
+    rows, earlier, missing = stored(options.out, options.device, options.instructions)
     for group in options.only or GROUPS:
         names = [name for name in GROUPS[group] if name not in missing]
         wanted = set(names) - rows.keys()
@@ -68,7 +69,7 @@ def main() -> None:
         for name, row in measured.items():
             rows[name] = row | {"group": names, "rates": rates_now} | origin(head, options.device)
             say(f"  {name}: {row['p50_ms']:,.1f} ms" + (f", {row['speedup']:.2f}x" if row["speedup"] else ""))
-        write_json(options.out, result(head, rows, missing))
+        write_json(options.out, result(head, rows, missing, earlier))
     publish(options.out)
 
 

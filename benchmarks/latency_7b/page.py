@@ -59,7 +59,8 @@ def publish(stored: Path) -> None:
     """Write the tables and figures of what is stored."""
     result = read_json(stored)
     write_text(stored.with_suffix(".md"), page(result))
-    draw_sweep(stored.with_name(f"{stored.stem}-sweep.png"), result["sweep"])
+    if result["sweep"]:
+        draw_sweep(stored.with_name(f"{stored.stem}-sweep.png"), result["sweep"])
     bars = [
         Bar(row["name"], row["stages_ms"], row["roofline"]["floors_ms"]) for row in result["rows"] if "stages_ms" in row
     ]
@@ -68,7 +69,8 @@ def publish(stored: Path) -> None:
 
 def page(result: dict[str, Any]) -> str:
     """Return the results as a page of tables for people."""
-    rows = by_name(result)
+    every = by_name(result)
+    rows = {name: row for name, row in every.items() if not row.get("earlier")}
     on_gpu = result["device"] == "cuda"
     blocks = [
         f"# One action at OpenVLA-7B's shapes on a {'GPU' if on_gpu else 'CPU'}",
@@ -95,6 +97,12 @@ def page(result: dict[str, Any]) -> str:
             "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
             "integers can go below).",
             stages_table(rows),
+        ),
+        *section(
+            "Measured earlier",
+            "An older form of this benchmark measured these rows, without intervals and in a fixed order; they stay "
+            "until they are measured again.",
+            earlier_table({name: row for name, row in every.items() if name not in rows}),
         ),
         *machine_lines(result["machine"], rows),
     ]
@@ -159,6 +167,23 @@ def busy_table(rows: Rows) -> Table:
         cells += ["" if taken is None else duration(taken["decode"]) for taken in stages]
         body.append([*cells, f"{row['busy_share']:.2f} cores"])
     return head, body
+
+
+def earlier_table(rows: Rows) -> Table:
+    """The rows that an older form of the benchmark has left."""
+    body = [
+        [
+            label(name),
+            row["backend"],
+            duration(row["p50_ms"]),
+            "" if row.get("speedup") is None else f"{row['speedup']:.2f}x",
+            human_bytes(row["weight_bytes"]),
+            human_bytes(row["peak_bytes"]),
+            row["commit"],
+        ]
+        for name, row in rows.items()
+    ]
+    return ["policy", "run by", "one call", "faster than transformers by", "weights", "peak memory", "commit"], body
 
 
 def stages_table(rows: Rows) -> Table:

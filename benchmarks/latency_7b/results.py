@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from names import BASELINE, BUSY, GROUPS, NAMES, NOT_INSTALLED, SWEEP, TRANSFORMERS, refusal
 
@@ -14,13 +14,25 @@ NEEDED = {"rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95"
 """Fields without which a row counts as not measured."""
 
 
-def stored(out: Path, device: str, instructions: str | None) -> tuple[Rows, dict[str, str]]:
-    """The rows that need not be measured again, and why others cannot be."""
+class Stored(NamedTuple):
+    """What the file of results holds."""
+
+    rows: Rows
+    """Rows that need not be measured again."""
+    earlier: Rows
+    """Rows that lack something which is measured today; they are kept until they are measured again."""
+    missing: dict[str, str]
+    """Why rows cannot be measured."""
+
+
+def stored(out: Path, device: str, instructions: str | None) -> Stored:
+    """What the file of results holds, and what this machine cannot measure."""
     before = read_json(out) if out.exists() else {"rows": []}
     rows = {name: row for name, row in by_name(before).items() if is_complete(name, row)}
+    earlier = {name: row | {"earlier": True} for name, row in by_name(before).items() if name not in rows}
     missing = {name: why for name, why in before.get("missing", {}).items() if NOT_INSTALLED not in why}
     refusals = {name: refusal(name, device, instructions) for name in NAMES if name not in rows}
-    return rows, missing | {name: why for name, why in refusals.items() if why is not None}
+    return Stored(rows, earlier, missing | {name: why for name, why in refusals.items() if why is not None})
 
 
 def by_name(result: dict[str, Any]) -> Rows:
@@ -43,14 +55,15 @@ def is_complete(name: str, row: dict[str, Any]) -> bool:
     return row.keys() >= NEEDED | busy
 
 
-def result(head: dict[str, Any], rows: Rows, missing: dict[str, str]) -> dict[str, Any]:
-    """What the file of results holds.
+def result(head: dict[str, Any], rows: Rows, missing: dict[str, str], earlier: Rows) -> dict[str, Any]:
+    """What the file of results is to hold.
 
     Args:
         head: what comes before the rows, such as a description of the machine.
     """
     compare_with_floors(rows.values())
-    ordered = [{**rows[name], "name": stored_name(name)} for name in NAMES if name in rows]
+    all_rows = earlier | rows
+    ordered = [{**all_rows[name], "name": stored_name(name)} for name in NAMES if name in all_rows]
     return head | {"rows": ordered, "missing": missing, "sweep": sweep(rows)}
 
 
