@@ -145,10 +145,12 @@ def test_a_cut_policy_is_cut_and_packed_again(dense: Path, dataset: Path, tmp_pa
 
 
 def test_what_cannot_be_is_refused(dense: Path, dataset: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="vision is pruned by a command of its own"):
-        prune(PruneConfig(policy=dense, dataset=dataset, ratio=0.5, stacks=("vision", "decoder")), tmp_path)
+    with pytest.raises(ValueError, match="vision is pruned by a command of its own"):
+        PruneConfig(policy=dense, dataset=dataset, ratio=0.5, stacks=("vision", "decoder"))
+    with pytest.raises(ValueError, match="token_ids hold no pictures"):
+        PruneConfig(policy=dense, token_ids=tmp_path / "ids.safetensors", ratio=0.5, stacks=("vision",))
     with pytest.raises(UserError, match="this policy has no vision to prune; it has decoder"):
         prune(asked(tiny_checkpoint, dataset, ratio=0.5), tmp_path)
-    with pytest.raises(UserError, match="weights states for the language model"):
-        prune(asked(dense, dataset, ratio=0.5, method=StateSaliency(grid=1)), tmp_path)
+    with pytest.raises(ValueError, match="weights states for the language model"):
+        asked(dense, dataset, ratio=0.5, method=StateSaliency(grid=1))
     assert not (tmp_path / "checkpoint").exists()

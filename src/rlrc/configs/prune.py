@@ -225,6 +225,13 @@ class PruneConfig(StatisticsPart, PolicyPart):
             )
         if self.stacks not in (None, ("vision",)) and self.method.kind == "depth":
             raise ValueError("depth removes the layers of one number from all stacks but vision; leave stacks out")
+        if self.stacks is not None and "vision" in self.stacks:
+            if len(self.stacks) > 1:
+                raise ValueError("vision is pruned by a command of its own: name it alone in stacks")
+            if self.token_ids is not None:
+                raise ValueError("token_ids hold no pictures, which stacks vision is calibrated on: give a dataset")
+            if self.method.reads_pictures:
+                raise ValueError(f"{self.method.kind} weights states for the language model, not for stacks vision")
         if self.dataset is not None and self.token_ids is not None:
             raise ValueError("give either dataset or token_ids, and not both")
         if self.dataset is None and self.token_ids is None and self.method.needs_calibration:

@@ -172,14 +172,10 @@ class Task:
         if self.parent.unnorm_key is not None:
             around.adopt((self.parent.norm_stats or {})[self.parent.unnorm_key], self.parent.unnorm_key)
         if self.config.token_ids is not None:
-            if self.chain.is_vision:
-                raise UserError("token_ids hold no pictures, which stacks vision is calibrated on; give a dataset")
             return replace(source, calibration=text_calibration(around, self.config.token_ids))
         assert self.demonstrations is not None
         frames = Frames.draw(around, self.demonstrations, self.config.samples, self.config.seed)
         if self.chain.is_vision:
-            if self.config.method.reads_pictures:
-                raise UserError(f"{self.config.method.kind} weights states for the language model, not for vision")
             language = StoredBlocks(self.files, self.parent.stacks(), frames.actions.device)
             beside = Source(language, (), self.target, calibration=frames.calibration())
             return replace(source, calibration=vision_calibration(frames, beside))

@@ -41,7 +41,7 @@ def chain_of(policy: Policy, names: Sequence[str] | None = None) -> Chain:
     """The chain that holds the named stacks; None means language.
 
     Raises:
-        UserError: there is no such stack, or the names are of both chains.
+        UserError: there is no such stack.
     """
     language, vision = policy.stacks(), policy.vision_stacks()
     there = [stack.name for stack in (*language, *vision)]
@@ -49,8 +49,6 @@ def chain_of(policy: Policy, names: Sequence[str] | None = None) -> Chain:
         raise UserError(f"stacks: this policy has no {lacking[0]} to prune; it has {', '.join(there)}")
     if VISION not in (names or ()):
         return Chain(language, policy.groups, False)
-    if len(set(names or ())) > 1:
-        raise UserError("stacks: vision is pruned by a command of its own; name it alone")
     return Chain(vision, vision_groups, True)
 
 

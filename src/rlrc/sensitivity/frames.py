@@ -62,7 +62,7 @@ class Frames:
             inputs = policy.prepare(self.observation[rows])
             actions = self.actions[rows].to(policy.device)
             noise = [torch.Generator(policy.device).manual_seed(self.seed + int(row)) for row in rows]
-            errors = policy.errors(*policy.predict(inputs, actions, noise)).double().cpu()
+            errors = policy.errors(*policy.predict(inputs, actions, noise)).cpu().double()
             counted = (~self.padded[rows])[..., None].expand(errors.shape)
             losses.append((errors * counted).sum((1, 2)) / counted.sum((1, 2)))
             taken.append(policy.sample(inputs, sampler, noise).actions.float().cpu())
