@@ -31,7 +31,7 @@ from rlrc.tables import print_table
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("tabletop-base", "tabletop-rlrc")
 VERBS = {
-    "collect": "collect --episodes 48",
+    "collect": "collect --episodes 48 --num-workers 1",  # with two, the earlier code may wait for ever at its end
     "evaluate": "evaluate --policy {base} --episodes 64 --splits ind --num-envs 64 --num-workers 1 --videos 0",
     "prune": "prune --policy {base} --dataset {demos} --ratio 0.9",
     "sft": "sft --policy {base} --dataset {demos} --steps 40 --batch-size 64",
