@@ -2,6 +2,7 @@
 
     python benchmarks/redesign.py                    writes results/redesign.json; about an hour on two quiet cores
     python benchmarks/redesign.py --only episodes    one of episodes and verbs
+    python benchmarks/redesign.py --only verbs --verbs sft rl    some verbs; the others' rows stay
 
 Both codes run the same command lines on the same machine. Episodes are those of the tabletop, and every flag of success
 is compared. Verbs take turns, one process each; a ratio is seconds of the new code over those of the old one in the
@@ -45,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "redesign.json")
     parser.add_argument("--only", choices=("episodes", "verbs"), nargs="+", default=["episodes", "verbs"])
+    parser.add_argument("--verbs", choices=VERBS, nargs="+", default=list(VERBS))
     parser.add_argument("--before", default="eaa596e", help="commit to compare with")
     parser.add_argument("--episodes", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7, help="for each verb")
@@ -55,7 +57,9 @@ def main() -> None:
         if "episodes" in options.only:
             result["episodes"] = [compare(name, codes, options.episodes, Path(scratch)) for name in POLICIES]
         if "verbs" in options.only:
-            result["verbs"] = take_turns(codes, options.rounds, Path(scratch))
+            kept = {row["verb"]: row for row in result.get("verbs", [])}
+            kept |= {row["verb"]: row for row in take_turns(options.verbs, codes, options.rounds, Path(scratch))}
+            result["verbs"] = [kept[verb] for verb in VERBS if verb in kept]
     write_json(options.out, result | {"machine": machine(), "before": options.before})
     show(result)
 
@@ -92,22 +96,22 @@ def compare(name: str, codes: dict[str, Path], episodes: int, scratch: Path) -> 
     return row
 
 
-def take_turns(codes: dict[str, Path], rounds: int, scratch: Path) -> list[dict[str, Any]]:
-    """Every verb by both codes in turn."""
+def take_turns(verbs: list[str], codes: dict[str, Path], rounds: int, scratch: Path) -> list[dict[str, Any]]:
+    """Verbs by both codes in turn."""
     run(codes["after"], "collect --episodes 200", scratch / "demos")
     places = {"base": "checkpoints/tabletop-base", "demos": str(scratch / "demos" / "dataset")}
     rows = []
-    for verb, line in VERBS.items():
+    for verb in verbs:
         seconds: dict[str, list[float]] = {when: [] for when in codes}
         for number in track(range(rounds + 1), verb):
             for when in sorted(codes, reverse=number % 2 == 1):
-                taken = run(codes[when], line.format(**places), scratch / f"{verb}-{number}-{when}")
+                taken = run(codes[when], VERBS[verb].format(**places), scratch / f"{verb}-{number}-{when}")
                 if number:  # the first round warms up
                     seconds[when].append(taken)
         ratios = [after / before for before, after in zip(seconds["before"], seconds["after"], strict=True)]
         medians = {when: median(values) for when, values in seconds.items()}
         rows.append({"verb": verb, "rounds": rounds, "seconds": medians, "ratio": median(ratios)})
-        rows[-1]["ratio_95"] = median_interval(ratios)
+        rows[-1] |= {"ratio_95": median_interval(ratios), "commit": machine()["commit"]}
     return rows
 
 

@@ -11,6 +11,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 LayerNumber = Annotated[int, Field(ge=-1000, lt=1000)]
 """The number of a decoder layer; negative ones count from the last."""
+CameraName = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
 TaskNumber = Annotated[int, Field(ge=0, lt=10_000)]
 
 

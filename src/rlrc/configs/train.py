@@ -4,12 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlrc.config import Config
+from rlrc.config import CameraName, Config
 from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.parts import ActionForm
 
 MAX_PARAMETERS = 2_000_000_000
-CameraName = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=256)]
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlrc.configs.train import Shape
 from rlrc.errors import UserError, shorten
 from rlrc.policies.contract import Policy
 from rlrc.policies.families import FAMILIES, PRESETS
@@ -13,6 +12,9 @@ from rlrc.policies.folder import Published, beside
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
 from rlrc.reading import read_object
+
+if TYPE_CHECKING:
+    from rlrc.configs.train import Shape  # whose module takes a tenth of a second, and nobody who loads needs
 
 LEROBOT_FAMILIES = ("pi0_fast", "act", "diffusion", "vqbet", "tdmpc", "groot", "xvla")
 
@@ -24,7 +26,7 @@ def family(name: str) -> type[Policy]:
 
 
 def new_policy(
-    name: str, shape: Shape, instructions: Sequence[str], statistics: dict[str, Any], seed: int, options: Any = None
+    name: str, shape: "Shape", instructions: Sequence[str], statistics: dict[str, Any], seed: int, options: Any = None
 ) -> Policy:
     """A policy of a family with random weights, whose tokenizer is trained on `instructions`.
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 
-from rlrc.configs.train import CameraName
+from rlrc.config import CameraName
 from rlrc.policies.flow.normalisation import Kind
 from rlrc.policies.parts.schema import (
     MAX_CAMERAS,

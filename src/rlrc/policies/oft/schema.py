@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
+from rlrc.config import CameraName
 from rlrc.configs.parts import ActionForm
-from rlrc.configs.train import CameraName
 from rlrc.policies.parts.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE, DimFields, TokenId
 from rlrc.policies.prismatic.schema import ConfigFields
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from rlrc.config import CameraName
 from rlrc.configs.parts import ActionForm
-from rlrc.configs.train import CameraName
 from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim, dims
 from rlrc.policies.oft.schema import MAX_STEPS

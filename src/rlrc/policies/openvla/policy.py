@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlrc.configs.evaluate import VlaCacheConfig
 from rlrc.policies.dim import Dim
 from rlrc.policies.groups import DECODER
 from rlrc.policies.locate import SIDE_FILE
@@ -28,6 +27,9 @@ from rlrc.policies.values import (
     States,
     TeacherForced,
 )
+
+if TYPE_CHECKING:
+    from rlrc.configs.evaluate import VlaCacheConfig
 
 CAMERA = "front"
 """Name of the only camera; a published folder gives it none."""
@@ -77,7 +79,7 @@ class OpenVLAPolicy(PrismaticPolicy):
         actions = torch.from_numpy(self.actions.decode(tokens.cpu().numpy()))
         return Sample(actions[:, None], {"tokens": tokens[:, None]}, logprobs[:, None])
 
-    def with_vla_cache(self, config: VlaCacheConfig) -> Any:
+    def with_vla_cache(self, config: "VlaCacheConfig") -> Any:
         from rlrc.policies.openvla.vla_cache import VlaCache
 
         return VlaCache(self, config)
