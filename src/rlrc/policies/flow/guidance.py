@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 STRONGEST = 5.0
-"""Largest factor of the pull: beta of the paper, which found no gain above it with five to ten denoising steps."""
+"""Largest factor of the pull: the paper's beta, which keeps few steps of denoising stable."""
 
 
 def prefix_weights(delay: torch.Tensor, left: torch.Tensor, horizon: int) -> torch.Tensor:
