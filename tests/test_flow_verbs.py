@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_told(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_have_no_noise(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="stacks: this policy has no expert to prune; it has decoder"):
+    with pytest.raises(UserError, match="stacks: 'expert' cannot be pruned in this policy; it has decoder"):
         prune(PruneConfig(policy=tiny_checkpoint, ratio=0.5, dataset=dataset, stacks=("expert",)), tmp_path)
     policy = rlrc.load(tiny_checkpoint)
     with pytest.raises(UserError, match="denoising_steps: policies of the family openvla take no such number"):

@@ -149,7 +149,7 @@ def test_what_cannot_be_is_refused(dense: Path, dataset: Path, tiny_checkpoint: 
         PruneConfig(policy=dense, dataset=dataset, ratio=0.5, stacks=("vision", "decoder"))
     with pytest.raises(ValueError, match="token_ids hold no pictures"):
         PruneConfig(policy=dense, token_ids=tmp_path / "ids.safetensors", ratio=0.5, stacks=("vision",))
-    with pytest.raises(UserError, match="this policy has no vision to prune; it has decoder"):
+    with pytest.raises(UserError, match="'vision' cannot be pruned in this policy; it has decoder"):
         prune(asked(tiny_checkpoint, dataset, ratio=0.5), tmp_path)
     with pytest.raises(ValueError, match="weights states for the language model"):
         asked(dense, dataset, ratio=0.5, method=StateSaliency(grid=1))

@@ -46,7 +46,7 @@ def chain_of(policy: Policy, names: Sequence[str] | None = None) -> Chain:
     language, vision = policy.stacks(), policy.vision_stacks()
     there = [stack.name for stack in (*language, *vision)]
     if lacking := [name for name in names or () if name not in there]:
-        raise UserError(f"stacks: this policy has no {lacking[0]} to prune; it has {', '.join(there)}")
+        raise UserError(f"stacks: '{lacking[0]}' cannot be pruned in this policy; it has {', '.join(there)}")
     if VISION not in (names or ()):
         return Chain(language, policy.groups, False)
     return Chain(vision, vision_groups, True)
