@@ -23,8 +23,6 @@ To try one again that failed, delete its entry from the file's "missing".
 """
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from turns import take_turns
 
 from rlrc.bench import machine
 from rlrc.files import write_json
+from rlrc.jobs import in_fresh_process
 from rlrc.progress import say
 from rlrc.roofline import rates
 from rlrc.stats import FEWEST_FOR_MEDIAN
@@ -112,8 +111,7 @@ def origin(head: dict[str, Any], device: str) -> dict[str, Any]:
 
 def measured_rates(device: str) -> dict[str, float]:
     """The machine's rates, as `rlrc.roofline` has them, measured in a process of their own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(rates, device).result()
+    return in_fresh_process(rates, device)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ NEEDED = {"rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95"
 
 
 class Stored(NamedTuple):
-    """What the file of results holds."""
+    """This is what the file of results holds."""
 
     rows: Rows
     """Rows that need not be measured again."""
@@ -28,8 +28,9 @@ class Stored(NamedTuple):
 def stored(out: Path, device: str, instructions: str | None) -> Stored:
     """What the file of results holds, and what this machine cannot measure."""
     before = read_json(out) if out.exists() else {"rows": []}
-    rows = {name: row for name, row in by_name(before).items() if is_complete(name, row)}
-    earlier = {name: row | {"earlier": True} for name, row in by_name(before).items() if name not in rows}
+    found = by_name(before)
+    rows = {name: row for name, row in found.items() if is_complete(name, row)}
+    earlier = {name: row | {"earlier": True} for name, row in found.items() if name not in rows}
     missing = {name: why for name, why in before.get("missing", {}).items() if NOT_INSTALLED not in why}
     refusals = {name: refusal(name, device, instructions) for name in NAMES if name not in rows}
     return Stored(rows, earlier, missing | {name: why for name, why in refusals.items() if why is not None})

@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fresh_process import in_fresh_process
-from making import make_checkpoints
+from flow_checkpoints import make_checkpoints
+from flow_page import page
 from native_pi0 import Native, native_peak
-from page import page
 
 import rlrc
 from rlrc.bench import (
@@ -36,6 +35,7 @@ from rlrc.bench import (
 )
 from rlrc.files import write_json, write_text
 from rlrc.inspect import describe
+from rlrc.jobs import in_fresh_process
 from rlrc.policies.contract import Policy
 from rlrc.progress import say
 from rlrc.stats import median_interval

@@ -6,14 +6,12 @@ Policies take turns, round by round, and are compared within each round, so that
 busy with other things; absolute times there do not.
 """
 
-import multiprocessing
 import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import transformers
 from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
+from rlrc.jobs import in_fresh_process
 from rlrc.packed.cpu import processor
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
@@ -136,8 +135,7 @@ def peak_memory(path: Path, device: str, unnorm_key: str | None = None, spec: st
     `baseline` is that process with its libraries imported and nothing loaded, `peak` its largest resident size; on a
     GPU also the largest `allocated` and `reserved`.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_load_and_act, path, device, unnorm_key, spec).result()
+    return in_fresh_process(_load_and_act, path, device, unnorm_key, spec)
 
 
 def _load_and_act(path: Path, device: str, unnorm_key: str | None, spec: str | None) -> dict[str, int]:

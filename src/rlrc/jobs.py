@@ -37,6 +37,12 @@ class JobPool(ProcessPoolExecutor):
         return super().submit(_job, function, *arguments, **named)
 
 
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of a module in a new process, whose memory is that of nobody else, and return its result."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
+
+
 def _start_job() -> None:
     handle_signals(quiet=True)
     end_with_parent()

@@ -16,7 +16,7 @@ LINES = {"bits": "-", "width": "--", "depth": ":"}
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """What was made lighter, and how."""
+    """Say what was made lighter, and how."""
     if row["kind"] == "bits":
         return f"{row['part']}, {row['degree']:g} bits"
     units = " of heads and channels" if row["kind"] == "width" else ""

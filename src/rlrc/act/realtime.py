@@ -106,7 +106,7 @@ class Asynchronous:
         return Command(actions, np.zeros(len(commanded), int), commanded)
 
     def _previous(self) -> Previous:
-        """What each row has left to carry out."""
+        """Tell what each row has left to carry out."""
         previous = nothing_left(self.spec, len(self._queues))
         for row, queue in enumerate(self._queues):
             previous.actions[row, : len(queue)] = queue
@@ -121,7 +121,7 @@ class Asynchronous:
 
 
 def nothing_left(spec: PolicySpec, rows: int) -> Previous:
-    """What robots have to carry out when an episode begins."""
+    """Tell that robots have nothing to carry out, as when an episode begins."""
     actions = np.zeros((rows, spec.horizon, len(spec.action)), np.float32)
     return Previous(actions, np.zeros(rows, int), np.zeros(rows, int))
 

@@ -33,7 +33,6 @@ from rlrc.policies.values import (
     States,
     TeacherForced,
     Tensors,
-    VisionPass,
 )
 
 if TYPE_CHECKING:
@@ -348,14 +347,6 @@ class Policy(Offers, ABC):
     @abstractmethod
     def stacks(self) -> Sequence[Stack]:
         """The layers that pruning may make smaller and that run together; the language model's first."""
-
-    def vision_stacks(self) -> Sequence[Stack]:
-        """The layers of the vision tower, where pruning may make them smaller."""
-        return ()
-
-    def vision_pass(self, inputs: Any) -> VisionPass:
-        """The pictures of N rows before the layers of `vision_stacks`."""
-        raise NotImplementedError
 
     @abstractmethod
     def groups(self, index: int, block: Block) -> Sequence[Group]:

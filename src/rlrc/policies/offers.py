@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.values import Exported, LanguageModel, PolicySpec
+from rlrc.policies.values import Exported, LanguageModel, PolicySpec, Stack, VisionPass
 
 if TYPE_CHECKING:
     from rlrc.configs.evaluate import VlaCacheConfig
@@ -80,6 +81,18 @@ class Offers:
             UserError: LeRobot has no class for the policy, or its class cannot hold the policy's shape.
         """
         raise UserError(f"LeRobot has no class for policies of the family {self.spec.family}")
+
+    def vision_stacks(self) -> Sequence[Stack]:
+        """The layers of the vision tower, where pruning may make them smaller."""
+        return ()
+
+    def vision_pass(self, inputs: Any) -> VisionPass:
+        """The pictures of N rows before the layers of `vision_stacks`.
+
+        Raises:
+            UserError: the family has no such layers.
+        """
+        raise UserError(f"stacks vision: towers of the family {self.spec.family} cannot be pruned")
 
     @property
     def language_model(self) -> LanguageModel | None:

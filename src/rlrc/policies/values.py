@@ -43,7 +43,7 @@ class Previous:
     """Actions that are left, the first of them for the moment of the observation, in physical units, float32 (N, H, D);
     what follows the last one that is left counts for nothing."""
     left: np.ndarray
-    """How many are left, int (N,); 0 where an episode begins."""
+    """Number of actions that are left, int (N,); 0 where an episode begins."""
     delay: np.ndarray
     """Control steps until the next chunk arrives, int (N,): so many of the actions will have been carried out."""
 
@@ -252,7 +252,7 @@ class VisionPass:
     """Pictures on their way through the layers of a vision tower."""
 
     states: States
-    """What enters the first layer, (pictures, patches, width)."""
+    """States that enter the first layer, (pictures, patches, width)."""
     read: Callable[[torch.Tensor], torch.Tensor]
     """What leaves the last layer, (pictures, patches, width), as it enters the language model, (pictures, tokens,
     hidden); some pictures at a time."""

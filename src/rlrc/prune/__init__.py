@@ -32,7 +32,7 @@ from rlrc.policies.values import Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
-from rlrc.prune.groups import Chain, chain_of, describe, span
+from rlrc.prune.groups import Chain, chain_of, coupled_groups, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
@@ -68,8 +68,9 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     measured = task.measure()
     plan = task.method.plan(measured, task.groups, task.num_layers, task.target)
     child = task.child(plan)
-    result: dict[str, Any] = {"metrics": task.counts(child), "layers": _layer_sizes(chain_of(child, config.stacks))}
-    _tell(task.chain, chain_of(child, config.stacks), plan, result["metrics"])
+    left = chain_of(child, config.stacks)
+    result: dict[str, Any] = {"metrics": task.counts(child, left), "layers": _layer_sizes(left)}
+    _tell(task.chain, left, plan, result["metrics"])
     if not config.dry_run:
         stage = {"verb": "prune", "config": config.model_dump(mode="json"), **task.provenance, **result}
         stage["kept"] = plan.kept
@@ -107,7 +108,7 @@ class Task:
         assert files is not None
         try:
             chain = chain_of(parent, config.stacks)
-            groups = [group for group in chain.groups if config.stacks is None or group.stack in config.stacks]
+            groups = coupled_groups(parent, config.stacks)
         except UserError as error:
             raise UserError(f"{config.policy}: {error}") from error
         protected = _protected(config.protect, len(chain))
@@ -218,9 +219,9 @@ class Task:
                         yield name, tensor
         metrics["zeros"] = zeros / metrics["linear_parameters"]
 
-    def counts(self, child: Policy) -> dict[str, Any]:
-        """Exact counts before and after, JSON-able."""
-        before, after = (_linear_parameters(chain_of(policy, self.config.stacks)) for policy in (self.parent, child))
+    def counts(self, child: Policy, left: Chain) -> dict[str, Any]:
+        """Exact counts before and after, JSON-able; `left` is the child's part of the chain."""
+        before, after = _linear_parameters(self.chain), _linear_parameters(left)
         return {
             "parameters_before": count_parameters(self.parent.model),
             "parameters": count_parameters(child.model),

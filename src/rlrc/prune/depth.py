@@ -84,7 +84,7 @@ def _gates(source: Source) -> Measured:
         after = stream.step(block, states)
         pushes = [(upstream[stack].float() * (after[stack] - hidden)).sum((1, 2)) for stack, hidden in states.items()]
         slopes = torch.stack(pushes).sum(0)
-        below = stream.backward(block, states, upstream, (), lambda _: None)
+        below = stream.backward(block, states, upstream)
         # `upstream` is of the mean loss: a sample's share of it is 1/N of its own slope.
         return {str(index): slopes.abs().sum()}, below
 

@@ -130,8 +130,8 @@ class Stream:
         block: Block,
         states: States,
         upstream: States,
-        members: Sequence[Member],
-        see: Callable[[dict[str, torch.Tensor]], None],
+        members: Sequence[Member] = (),
+        see: Callable[[dict[str, torch.Tensor]], None] = lambda _: None,
         size: int | None = None,
     ) -> States:
         """The gradient with respect to `states`, the block's inputs, given that of its outputs, `upstream`.

@@ -14,7 +14,6 @@ import torch
 from rlrc.policies.contract import Policy
 from rlrc.policies.groups import DECODER, VISION, Block
 from rlrc.policies.values import States, VisionPass
-from rlrc.progress import track
 from rlrc.prune.calibrate import Frames
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Source
@@ -49,15 +48,9 @@ def _pictures(frames: Frames) -> VisionPass:
 
 def _gradient(language: Source) -> torch.Tensor:
     """The gradient of the loss with respect to what enters the language model, (N, positions, hidden)."""
-    stream = language.stream
-    inputs = [stream.calibration.states]
-    for block in track(language.blocks, "vision: forward"):
-        inputs.append(stream.step(block, inputs[-1]))
-    upstream = stream.loss_gradient(inputs.pop())
-    for index in track(reversed(range(len(language.blocks))), "vision: backward"):
-        upstream = stream.backward(language.blocks[index], inputs.pop(), upstream, (), _see_nothing)
-    return upstream[DECODER]
 
+    def visit(index: int, block: Block, states: States, upstream: States) -> tuple[Measured, States]:
+        below = language.stream.backward(block, states, upstream)
+        return {} if index else {DECODER: below[DECODER]}, below
 
-def _see_nothing(gradients: Measured) -> None:
-    """No matrix of the language model is measured."""
+    return language.backward("vision", visit)[DECODER]

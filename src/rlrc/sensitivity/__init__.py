@@ -92,7 +92,7 @@ def _rows_of(path: Path) -> list[Row]:
 
 
 def _compared(policy: Policy, variant: Variant, maker: Maker, frames: Frames, before: Behaviour, repeats: int) -> Row:
-    """What is lost and saved by one version."""
+    """Measure what one version loses and saves."""
     try:
         with maker.make(variant) as lighter:
             after = frames.shown_to(lighter)

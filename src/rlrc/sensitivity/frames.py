@@ -20,7 +20,7 @@ NOTICEABLE = 1 / 256
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a policy makes of the frames."""
+    """This is what a policy makes of the frames."""
 
     losses: np.ndarray
     """Its training loss on each frame's chunk, float64 (N,)."""

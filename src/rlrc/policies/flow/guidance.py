@@ -8,8 +8,16 @@ nothing pulls. Time 1 is noise here and time 0 the action, the other way round t
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+
+from rlrc.policies.flow.config import FlowConfig
+from rlrc.policies.flow.inputs import FlowInputs
+from rlrc.policies.parts.observed import require_previous
+from rlrc.policies.values import Previous
 
 STRONGEST = 5.0
 """Largest factor of the pull: the paper's beta, which keeps few steps of denoising stable."""
@@ -27,6 +35,26 @@ def prefix_weights(delay: torch.Tensor, left: torch.Tensor, horizon: int) -> tor
     share = (left - number) / (left - certain + 1)
     fading = share * torch.expm1(share) / (math.e - 1)
     return torch.where(number < certain, 1.0, torch.where(number < left, fading, 0.0))
+
+
+def pulled(
+    inputs: FlowInputs, previous: Previous, config: FlowConfig, normalise: Callable[[np.ndarray], np.ndarray]
+) -> FlowInputs:
+    """Inputs whose chunks go on from previous ones.
+
+    Args:
+        normalise: physical actions (N, H, D) to the model's.
+
+    Raises:
+        UserError: the previous actions have a wrong type or shape, or hold NaN or infinity.
+    """
+    shape = (len(inputs), config.horizon, config.action_dim)
+    require_previous(previous, shape)
+    delay, left = torch.from_numpy(previous.delay), torch.from_numpy(previous.left)
+    weights = prefix_weights(delay, left, config.horizon)[..., None].expand(shape)
+    actions = torch.from_numpy(np.where(weights.numpy() > 0, normalise(previous.actions), 0).astype(np.float32))
+    padding, device = (0, config.padded_dim - config.action_dim), inputs.input_ids.device
+    return replace(inputs, previous=F.pad(actions, padding).to(device), pull=F.pad(weights, padding).to(device))
 
 
 def guided(

@@ -1,6 +1,5 @@
 """The base of pi0, pi0.5 and SmolVLA as policies: inputs, normalisation, denoising, the flow-matching loss."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from rlrc.errors import UserError
 from rlrc.policies.dim import Dim
@@ -18,16 +16,16 @@ from rlrc.policies.flow.checkpoint import Layout, published_tensors, read_outlin
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.denoising import NoiseNetwork, euler
 from rlrc.policies.flow.exploring import Explorer
-from rlrc.policies.flow.guidance import guided, prefix_weights
+from rlrc.policies.flow.guidance import guided, pulled
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.model import FlowModel, Prefix, step_times
 from rlrc.policies.flow.pictures import Place
 from rlrc.policies.flow.processor import FlowProcessor, with_newline
-from rlrc.policies.flow.vision import LAYERS, VisionLayer
+from rlrc.policies.flow.tower import vision_pass, vision_stack
 from rlrc.policies.folder import Reading
 from rlrc.policies.groups import DECODER, EXPERT, VISION, Block
 from rlrc.policies.parts.noise import draw, require_generators
-from rlrc.policies.parts.observed import require_previous, state_of
+from rlrc.policies.parts.observed import state_of
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
     GREEDY,
@@ -35,7 +33,6 @@ from rlrc.policies.values import (
     Likelihood,
     Observation,
     PolicySpec,
-    Previous,
     Sample,
     Sampler,
     Stack,
@@ -133,19 +130,9 @@ class FlowPolicy(StoredPolicy):
         self.processor.require_rows(observation)
         state = self.normalised_state(observation) if self.spec.state else None
         inputs = self.processor(observation, state, self.device)
-        return inputs if observation.previous is None else self._pulled(inputs, observation.previous)
-
-    def _pulled(self, inputs: FlowInputs, previous: Previous) -> FlowInputs:
-        """Inputs whose chunks go on from previous ones."""
-        config = self.model.config
-        shape = (len(inputs), config.horizon, config.action_dim)
-        require_previous(previous, shape)
-        delay, left = torch.from_numpy(previous.delay), torch.from_numpy(previous.left)
-        weights = prefix_weights(delay, left, config.horizon)[..., None].expand(shape)
-        actions = np.where(weights.numpy() > 0, self.to_normalised(previous.actions), 0).astype(np.float32)
-        padding = (0, config.padded_dim - config.action_dim)
-        padded = (functional.pad(tensor, padding).to(self.device) for tensor in (torch.from_numpy(actions), weights))
-        return replace(inputs, **dict(zip(("previous", "pull"), padded, strict=True)))
+        if observation.previous is None:
+            return inputs
+        return pulled(inputs, observation.previous, self.model.config, self.to_normalised)
 
     def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state as the model reads it, float32 (N, S)."""
@@ -356,30 +343,10 @@ class FlowPolicy(StoredPolicy):
         ]
 
     def vision_stacks(self) -> Sequence[Stack]:
-        tower, config = self.model.get_submodule(self.model.names.vision), self.model.config.vision_config
-        layers: Any = tower.get_submodule(LAYERS)
-        prefix, new_layer = f"{self.model.names.vision}.{LAYERS}", partial(VisionLayer, config)
-        return [Stack(VISION, prefix, layers, config, lambda c: c.vision_config, new_layer)]
+        return [vision_stack(self.model)]
 
     def vision_pass(self, inputs: FlowInputs) -> VisionPass:
-        model, pixels = self.model, inputs.pixel_values
-        assert pixels is not None, "pictures before the tower"
-        tower: Any = model.get_submodule(model.names.vision)
-        there = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
-        there = (there if inputs.camera_mask is None else inputs.camera_mask).flatten()
-        pictures = pixels.flatten(0, 1).to(model.dtype)[there]
-        scale = math.sqrt(model.config.text_config.hidden_size) if model.picture_scale else 1.0
-
-        def share(entering: torch.Tensor) -> torch.Tensor:
-            """The pictures stand first, camera by camera."""
-            tokens = entering[:, : self.num_patches].unflatten(1, (pixels.shape[1], -1))
-            return tokens.flatten(0, 1)[there]
-
-        return VisionPass(
-            States({VISION: tower.embeddings(pictures)}),
-            lambda states: scale * model.tokens_from(tower.post_layernorm(states)),
-            share,
-        )
+        return vision_pass(self.model, inputs)
 
     def reshape(self, config: Any, layers: Sequence[int], shapes: Mapping[str, Sequence[dict[str, int]]]) -> None:
         if VISION in shapes:  # a head's share of the width, which the number of heads no longer tells

@@ -39,7 +39,7 @@ class Form(ABC):
         """Compute an action, without waiting for a GPU, as `sample_of` takes it."""
 
     def sample_of(self, actions: torch.Tensor) -> Sample:
-        """What `act` has returned, as a sample."""
+        """Make a sample of what `act` has returned."""
         return Sample(actions, {})
 
     @abstractmethod

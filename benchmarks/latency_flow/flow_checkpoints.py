@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fresh_process import in_fresh_process
 
 import rlrc
 from rlrc.bench import peak_resident
@@ -14,6 +13,7 @@ from rlrc.configs.prune import PruneConfig
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data.lerobot import write_dataset
 from rlrc.files import write_json
+from rlrc.jobs import in_fresh_process
 from rlrc.policies.contract import Policy
 from rlrc.policies.make_random import make_random
 from rlrc.prune import prune
