@@ -124,14 +124,15 @@ def label(name: str) -> str:
 def times_table(rows: Rows) -> Table:
     """Every policy beside its baselines in its own group."""
     head = ["policy", "weights and activations", "run by", "processor", "rounds", "actions a call", "one call"]
-    head += ["one action", "transformers in the same group", "faster by (a call)", "its bf16 in the same group"]
-    head += ["faster by", "weights", "peak memory"]
+    head += ["one action", "transformers in the same group", "faster by (a call)", "faster by (an action)"]
+    head += ["its bf16 in the same group", "faster by", "weights", "peak memory"]
     body = []
     for name, row in rows.items():
         actions = row["actions_per_call"]
         cells = [label(name), row["dtype"], row["backend"], processor_of(row), str(row["rounds"])]
         cells += [str(actions), duration(row["p50_ms"]), duration(row["p50_ms"] / actions)]
-        cells += ["", ""] if name == row["group"][0] else beside(row, "baseline_ms", "speedup")
+        is_baseline = name == row["group"][0]
+        cells += ["", "", ""] if is_baseline else [*beside(row, "baseline_ms", "speedup"), an_action(row)]
         cells += beside(row, "bf16_ms", "speedup_over_bf16")
         body.append([*cells, human_bytes(row["weight_bytes"]), human_bytes(row["peak_bytes"])])
     return head, body
@@ -174,6 +175,7 @@ def earlier_table(rows: Rows) -> Table:
     body = [
         [
             label(name),
+            str(run_of(name).bits),
             row["backend"],
             duration(row["p50_ms"]),
             "" if row.get("speedup") is None else f"{row['speedup']:.2f}x",
@@ -183,7 +185,8 @@ def earlier_table(rows: Rows) -> Table:
         ]
         for name, row in rows.items()
     ]
-    return ["policy", "run by", "one call", "faster than transformers by", "weights", "peak memory", "commit"], body
+    head = ["policy", "bits of the weights", "run by", "one call", "faster than transformers by", "weights"]
+    return [*head, "peak memory", "commit"], body
 
 
 def stages_table(rows: Rows) -> Table:
@@ -220,6 +223,14 @@ def missing_lines(missing: dict[str, str]) -> list[str]:
 def beside(row: dict[str, Any], milliseconds: str, key: str) -> list[str]:
     """Two cells: the time of what a row is compared with, and the ratio."""
     return ["", ""] if row[key] is None else [duration(row[milliseconds]), ratio(row, key)]
+
+
+def an_action(row: dict[str, Any]) -> str:
+    """How many times faster than the baseline's, which is a whole call, an action of the row's chunk is."""
+    if row["speedup"] is None:
+        return ""
+    middle, low, high = (row["actions_per_call"] * value for value in (row["speedup"], *row["speedup_95"]))
+    return f"{middle:.2f}x [{low:.2f}, {high:.2f}]"
 
 
 def ratio(row: dict[str, Any], key: str) -> str:

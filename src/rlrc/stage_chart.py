@@ -43,7 +43,7 @@ def draw_stages(path: Path, bars: Sequence[Bar]) -> None:
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel("milliseconds an action at batch 1; thin bars: the machine's floors")
+    axes.set_xlabel("milliseconds a call at batch 1; thin bars: the machine's floors")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(COLOURS), frameon=False, fontsize=8)
     with atomic_path(path) as aside:

@@ -10,19 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.losses import Teacher, losses_of
 from rlrc.policies.offers import Offers
 from rlrc.policies.values import (
     GREEDY,
     Generators,
-    Likelihood,
     Observation,
     PolicySpec,
     Sample,
@@ -56,14 +54,8 @@ class Policy(Offers, ABC):
     default_temperature: float = 0.0
     """Temperature at which the policy acts unless told otherwise: 0 takes the likeliest tokens, 1 the starting noise
     that a policy which denoises was trained on."""
-    exploration: Literal["flow-sde", "flow-noise"] | None = None
-    """Kind of random denoising steps that PPO samples a policy with unless told otherwise; None of one with tokens."""
     clips_actions: bool = True
     """True where normalised actions are clipped to [-1, 1], so that statistics which do not fit lose something."""
-    masks_cameras: bool = False
-    """True where rows may lack a camera (`Observation.present`), which the policy then does not see."""
-    continues_chunks: bool = False
-    """True where a chunk can go on from the one that is being carried out (`Observation.previous`)."""
     eager: bool = False
     """True where an action on a GPU is to be launched kernel by kernel, and not as one CUDA graph."""
 
@@ -167,23 +159,8 @@ class Policy(Offers, ABC):
         instructions: Sequence[str] | None = None,
         state: np.ndarray | None = None,
     ) -> Observation:
-        """An observation from its parts; pictures without a name are those of the policy's only camera.
-
-        Raises:
-            UserError: the instructions are missing, or the policy has several cameras and these have no names.
-        """
-        if isinstance(images, Observation):
-            return images
-        if instructions is None:
-            raise UserError("instructions are missing: give a list of texts, one for each picture")
-        if not isinstance(images, Mapping):
-            if len(self.spec.cameras) > 1:
-                raise UserError(
-                    f"the policy sees {len(self.spec.cameras)} cameras: give pictures by name, "
-                    f"{{{', '.join(f'{name!r}: ...' for name in self.spec.cameras)}}}"
-                )
-            images = {self.spec.cameras[0]: images}
-        return Observation(images, instructions, state)
+        """An observation from its parts (see `Observation.of`)."""
+        return Observation.of(images, instructions, state, self.spec.cameras)
 
     @property
     @abstractmethod
@@ -314,14 +291,6 @@ class Policy(Offers, ABC):
         """Figures that training reports beside the loss, each (N, H, D)."""
         return {"l1_error": (self.best_actions(predicted) - actions).abs()}
 
-    def likelihood(self, inputs: Any, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
-        """The log-probabilities of what the policy did; differentiable.
-
-        Raises:
-            UserError: the policy has no likelihood, so that PPO cannot train it.
-        """
-        raise UserError(self.no_likelihood or "the policy has no likelihood")
-
     @property
     @abstractmethod
     def critic_width(self) -> int:
@@ -329,8 +298,6 @@ class Policy(Offers, ABC):
 
     bin_width: float | None = None
     """Distance between two neighbouring actions, normalised, where actions are tokens."""
-    no_likelihood: str | None = None
-    """The reason why PPO cannot train the policy; None where it can."""
 
     @property
     @abstractmethod

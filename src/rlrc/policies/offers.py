@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.values import Exported, LanguageModel, PolicySpec, Stack, VisionPass
+from rlrc.policies.values import Exported, LanguageModel, Likelihood, PolicySpec, Sampler, Stack, VisionPass
 
 if TYPE_CHECKING:
     from rlrc.configs.evaluate import VlaCacheConfig
@@ -18,6 +18,22 @@ class Offers:
     """A part of the contract; see `Policy`."""
 
     spec: PolicySpec
+    exploration: Literal["flow-sde", "flow-noise"] | None = None
+    """Kind of random denoising steps that PPO samples a policy with unless told otherwise; None of one with tokens."""
+    masks_cameras: bool = False
+    """True where rows may lack a camera (`Observation.present`), which the policy then does not see."""
+    continues_chunks: bool = False
+    """True where a chunk can go on from the one that is being carried out (`Observation.previous`)."""
+    no_likelihood: str | None = None
+    """The reason why PPO cannot train the policy; None where it can."""
+
+    def likelihood(self, inputs: Any, latent: dict[str, torch.Tensor], sampler: Sampler) -> Likelihood:
+        """The log-probabilities of what the policy did; differentiable.
+
+        Raises:
+            UserError: the policy has no likelihood, so that PPO cannot train it.
+        """
+        raise UserError(self.no_likelihood or "the policy has no likelihood")
 
     def crop_pictures(self) -> None:
         """Cut off the rim of pictures from now on, as evaluation does where training pictures were cropped at random.

@@ -81,6 +81,32 @@ class Observation:
         )
 
     @classmethod
+    def of(
+        cls,
+        images: Observation | Mapping[str, np.ndarray] | np.ndarray,
+        instructions: Sequence[str] | None,
+        state: np.ndarray | None,
+        cameras: Sequence[str],
+    ) -> Observation:
+        """An observation from its parts, or the one that is given; pictures without a name are the only camera's.
+
+        Raises:
+            UserError: the instructions are missing, or there are several cameras and the pictures have no names.
+        """
+        if isinstance(images, Observation):
+            return images
+        if instructions is None:
+            raise UserError("instructions are missing: give a list of texts, one for each picture")
+        if not isinstance(images, Mapping):
+            if len(cameras) > 1:
+                raise UserError(
+                    f"the policy sees {len(cameras)} cameras: give pictures by name, "
+                    f"{{{', '.join(f'{name!r}: ...' for name in cameras)}}}"
+                )
+            images = {cameras[0]: images}
+        return cls(images, instructions, state)
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The robots of all parts, in order; all have the same cameras, and a state or none, and nothing previous."""
         first = parts[0]
