@@ -62,7 +62,7 @@ float dot_bf16(const uint16_t* row, int64_t k, const float* x) {
     };
     int64_t whole = k / 64 * 64;
     for (int64_t j = 0; j < whole; j += 64) {
-        for (int line = 0; line < 2; line++) __builtin_prefetch((const char*)(row + j) + 64 * line + AHEAD);
+        prefetch((const char*)(row + j) + AHEAD, 128);
         add(row + j, j);
     }
     if (whole < k) {

@@ -29,8 +29,6 @@
 
 namespace {
 
-constexpr int64_t AHEAD = 4096;  // bytes: the processor itself looks ahead no further than to the end of a page
-
 #if defined(__AVX512VNNI__)
 #include "lanes_avx512.h"
 #elif defined(__AVX2__)

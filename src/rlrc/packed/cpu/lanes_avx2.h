@@ -138,7 +138,6 @@ void row_dots(const uint8_t* codes, const int8_t* x, const int8_t* more, int32_t
         return words<BITS>(pairs);
     };
     for (int eight = 0; eight < 2; eight++) {  // blocks
-        _mm_prefetch((const char*)codes + 16 * BITS * eight + AHEAD, _MM_HINT_T0);
         int i = BITS * eight;
         __m256i found = sums_of_halves(part(i), part(i + 1), part(i + 2), part(i + 3));  // a half is a block, or half of one
         __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

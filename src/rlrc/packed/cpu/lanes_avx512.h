@@ -69,7 +69,6 @@ template <int BITS>
 void row_dots(const uint8_t* codes, const int8_t* x, const int8_t* more, int32_t* sums) {
     __m512i part[BITS];
     for (int i = 0; i < BITS; i++) {
-        _mm_prefetch((const char*)codes + 64 * i + AHEAD, _MM_HINT_T0);
         Words w = load_words(codes + 64 * i);
         __m512i dot = _mm512_dpbusd_epi32(
             _mm512_setzero_si512(), BITS == 4 ? low_nibbles(w).v : w.v, _mm512_loadu_si512(x + 64 * i));

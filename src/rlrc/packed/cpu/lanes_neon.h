@@ -168,7 +168,6 @@ void row_dots(const uint8_t* codes, const int8_t* x, const int8_t* more, int32_t
         return total<BITS>(found);
     };
     for (int four = 0; four < 4; four++) {  // blocks
-        __builtin_prefetch(codes + 16 * BITS * four + AHEAD);
         auto block = [&](int b) {
             int i = 4 * four + b;
             return BITS == 4 ? part(i) : vaddq_s32(part(2 * i), part(2 * i + 1));

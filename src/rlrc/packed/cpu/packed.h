@@ -26,6 +26,8 @@ constexpr int64_t LANES = 16;        // rows of the weight that are multiplied a
 constexpr int64_t BLOCK = 32;        // columns that certainly share a scale
 constexpr int64_t SPAN = 32;         // blocks that are unpacked at once, for all rows of activations: 16 KiB
 constexpr int64_t CHUNK = 16;        // bytes of each row that `transpose` reads
+constexpr int64_t AHEAD = 4096;      // bytes: the processor itself looks ahead no further than to the end of a page
+constexpr int64_t MEANWHILE = 768;   // bytes of codes that memory brings while four blocks of a panel are added up
 
 inline float widen(uint16_t bf16) {
     uint32_t bits = uint32_t(bf16) << 16;
@@ -279,6 +281,11 @@ void panel_times_tiles(const Weight& w, int64_t panel, const std::vector<Activat
     }
 }
 
+// Ask memory for bytes that are needed soon. They go to the second-level cache: the first is full of what is at work.
+inline void prefetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + at, 0, 2);
+}
+
 // The sums of all blocks of one row of the weight times one row of activations.
 template <int BITS>
 void dot_row(const Weight& w, int64_t row, const Activations& x, int32_t* sums) {
@@ -288,6 +295,7 @@ void dot_row(const Weight& w, int64_t row, const Activations& x, int32_t* sums) 
     for (int64_t b = 0; b < w.blocks(); b += STEP, at += BYTES) {
         alignas(64) uint8_t copy[BYTES];
         const uint8_t* codes = from + at;
+        prefetch(codes + AHEAD, BYTES);
         if (codes + BYTES > end) {
             std::memset(copy, 0, BYTES);
             std::memcpy(copy, codes, end - codes);
@@ -302,15 +310,18 @@ template <int BITS>
 void panel_times_row(const Weight& w, int64_t panel, const Activations& x, Span& span, std::vector<int32_t>& room,
                      float* y) {
     int64_t stride = int64_t(room.size()) / LANES;
-    for (int64_t r = 0; r < std::min(LANES, w.n - panel * LANES); r++)
-        dot_row<BITS>(w, panel * LANES + r, x, &room[r * stride]);
+    for (int64_t row = panel * LANES; row < std::min((panel + 1) * LANES, w.n); row++) {
+        prefetch(w.scales + row * w.groups(), 2 * w.groups());
+        prefetch(w.zeros + row * w.width(w.groups()), w.width(w.groups()));
+        dot_row<BITS>(w, row, x, &room[row % LANES * stride]);
+    }
     Floats sums[1] = {fill(0.0f)};
     const uint8_t* next = w.codes + (panel + 1) * LANES * w.width(w.k);
     for (int64_t first = 0; first < w.blocks(); first += SPAN) {
         int64_t count = std::min(SPAN, w.blocks() - first);
         unpack_groups<BITS>(w, panel, first, count, span);
-        for (int64_t b = 0; b < count; b += 4) {
-            for (int line = 0; line < 4; line++, next += 64) __builtin_prefetch(next);  // memory has nothing else to do
+        for (int64_t b = 0; b < count; b += 4, next += MEANWHILE) {
+            prefetch(next, MEANWHILE);  // memory has nothing else to do
             Words four[4];
             transpose((const uint8_t*)&room[first + b], 4 * stride, four);
             for (int64_t i = 0; i < std::min<int64_t>(4, count - b); i++) {
