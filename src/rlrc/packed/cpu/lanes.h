@@ -11,8 +11,8 @@
 //   dots<BITS, ROWS>          codes [quad of columns][lane][4] of 32 columns, at a multiple of 64 bytes, times ROWS rows of
 //                             activations [quad][row][4], those of the last four quads in a place of their own:
 //                             the sum of each lane, exact
-//   row_dots<BITS>            16 blocks of 32 columns of one row of the weight times one row of activations: the sum of
-//                             each block, exact
+//   row_dots<BITS>            4 blocks of 32 columns of four rows of the weight, `stride` bytes apart, times one row of
+//                             activations: sums[block * LANES + row], exact
 //   TILE                      rows of activations for which there are registers
 
 #pragma once
@@ -28,6 +28,8 @@
 #endif
 
 namespace {
+
+constexpr int64_t LANES = 16;  // rows of the weight that are multiplied at once: a panel
 
 #if defined(__AVX512VNNI__)
 #include "lanes_avx512.h"

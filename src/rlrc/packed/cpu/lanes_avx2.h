@@ -127,26 +127,24 @@ inline __m256i sums_of_halves(__m256i a, __m256i b, __m256i c, __m256i d) {
 }
 
 template <int BITS>
-void row_dots(const uint8_t* codes, const int8_t* x, const int8_t* more, int32_t* sums) {
+void row_dots(const uint8_t* codes, int64_t stride, const int8_t* x, const int8_t* more, int32_t* sums) {
     const __m256i fifteen = _mm256_set1_epi8(15);
-    auto part = [&](int i) {
-        auto at = [&](const int8_t* from) { return _mm256_loadu_si256((const __m256i*)(from + 32 * i)); };
-        __m256i w = at((const int8_t*)codes);
+    auto part = [&](int r, int i) {  // 32 bytes of a row
+        auto at = [&](const void* from) { return _mm256_loadu_si256((const __m256i*)from + i); };
+        __m256i w = at(codes + r * stride);
         Pairs pairs = no_pairs();
         add_pairs<BITS>(pairs, BITS == 4 ? _mm256_and_si256(w, fifteen) : w, at(x));
         if (BITS == 4) add_pairs<BITS>(pairs, _mm256_and_si256(_mm256_srli_epi16(w, 4), fifteen), at(more));
         return words<BITS>(pairs);
     };
-    for (int eight = 0; eight < 2; eight++) {  // blocks
-        int i = BITS * eight;
-        __m256i found = sums_of_halves(part(i), part(i + 1), part(i + 2), part(i + 3));  // a half is a block, or half of one
-        __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        if (BITS == 8) {
-            __m256i others = sums_of_halves(part(i + 4), part(i + 5), part(i + 6), part(i + 7));
-            found = _mm256_add_epi32(
-                _mm256_permute2x128_si256(found, others, 0x20), _mm256_permute2x128_si256(found, others, 0x31));
-            order = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        }
-        _mm256_storeu_si256((__m256i*)(sums + 8 * eight), _mm256_permutevar8x32_epi32(found, order));
+    for (int two = 0; two < 2; two++, sums += 2 * LANES) {  // blocks, each a half
+        auto row = [&](int r) {
+            if (BITS == 4) return part(r, two);
+            __m256i a = part(r, 2 * two), b = part(r, 2 * two + 1);
+            return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+        };
+        __m256i found = sums_of_halves(row(0), row(1), row(2), row(3));
+        _mm_storeu_si128((__m128i*)sums, _mm256_castsi256_si128(found));
+        _mm_storeu_si128((__m128i*)(sums + LANES), _mm256_extracti128_si256(found, 1));
     }
 }

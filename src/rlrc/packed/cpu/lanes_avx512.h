@@ -66,21 +66,24 @@ inline __m512i sums_of_quarters(__m512i a, __m512i b, __m512i c, __m512i d) {
 }
 
 template <int BITS>
-void row_dots(const uint8_t* codes, const int8_t* x, const int8_t* more, int32_t* sums) {
-    __m512i part[BITS];
-    for (int i = 0; i < BITS; i++) {
-        Words w = load_words(codes + 64 * i);
-        __m512i dot = _mm512_dpbusd_epi32(
-            _mm512_setzero_si512(), BITS == 4 ? low_nibbles(w).v : w.v, _mm512_loadu_si512(x + 64 * i));
-        part[i] = BITS == 4 ? _mm512_dpbusd_epi32(dot, high_nibbles(w).v, _mm512_loadu_si512(more + 64 * i)) : dot;
+void row_dots(const uint8_t* codes, int64_t stride, const int8_t* x, const int8_t* more, int32_t* sums) {
+    __m512i rows[4];  // a quarter is a block
+    for (int r = 0; r < 4; r++, codes += stride) {
+        auto dot = [&](__m512i sum, __m512i w, const int8_t* with) {
+            return _mm512_dpbusd_epi32(sum, w, _mm512_loadu_si512(with));
+        };
+        Words w = load_words(codes);
+        if (BITS == 4) {
+            rows[r] = dot(dot(_mm512_setzero_si512(), low_nibbles(w).v, x), high_nibbles(w).v, more);
+        } else {
+            __m512i a = dot(_mm512_setzero_si512(), w.v, x);
+            __m512i b = dot(_mm512_setzero_si512(), load_words(codes + 64).v, x + 64);
+            rows[r] = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+        }
     }
-    __m512i found = sums_of_quarters(part[0], part[1], part[2], part[3]);  // a quarter is a block, or half of one
-    __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    if (BITS == 8) {
-        __m512i others = sums_of_quarters(part[BITS - 4], part[BITS - 3], part[BITS - 2], part[BITS - 1]);
-        found = _mm512_add_epi32(
-            _mm512_shuffle_i32x4(found, others, 0x88), _mm512_shuffle_i32x4(found, others, 0xdd));
-        order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-    }
-    _mm512_storeu_si512(sums, _mm512_permutexvar_epi32(order, found));
+    __m512i found = sums_of_quarters(rows[0], rows[1], rows[2], rows[3]);
+    _mm_storeu_si128((__m128i*)sums, _mm512_castsi512_si128(found));
+    _mm_storeu_si128((__m128i*)(sums + LANES), _mm512_extracti32x4_epi32(found, 1));
+    _mm_storeu_si128((__m128i*)(sums + 2 * LANES), _mm512_extracti32x4_epi32(found, 2));
+    _mm_storeu_si128((__m128i*)(sums + 3 * LANES), _mm512_extracti32x4_epi32(found, 3));
 }

@@ -158,21 +158,17 @@ void dots(const uint8_t* codes, const int8_t* x, const int8_t* more, Words (&out
 #endif
 
 template <int BITS>
-void row_dots(const uint8_t* codes, const int8_t* x, const int8_t* more, int32_t* sums) {
+void row_dots(const uint8_t* codes, int64_t stride, const int8_t* x, const int8_t* more, int32_t* sums) {
     // 16 bytes are a block, or half of one: four words, whose sum is wanted.
-    auto part = [&](int i) {
-        uint8x16_t w = vld1q_u8(codes + 16 * i);
+    auto part = [&](int r, int i) {
+        uint8x16_t w = vld1q_u8(codes + r * stride + 16 * i);
         Sums found = no_sums();
         add_dots<BITS>(found, BITS == 4 ? vandq_u8(w, vdupq_n_u8(15)) : w, vld1q_s8(x + 16 * i));
         if (BITS == 4) add_dots<BITS>(found, vshrq_n_u8(w, 4), vld1q_s8(more + 16 * i));
         return total<BITS>(found);
     };
-    for (int four = 0; four < 4; four++) {  // blocks
-        auto block = [&](int b) {
-            int i = 4 * four + b;
-            return BITS == 4 ? part(i) : vaddq_s32(part(2 * i), part(2 * i + 1));
-        };
-        int32x4_t found = vpaddq_s32(vpaddq_s32(block(0), block(1)), vpaddq_s32(block(2), block(3)));
-        vst1q_s32(sums + 4 * four, found);
+    for (int b = 0; b < 4; b++) {
+        auto row = [&](int r) { return BITS == 4 ? part(r, b) : vaddq_s32(part(r, 2 * b), part(r, 2 * b + 1)); };
+        vst1q_s32(sums + b * LANES, vpaddq_s32(vpaddq_s32(row(0), row(1)), vpaddq_s32(row(2), row(3))));
     }
 }

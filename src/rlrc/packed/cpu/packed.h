@@ -22,12 +22,11 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;        // rows of the weight that are multiplied at once: a panel
 constexpr int64_t BLOCK = 32;        // columns that certainly share a scale
 constexpr int64_t SPAN = 32;         // blocks that are unpacked at once, for all rows of activations: 16 KiB
 constexpr int64_t CHUNK = 16;        // bytes of each row that `transpose` reads
 constexpr int64_t AHEAD = 4096;      // bytes: the processor itself looks ahead no further than to the end of a page
-constexpr int64_t MEANWHILE = 768;   // bytes of codes that memory brings while four blocks of a panel are added up
+constexpr int64_t MEANWHILE = 192;   // bytes of codes that memory brings while a block of a panel is added up
 
 inline float widen(uint16_t bf16) {
     uint32_t bits = uint32_t(bf16) << 16;
@@ -286,48 +285,50 @@ inline void prefetch(const void* from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + at, 0, 2);
 }
 
-// The sums of all blocks of one row of the weight times one row of activations.
+// The sums of the blocks of a panel times one row of activations, exact.
+struct alignas(64) Dots {
+    int32_t rows[LANES];
+};
+
+// `out`: room for all blocks, and for three more. Four rows at once share what is loaded of the activations.
 template <int BITS>
-void dot_row(const Weight& w, int64_t row, const Activations& x, int32_t* sums) {
-    constexpr int64_t STEP = 16, BYTES = STEP * BLOCK * BITS / 8;
-    int64_t width = w.width(w.k), at = 0;
+void dot_rows(const Weight& w, int64_t row, const Activations& x, Dots* out) {
+    constexpr int64_t STEP = 4, BYTES = STEP * BLOCK * BITS / 8;
+    const int64_t width = w.width(w.k), ahead = std::max(AHEAD, 4 * width);
     const uint8_t *from = w.codes + row * width, *end = w.codes + w.n * width;
-    for (int64_t b = 0; b < w.blocks(); b += STEP, at += BYTES) {
-        alignas(64) uint8_t copy[BYTES];
+    for (int64_t b = 0, at = 0; b < w.blocks(); b += STEP, at += BYTES) {
+        alignas(64) uint8_t copy[4 * BYTES];
         const uint8_t* codes = from + at;
-        prefetch(codes + AHEAD, BYTES);
-        if (codes + BYTES > end) {
-            std::memset(copy, 0, BYTES);
-            std::memcpy(copy, codes, end - codes);
+        int64_t stride = width;
+        for (int r = 0; r < 4; r++) prefetch(codes + r * width + ahead, BYTES);
+        if (codes + 3 * width + BYTES > end) {
+            std::memset(copy, 0, sizeof(copy));
+            for (int r = 0; r < 4 && codes < end; r++, codes += width)
+                std::memcpy(copy + r * BYTES, codes, std::min<int64_t>(BYTES, end - codes));
             codes = copy;
+            stride = BYTES;
         }
-        row_dots<BITS>(codes, &x.codes[at], BITS == 4 ? &x.odd[at] : nullptr, sums + b);
+        row_dots<BITS>(codes, stride, &x.codes[at], BITS == 4 ? &x.odd[at] : nullptr, &out[b].rows[row % LANES]);
     }
 }
 
-// `room`: LANES rows of integers, as many as there are blocks and 16 more.
+// `room`: as `dot_rows` needs it.
 template <int BITS>
-void panel_times_row(const Weight& w, int64_t panel, const Activations& x, Span& span, std::vector<int32_t>& room,
-                     float* y) {
-    int64_t stride = int64_t(room.size()) / LANES;
-    for (int64_t row = panel * LANES; row < std::min((panel + 1) * LANES, w.n); row++) {
-        prefetch(w.scales + row * w.groups(), 2 * w.groups());
-        prefetch(w.zeros + row * w.width(w.groups()), w.width(w.groups()));
-        dot_row<BITS>(w, row, x, &room[row % LANES * stride]);
+void panel_times_row(const Weight& w, int64_t panel, const Activations& x, Span& span, Dots* room, float* y) {
+    for (int64_t row = panel * LANES; row < std::min((panel + 1) * LANES, w.n); row += 4) {
+        prefetch(w.scales + row * w.groups(), 4 * 2 * w.groups());
+        prefetch(w.zeros + row * w.width(w.groups()), 4 * w.width(w.groups()));
+        dot_rows<BITS>(w, row, x, room);
     }
     Floats sums[1] = {fill(0.0f)};
     const uint8_t* next = w.codes + (panel + 1) * LANES * w.width(w.k);
     for (int64_t first = 0; first < w.blocks(); first += SPAN) {
         int64_t count = std::min(SPAN, w.blocks() - first);
         unpack_groups<BITS>(w, panel, first, count, span);
-        for (int64_t b = 0; b < count; b += 4, next += MEANWHILE) {
+        for (int64_t b = 0; b < count; b++, next += MEANWHILE) {
             prefetch(next, MEANWHILE);  // memory has nothing else to do
-            Words four[4];
-            transpose((const uint8_t*)&room[first + b], 4 * stride, four);
-            for (int64_t i = 0; i < std::min<int64_t>(4, count - b); i++) {
-                Words dot[1] = {four[i]};
-                add_block<1>(span, b + i, dot, &x.sums[first + b + i], sums);
-            }
+            Words dot[1] = {load_words((const uint8_t*)room[first + b].rows)};
+            add_block<1>(span, b, dot, &x.sums[first + b], sums);
         }
     }
     store_floats(y, sums[0]);
@@ -350,15 +351,15 @@ private:
         if (rows > 1) {
             panel_times_tiles<BITS>(w, panel, x, span_, y_.data());
         } else {
-            room_.resize(LANES * (w.blocks() + 16));
-            panel_times_row<BITS>(w, panel, x[0], span_, room_, y_.data());
+            room_.resize(w.blocks() + 3);
+            panel_times_row<BITS>(w, panel, x[0], span_, room_.data(), y_.data());
         }
         return y_.data();
     }
 
     Span span_;
     std::vector<float> y_;
-    std::vector<int32_t> room_;
+    std::vector<Dots> room_;
 };
 
 }  // namespace
