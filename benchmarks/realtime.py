@@ -1,7 +1,7 @@
 """Success against the time that a policy takes to think, in a world that does not wait for it.
 
-    rlrc run recipes/conveyor.yaml         trains the policies: about two hours on two cores
-    python benchmarks/realtime.py          about two hours more; run again, it goes on where it was
+    rlrc run recipes/conveyor.yaml         trains the policies: about an hour and a half on two cores
+    python benchmarks/realtime.py          about an hour more; run again, it goes on where it was
 
 Each policy plays the same 256 episodes of the conveyor at every latency, speed and mode (see `act/realtime.py`), and
 once more with its own latency, measured on this machine. Writes results/realtime/summary.json, chart.png and README.md
@@ -43,6 +43,8 @@ POLICIES = {"OpenVLA": "openvla", "OpenVLA-OFT": "oft"}
 SHIPPED = ("tabletop-base", "tabletop-rlrc", "tabletop-oft-base")
 LARGE = {"dense": "7B dense", "rlrc": "7B RLRC", "rlrc-4bit": "7B RLRC, 4 bits"}
 """Rows of results/latency_7b/cpu.json, and what the chart calls them."""
+NEAR = 1.4
+"""Ratio of two latencies below which the chart has no room for two labels."""
 LINES = {"synchronous": "-", "asynchronous": "--"}
 
 
@@ -129,7 +131,7 @@ def play(name: str, path: Path, speed: int, mode: Realtime, latency_ms: float | 
 def write(points: list[Point], marks: list[dict[str, Any]], out: Path) -> None:
     """The chart and the table."""
     with mpl.rc_context(STYLE), atomic_path(out / "chart.png") as aside:
-        draw(points, marks).savefig(aside, format="png", dpi=150, metadata={"Software": None})
+        draw(points, marks).savefig(aside, format="png", dpi=120, metadata={"Software": None})
     write_text(out / "README.md", page(points, marks))
 
 
@@ -165,12 +167,16 @@ def curves(axes: Axes, points: list[Point]) -> None:
 
 
 def show_marks(axes: Axes, marks: list[dict[str, Any]]) -> None:
-    """A dotted line at each policy's latency, with its name above the axes."""
-    for mark in marks:
+    """A dotted line at each policy's latency, with its name above the axes; neighbours share a label."""
+    groups: list[list[dict[str, Any]]] = []
+    for mark in sorted(marks, key=lambda mark: mark["latency_ms"]):
         axes.axvline(mark["latency_ms"], color="0.6", linewidth=0.8, linestyle=":")
+        near = groups and mark["latency_ms"] < NEAR * groups[-1][-1]["latency_ms"]
+        groups = [*groups[:-1], [*groups[-1], mark]] if near else [*groups, [mark]]
+    for group in groups:
         axes.annotate(
-            mark["name"],
-            (mark["latency_ms"], 1.01),
+            "\n".join(mark["name"] for mark in group),
+            (group[0]["latency_ms"], 1.01),
             xycoords=("data", "axes fraction"),
             rotation=60,
             fontsize=6.5,

@@ -92,7 +92,7 @@ def all_things() -> np.ndarray:
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
-    Image.fromarray(picture).save(path, quality=80, method=6)
+    Image.fromarray(picture).save(path, quality=50, method=6)
 
 
 def _tiled(pictures: list[np.ndarray], columns: int) -> np.ndarray:
