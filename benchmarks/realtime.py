@@ -171,8 +171,10 @@ def show_marks(axes: Axes, marks: list[dict[str, Any]]) -> None:
     groups: list[list[dict[str, Any]]] = []
     for mark in sorted(marks, key=lambda mark: mark["latency_ms"]):
         axes.axvline(mark["latency_ms"], color="0.6", linewidth=0.8, linestyle=":")
-        near = groups and mark["latency_ms"] < NEAR * groups[-1][-1]["latency_ms"]
-        groups = [*groups[:-1], [*groups[-1], mark]] if near else [*groups, [mark]]
+        if groups and mark["latency_ms"] < NEAR * groups[-1][-1]["latency_ms"]:
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
     for group in groups:
         axes.annotate(
             "\n".join(mark["name"] for mark in group),

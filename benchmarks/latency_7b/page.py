@@ -227,16 +227,13 @@ def beside(row: dict[str, Any], milliseconds: str, key: str) -> list[str]:
 
 def an_action(row: dict[str, Any]) -> str:
     """How many times faster than the baseline's, which is a whole call, an action of the row's chunk is."""
-    if row["speedup"] is None:
-        return ""
-    middle, low, high = (row["actions_per_call"] * value for value in (row["speedup"], *row["speedup_95"]))
+    return "" if row["speedup"] is None else ratio(row, "speedup", row["actions_per_call"])
+
+
+def ratio(row: dict[str, Any], key: str, times: int = 1) -> str:
+    """A ratio with its interval, both multiplied."""
+    middle, low, high = (times * value for value in (row[key], *row[f"{key}_95"]))
     return f"{middle:.2f}x [{low:.2f}, {high:.2f}]"
-
-
-def ratio(row: dict[str, Any], key: str) -> str:
-    """A ratio with its interval."""
-    low, high = row[f"{key}_95"]
-    return f"{row[key]:.2f}x [{low:.2f}, {high:.2f}]"
 
 
 def duration(milliseconds: float) -> str:

@@ -39,7 +39,7 @@ TRAINING = ("verb", "shape", "batch_size", "steps_per_second", "peak_bytes")
 
 
 def state(step: dict[str, Any]) -> str:
-    """What became of a step."""
+    """This tells what became of a step."""
     if step["exit"] in TIMED_OUT:
         return f"stopped after {step['limit']} s"
     return "done" if step["exit"] == 0 else f"failed ({step['step']}.log)"

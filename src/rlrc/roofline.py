@@ -41,7 +41,7 @@ def rates(device: torch.device | str = "cpu") -> dict[str, float]:
 
 
 def work(stages: Mapping[str, Stage]) -> dict[str, Work]:
-    """What the stages of one action at batch 1 have to do."""
+    """Return what the stages of one action at batch 1 have to do."""
     return {
         name: {
             "bytes": stage.passes * sum(tensor.nbytes for tensor in stage.module.state_dict().values()),

@@ -167,7 +167,7 @@ class Reader:
         return Observation(images, [text], state, previous=self._previous(message))
 
     def _previous(self, message: Mapping[str, Any]) -> Previous | None:
-        """What the robot is carrying out, where the message says it."""
+        """Return what the robot is carrying out, where the message says it."""
         rest, delay = message.get(PREVIOUS), message.get(DELAY)
         if rest is None and delay is None:
             return None

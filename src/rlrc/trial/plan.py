@@ -28,7 +28,7 @@ class Scene(FileModel, extra="forbid"):
     instruction: Annotated[str, Field(max_length=1000)] = ""
     """What the robot is asked to do; the robot's program sends it, and the operator sees it."""
     layout: Annotated[str, Field(max_length=5000)] = ""
-    """How the scene is set up."""
+    """This tells how the scene is set up."""
     repeats: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1
 
 
@@ -48,7 +48,7 @@ class Plan(FileModel, extra="forbid"):
     policies: Annotated[dict[Annotated[str, Field(pattern=f"^{POLICY_NAME}$")], str], Field(min_length=2)]
     """Addresses by name, without keys."""
     greetings: dict[str, dict[str, Any]]
-    """What each policy's server says of itself, by the policy's name."""
+    """Each policy's server says this of itself; the keys are the policies' names."""
     scenes: Annotated[list[Scene], Field(min_length=1)]
     trials: Annotated[list[Trial], Field(min_length=1, max_length=MOST_TRIALS)]
 

@@ -32,10 +32,10 @@ Socket = web.WebSocketResponse | ClientWebSocketResponse
 
 @dataclass
 class Traffic:
-    """What went through the port during a trial."""
+    """This is what went through the port during a trial."""
 
     address: str
-    """Where its policy is."""
+    """The policy is served at this address."""
     answers: int = 0
     actions: int = 0
     error: str = ""
@@ -62,7 +62,7 @@ class Relay:
         return self._traffic
 
     async def end(self) -> None:
-        """From now on nobody answers, and nobody is connected."""
+        """Stop answering, and end all connections."""
         self._traffic = None
         closing = (_close(robot, WSCloseCode.GOING_AWAY, "the trial has ended") for robot in list(self._robots))
         await asyncio.gather(*closing)

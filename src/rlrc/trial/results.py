@@ -21,7 +21,7 @@ Table = tuple[list[str], list[list[str]]]
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """What one policy did."""
+    """This is what one policy did."""
 
     name: str
     rate: Rate | None
@@ -56,7 +56,7 @@ class Pair:
 
     @property
     def told_needed(self) -> str:
-        """How many more trials the question needs."""
+        """Return how many more trials the question needs."""
         if self.is_found:
             return "none, the difference is found"
         if self.blocks_needed is None:

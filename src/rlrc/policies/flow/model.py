@@ -5,6 +5,7 @@ the same number reads them at every step of denoising. Layers are run one by one
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -58,7 +59,7 @@ class Prefix(NamedTuple):
     there: torch.Tensor | None
 
 
-class FlowModel(PreTrainedModel):
+class FlowModel(PreTrainedModel, ABC):
     """Families say what stands in the prefix and in the suffix, and who sees whom."""
 
     config_class = FlowConfig
@@ -78,9 +79,9 @@ class FlowModel(PreTrainedModel):
         self.build(config)
         self.post_init()
 
+    @abstractmethod
     def build(self, config: FlowConfig) -> None:
         """Build all modules under their published names."""
-        raise NotImplementedError
 
     def make_tables(self) -> None:
         """Nothing is computed from the config and kept."""
@@ -283,12 +284,12 @@ class FlowModel(PreTrainedModel):
 
     # -- the suffix ----------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def suffix(
         self, noisy: torch.Tensor, times: torch.Tensor, state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The expert's inputs (N, S, width) for noisy chunks (N, H, padded_dim) at times (N,), and a condition
         (N, width) of its norms where they have one."""
-        raise NotImplementedError
 
     def read_memory(
         self,

@@ -10,7 +10,7 @@ from rlrc.policies.device import moved
 
 
 class DecoderInputs(NamedTuple):
-    """What the decoder reads of B rows."""
+    """The decoder reads this of B rows."""
 
     embeddings: torch.Tensor
     """(B, T, hidden)."""
