@@ -21,6 +21,8 @@ from rlrc.prune import prune
 
 FIXTURES = Path(__file__).parent / "fixtures" / "smolvla"
 KEPT = (0, 3)
+NARROW: dict[str, Any] = {"method": Random(), "ratio": 0.5, "protect": (0,)}
+"""Half of the heads and channels of layers 1 to 3, those of the expert too."""
 
 
 @pytest.fixture
@@ -31,8 +33,13 @@ def case(tmp_path: Path) -> FlowSet:
 def exported(case: FlowSet, policy: Path, name: str) -> Path:
     out = case.scratch / name
     out.mkdir()
-    export(ExportConfig(policy=policy, vlm=case.spec.removeprefix("vlm=")), out)
+    written = export(ExportConfig(policy=policy, vlm=str(vlm_of(case))), out)
+    (case.scratch / f"{name}.json").write_text(json.dumps(written))
     return out / "lerobot"
+
+
+def vlm_of(case: FlowSet) -> Path:
+    return Path(case.spec.removeprefix("vlm="))
 
 
 def pruned(case: FlowSet, **options: Any) -> Path:
@@ -69,24 +76,61 @@ def test_the_folder_is_the_one_that_it_came_from(case: FlowSet) -> None:
         assert all(torch.equal(tensor, theirs[key].float()) for key, tensor in ours.items())
 
 
-def test_fewer_layers_compute_in_lerobot_what_they_compute_here(case: FlowSet) -> None:
-    """LeRobot 0.4.4 gave the recorded chunk for such a folder (benchmarks/lerobot_export)."""
-    folder = exported(case, pruned(case, method=Depth(keep=KEPT)), "cut")
-    again = case.load(folder)
-    assert len(again.stacks()[0].layers) == 2
+@pytest.mark.parametrize("stacks", [None, ("expert",), ("decoder",)])
+def test_smaller_layers_are_filled_up_with_zeros_and_act_as_before(
+    case: FlowSet, stacks: tuple[Any, ...] | None
+) -> None:
+    narrow = rlrc.load(pruned(case, **NARROW, stacks=stacks))
+    folder = exported(case, case.scratch / "pruned" / "checkpoint", "narrow")
+    again = rlrc.load(folder)
+    shapes = [layer.per_layer_config for layer in (again.model.config.text_config, again.model.config.expert_config)]
+    for layers in shapes:
+        assert len({(layer.num_attention_heads, layer.intermediate_size) for layer in layers}) == 1
+    chunks = [policy._denoise(policy.prepare(case.look()), case.cases["in.noise"], 10)[0] for policy in (narrow, again)]
+    torch.testing.assert_close(*chunks, atol=1e-5, rtol=1e-5)
+    more = [sum(tensor.numel() for tensor in policy.model.state_dict().values()) for policy in (again, narrow)]
+    assert more[0] - more[1] == json.loads((case.scratch / "narrow.json").read_text())["zeros"] > 0
+
+
+def test_what_is_uniform_already_gets_a_vlm_of_its_size(case: FlowSet) -> None:
+    """Every language layer keeps one of two groups; the expert alone has channels that LeRobot derives."""
+    folder = exported(case, pruned(case, method=Random(), ratio=0.5), "narrow")
+    fields = json.loads((folder / "config.json").read_text())
+    vlm = Path(fields["vlm_model_name"])
+    assert vlm == (folder / "vlm").resolve()
+    text, whole = (json.loads((place / "config.json").read_text())["text_config"] for place in (vlm, vlm_of(case)))
+    assert text == whole | {"num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 48}
+    assert (vlm / "tokenizer.json").read_bytes() == (vlm_of(case) / "tokenizer.json").read_bytes()
+    saved = load_file(folder / "model.safetensors")
+    expert = "model.vlm_with_expert.lm_expert.layers.1"
+    assert saved[f"{expert}.self_attn.k_proj.weight"].shape == (8, 8)
+    assert saved[f"{expert}.mlp.gate_proj.weight"].shape[0] == 256
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded"),
+    [
+        ({"method": Depth(keep=KEPT)}, "lerobot_0"),
+        ({"method": Random(), "ratio": 0.5}, "lerobot_1"),
+        (NARROW, "lerobot_2"),
+    ],
+)
+def test_smaller_policies_compute_in_lerobot_what_they_compute_here(
+    case: FlowSet, options: dict[str, Any], recorded: str
+) -> None:
+    """LeRobot 0.4.4 gave the recorded chunks for such folders (benchmarks/lerobot_export)."""
+    again = rlrc.load(exported(case, pruned(case, **options), "cut"))
     (chunk,) = again._denoise(again.prepare(case.look()), case.cases["in.noise"], 10)
-    recorded = load_file(FIXTURES / "lerobot.safetensors")
-    torch.testing.assert_close(chunk[..., :7], recorded["chunk"], **WIDE)
+    theirs = load_file(FIXTURES / f"{recorded}.safetensors")
+    torch.testing.assert_close(chunk[..., :7], theirs["chunk"], **WIDE)
     actions = torch.from_numpy(again.to_physical(chunk[..., :7].numpy()))
-    torch.testing.assert_close(actions, recorded["actions"], **WIDE)
+    torch.testing.assert_close(actions, theirs["actions"], **WIDE)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": Random(), "ratio": 0.5, "protect": (0,)}, "holds a language model of one shape, and these differ"),
         ({"method": Depth(keep=(0, 2, 3))}, "in every second layer, from layer 1 on; here they are layers \\[2\\]"),
-        ({"method": Random(), "ratio": 0.5, "stacks": ("expert",)}, "holds an expert of one shape, and these differ"),
         ({"method": Random(), "ratio": 0.5, "stacks": ("vision",)}, "published vision tower, and this one is pruned"),
     ],
 )
@@ -102,7 +146,14 @@ def test_policies_that_lerobot_does_not_know(case: FlowSet, tmp_path: Path) -> N
         with pytest.raises(UserError, match=message):
             export(ExportConfig(policy=tmp_path / name), tmp_path)
     case.policy.save(case.scratch / "saved")
-    with pytest.raises(UserError, match=r"has 15 heads, 5 key-value heads of 64.*name its own VLM with --vlm"):
+    with pytest.raises(UserError, match=r"this VLM has heads of 64 and a width of 960.*name that one with --vlm"):
         export(ExportConfig(policy=case.scratch / "saved"), tmp_path)
     assert rlrc.load(case.scratch / "saved").spec == case.policy.spec
     shutil.rmtree(case.scratch / "saved")
+
+
+def test_biases_are_refused(case: FlowSet, tmp_path: Path) -> None:
+    """FLAP leaves some, and LeRobot's layers have none."""
+    case.policy.model.config.text_config.output_bias = True
+    with pytest.raises(UserError, match="holds a language model without biases, and FLAP gave this one some"):
+        case.policy.exported(tmp_path, str(vlm_of(case)))

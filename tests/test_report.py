@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -136,6 +137,28 @@ def test_rows_compare_each_policy_with_the_first(run_folder: Path) -> None:
     prune = summary.rows[1]
     assert prune.rates["ind"].successes == 0 and prune.comparisons["ind"].difference == pytest.approx(-108 / 128)
     assert prune.comparisons["ind"].p == pytest.approx(2 * 0.5**108)
+
+
+def test_a_policy_that_acts_in_two_ways_has_two_rows(run_folder: Path, tmp_path: Path) -> None:
+    """Its episodes are the same ones, so they must not be pooled."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    stages = [{"verb": "evaluate", "name": name, "policy": "sft"} for name in ("sft-eval", "sft-more", "one-step")]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "toy", "base": "checkpoints/base", "stages": stages}))
+    policy = checkpoint(folder, "sft")
+    for name, way in (
+        ("sft-eval", {}),
+        ("sft-more", {"seed": 0, "episodes": 99}),
+        ("one-step", {"denoising_steps": 1}),
+    ):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        stage = finish(folder / name, "evaluate", {"policy": policy, "world": "tabletop"} | way)
+        write_episodes(stage / "episodes.parquet", episodes(policy, (64, 32)))
+    rows = summarise_run(folder).rows
+    assert [(row.name, row.policy, len(row.episodes)) for row in rows] == [
+        ("sft", "sft", 512),
+        ("one-step", "sft", 256),
+    ]
 
 
 class Text(HTMLParser):

@@ -2,10 +2,10 @@
 
     python benchmarks/lerobot_export --python ENV/bin/python       writes results/lerobot_export.json
 
-The policies are that of tests/fixtures/smolvla, whole and with two of its four layers. ENV holds lerobot 0.4.4 with
+The policies are that of tests/fixtures/smolvla and smaller ones that are pruned from it. ENV holds lerobot 0.4.4 with
 transformers 4.53.2 (4.55 to 4.57 shift the vision positions, their issue 41190). Its VLM's processor, which LeRobot
-loads and this policy does not use, is stood in for. With --record, the chunk of the smaller policy is kept in
-tests/fixtures/smolvla/lerobot.safetensors, which `make test` compares with ours.
+loads and this policy does not use, is stood in for. With --record, LeRobot's chunks are kept in
+tests/fixtures/smolvla/lerobot_*.safetensors, which `make test` compares with ours.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import rlrc
 from rlrc.bench import machine
 from rlrc.configs.export import ExportConfig
-from rlrc.configs.prune import Depth, PruneConfig
+from rlrc.configs.prune import Depth, PruneConfig, Random
 from rlrc.files import write_json
 from rlrc.policies.export import FOLDER, export
 from rlrc.policies.values import Observation
@@ -29,9 +30,13 @@ from rlrc.prune import prune
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "smolvla" / "cross4"
-RECORDED = FIXTURE.parent / "lerobot.safetensors"
-KEPT = (0, 3)
-"""Layers that stay: an even one and an odd one."""
+SMALLER: dict[str, dict[str, Any]] = {
+    "two layers of four": {"method": Depth(keep=(0, 3))},
+    "half of the heads and channels": {"method": Random(), "ratio": 0.5},
+    "half of them, and layer 0 whole": {"method": Random(), "ratio": 0.5, "protect": (0,)},
+}
+"""How the smaller policies are pruned. An even layer and an odd one stay; or the layers stay, and zeros fill up the
+expert's channels, or all that is smaller than layer 0."""
 
 
 def main() -> None:
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("--python", type=Path, required=True, help="interpreter of an environment with lerobot 0.4.4")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "lerobot_export.json")
     parser.add_argument(
-        "--record", action="store_true", help="keep LeRobot's chunk of the smaller policy for the tests"
+        "--record", action="store_true", help="keep LeRobot's chunks of the smaller policies for the tests"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -49,13 +54,15 @@ def main() -> None:
 
 
 def compare(scratch: Path, python: Path, record: bool) -> tuple[list[dict[str, object]], dict[str, str]]:
-    """Export both policies, ask LeRobot for their chunks, and compare them with ours."""
+    """Export all policies, ask LeRobot for their chunks, and compare them with ours."""
     vlm = scratch / "vlm"
     shutil.copytree(FIXTURE / "tokenizer", vlm)
     shutil.copyfile(FIXTURE / "vlm_config" / "config.json", vlm / "config.json")
     rlrc.load(FIXTURE / "checkpoint", spec=f"vlm={vlm}").save(scratch / "whole")
-    prune(PruneConfig(policy=scratch / "whole", method=Depth(keep=KEPT), device="cpu"), scratch / "cut")
-    policies = {"whole": scratch / "whole", "two layers of four": scratch / "cut" / "checkpoint"}
+    policies = {"whole": scratch / "whole"}
+    for name, options in SMALLER.items():
+        prune(PruneConfig(policy=scratch / "whole", device="cpu", **options), scratch / f"{name}, pruned")
+        policies[name] = scratch / f"{name}, pruned" / "checkpoint"
     rows = []
     for name, path in policies.items():
         exported = scratch / name
@@ -72,8 +79,8 @@ def compare(scratch: Path, python: Path, record: bool) -> tuple[list[dict[str, o
                 "largest_difference": float((theirs["chunk"] - ours).abs().max()),
             }
         )
-        if record and path == policies["two layers of four"]:
-            save_file(theirs, RECORDED)
+        if record and name in SMALLER:
+            save_file(theirs, FIXTURE.parent / f"lerobot_{list(SMALLER).index(name)}.safetensors")
     versions: dict[str, str] = json.loads(asked.stdout.splitlines()[-1])
     return rows, versions
 

@@ -48,6 +48,8 @@ LEROBOT_POLICY = Owned(
     (
         *("config.json", "model.safetensors", "compression.json", "README.md"),
         *("policy_preprocessor.json", "policy_postprocessor.json", "policy_*processor_step_*.safetensors"),
+        *(f"vlm/{name}" for name in ("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json")),
+        *("vlm/chat_template*", "vlm/*processor_config.json"),
     ),
     proof="compression.json",
 )

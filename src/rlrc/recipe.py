@@ -35,14 +35,15 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
 
 class StudyPlan(Config):
-    """The parts that stages play in a study; see `rlrc study`. A policy is named by the stage that made it."""
+    """The parts that stages play in a study; see `rlrc study`. A policy is named by the stage that made it. Where it
+    acts in several ways, the others are named by the stages that evaluated them."""
 
     name: str | None = Field(default=None, pattern=NAME)
     """Name that begins the names of the evidence's files where another study's lie beside them. Without it they are
     called `summary.json` and so on."""
     policies: dict[str, str]
     """Names of policies in tables, each with its stage; the first one is what the others are compared with. Claims are
-    checked of the policies called dense, pruned, sft, 8-bit, 4-bit, sft-tokens, more-sft, rl, rl-4bit and
+    checked of the policies called dense, pruned, sft, 8-bit, 4-bit, sft-tokens, more-sft, sft-longer, rl, rl-4bit and
     rl-scratch."""
     seeds: tuple[str, ...] = ()
     """Reinforcement-learning stages that differ by nothing but their seed."""

@@ -2,10 +2,11 @@
 
     rlrc export --policy runs/small/prune/checkpoint --out runs/small/export
 
-LeRobot's classes hold fewer shapes than rlrc prunes to: a SmolVLA of fewer layers fits, one whose layers differ does
-not. What does not fit is refused with the reason.
+LeRobot's classes hold fewer shapes than rlrc prunes to. A SmolVLA whose layers differ is filled up with zeros to the
+next shape that fits, which changes no action; what cannot fit is refused with the reason.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ def export(config: ExportConfig, out: Path) -> dict[str, Any]:
     """Write `out/lerobot`.
 
     Returns:
-        `tensors`, `parameters` (those that LeRobot's class has and never reads count) and `bytes` of the weights.
+        `tensors`, `parameters` (those that LeRobot's class has and never reads count), `zeros` (those of the parameters
+        that fill up smaller layers) and `bytes` of the weights.
 
     Raises:
         UserError: LeRobot has no class for the policy, or its class cannot hold the policy's shape.
     """
     policy = load(config.policy, config.unnorm_key, "cpu", spec=config.spec)
-    exported = policy.exported(config.vlm)
+    exported = policy.exported(out / FOLDER, config.vlm)
     require_space(out, sum(tensor.nbytes for tensor in exported.tensors.values()))
     paths = () if policy.weights is None else policy.weights.paths
     lineage = extend_lineage(policy.lineage, policy.source, paths, {"verb": "export", "config": {"vlm": config.vlm}})
@@ -49,7 +51,10 @@ def export(config: ExportConfig, out: Path) -> dict[str, Any]:
             weights.add(name, tensor.contiguous())
         weights.close()
         for name, values in exported.files.items():
+            (aside / name).parent.mkdir(exist_ok=True)
             write_json(aside / name, values)
+        for name, path in exported.copies.items():
+            shutil.copyfile(path, aside / name)
         for name, tensors in exported.statistics.items():
             _write_tensors(aside / name, tensors)
         write_json(aside / LINEAGE_FILE, lineage)
@@ -57,7 +62,11 @@ def export(config: ExportConfig, out: Path) -> dict[str, Any]:
         write_text(aside / "README.md", model_card(policy.spec, count_parameters(policy.model), lineage, size))
     parameters = sum(tensor.numel() for tensor in exported.tensors.values())
     say(f"{out / FOLDER}: {parameters:,} parameters, {human_bytes(size)}")
-    return {"tensors": len(exported.tensors), "parameters": parameters, "bytes": size}
+    if exported.zeros:
+        say(f"  {exported.zeros:,} of them are zeros, which fill up layers that are smaller than LeRobot's class has")
+    if exported.copies:
+        say(f"  its config.json names the folder of its VLM, {exported.files['config.json']['vlm_model_name']}")
+    return {"tensors": len(exported.tensors), "parameters": parameters, "zeros": exported.zeros, "bytes": size}
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -87,10 +88,11 @@ class Offers:
         """
         raise UserError(f"VLA-Cache is not there for {self.spec.family}")
 
-    def exported(self, vlm: str | None = None) -> Exported:
+    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
         """The policy as LeRobot saves one.
 
         Args:
+            folder: where it will be written.
             vlm: folder or hub id of the VLM that it is made from, where LeRobot reads sizes from that.
 
         Raises:

@@ -309,6 +309,10 @@ class Exported:
     """Files of statistics by name."""
     tensors: dict[str, torch.Tensor]
     """The weights by name."""
+    zeros: int = 0
+    """Numbers of the weights that fill up layers which are smaller than the library holds them."""
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    """Files to copy, by name."""
 
 
 class Tensors(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.episodes import Comparison, Episode, Rate, by_condition, compare, read_episodes, success_rate
 from rlrc.errors import UserError
 from rlrc.finished import Finished, read_finished
@@ -16,12 +17,28 @@ from rlrc.reading import FileModel, read_object, validate
 from rlrc.recipe import RECIPE_FILE, Recipe, check_names, read_recipe, stage_name
 from rlrc.tables import human_bytes, human_count, print_table
 
+WAYS = (
+    "world",
+    "temperature",
+    "denoising_steps",
+    "center_crop",
+    "execute",
+    "realtime",
+    "latency_ms",
+    "vla_cache",
+    "seed",
+)
+"""Options of `evaluate` that say how a policy acts and where."""
+
 
 @dataclass
 class PolicyRow:
-    """One policy of the run; what was not measured is absent."""
+    """One policy of the run, acting in one way; what was not measured is absent."""
 
     name: str
+    """The policy's own, or that of the stage that evaluated it in another way than the stage before did."""
+    policy: str
+    """Name of the policy: the stage that made it, or "base"."""
     evaluations: list[Path] = field(default_factory=list)
     """Folders of the stages that evaluated it."""
     episodes: list[Episode] = field(default_factory=list)
@@ -68,15 +85,19 @@ def summarise_run(folder: Path) -> Summary:
         say(f"{folder}: not shown, since they have not ended: {', '.join(absent)}")
     rows: dict[str, PolicyRow] = {}
 
-    def row(policy: str) -> PolicyRow:
-        name = _policy_name(policy, folder, recipe)
-        return rows.setdefault(name, PolicyRow(name))
+    ways: dict[str, dict[str, Any]] = {}
+
+    def row(path: str, evaluation: Finished | None = None) -> PolicyRow:
+        name = policy = _policy_name(path, folder, recipe)
+        if evaluation is not None and ways.setdefault(policy, _way(evaluation)) != _way(evaluation):
+            name = evaluation.name
+        return rows.setdefault(name, PolicyRow(name, policy))
 
     for stage in stages:
         if stage.verb == "evaluate" and stage.config.get("dataset") is not None:
             say(f"{stage.folder}: not shown, since action errors are no success rates; see its eval.json")
         elif stage.verb == "evaluate":
-            this = row(_policy_of(stage))
+            this = row(_policy_of(stage), stage)
             this.evaluations.append(stage.folder)
             this.episodes.extend(read_episodes(stage.folder / "episodes.parquet"))
     bench = next((_read_bench(stage.folder / "bench.json") for stage in stages if stage.verb == "bench"), None)
@@ -137,6 +158,11 @@ def _policy_of(evaluation: Finished) -> str:
     if not isinstance(policy, str):
         raise UserError(f"{evaluation.folder}/config.yaml: 'config.policy': a text is needed")
     return policy
+
+
+def _way(evaluation: Finished) -> dict[str, Any]:
+    fields = EvaluateConfig.model_fields
+    return {option: evaluation.config.get(option, fields[option].default) for option in WAYS}
 
 
 def headline_table(summary: Summary) -> tuple[list[str], list[list[str]]]:

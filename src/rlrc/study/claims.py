@@ -89,6 +89,19 @@ def check(evidence: Evidence) -> list[Claim]:
             for split in ("ind", "ood")
         ),
         (
+            ("rl", "sft", "sft-longer"),
+            "After RL, IND success is not below that of the fine-tuned policy (one-sided 95 % bound within 2 points).",
+            lambda e: _not_below(e, "rl", "sft"),
+        ),
+        *(
+            (
+                ("rl", "sft", "sft-longer"),
+                f"After RL, OOD success is above that {told} (McNemar, p < 0.05).",
+                partial(_above, policy="rl", other=other, condition="ood"),
+            )
+            for other, told in (("sft", "before it"), ("sft-longer", "after the same minutes of more SFT"))
+        ),
+        (
             ("rl-4bit",),
             "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
             lambda e: _keeps_skill(e, "rl-4bit", "rl"),

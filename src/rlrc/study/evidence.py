@@ -171,7 +171,7 @@ def gather(folder: Path) -> Evidence:
     if not evidence.policies:
         raise UserError(f"{folder}: none of the study's policies has been evaluated yet")
     for label, row in evidence.policies.items():
-        evidence.described[label] = describe(outline(_checkpoint(row.name, folder, summary.recipe)))
+        evidence.described[label] = describe(outline(_checkpoint(row.policy, folder, summary.recipe)))
     return evidence
 
 

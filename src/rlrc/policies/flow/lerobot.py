@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from rlrc.errors import UserError
 from rlrc.policies.flow.normalisation import FIELDS, LEROBOT_KINDS, chosen
@@ -15,10 +16,13 @@ KINDS = {kind: name for name, kind in LEROBOT_KINDS.items()}
 STATISTICS = {statistic for pair in FIELDS.values() for statistic in pair}
 
 
-def exported(policy: Any, family: dict[str, Any], prompt_steps: list[dict[str, Any]], tokenizer: str) -> Exported:
+def exported(
+    policy: Any, held: Any, family: dict[str, Any], prompt_steps: list[dict[str, Any]], tokenizer: str
+) -> Exported:
     """The files of a LeRobot policy folder.
 
     Args:
+        held: config of the shape that LeRobot's class holds; layers that are smaller are filled up with zeros.
         family: fields of its config.json that the family has beside those of all.
         prompt_steps: steps of the preprocessor before the tokenizer.
         tokenizer: folder or hub id of the tokenizer.
@@ -79,7 +83,8 @@ def exported(policy: Any, family: dict[str, Any], prompt_steps: list[dict[str, A
         PREPROCESSOR_FILE: {"name": "policy_preprocessor", "steps": steps},
         POSTPROCESSOR_FILE: {"name": "policy_postprocessor", "steps": [back, device]},
     }
-    return Exported(files, {step["state_file"]: tensors for step in (normaliser, back)}, _weights(policy))
+    weights, zeros = _weights(policy, held)
+    return Exported(files, {step["state_file"]: tensors for step in (normaliser, back)}, weights, zeros)
 
 
 def uniform(stack: Any, told: str) -> dict[str, int]:
@@ -89,13 +94,23 @@ def uniform(stack: Any, told: str) -> dict[str, int]:
         UserError: they differ.
     """
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    refuse_biases(stack, told)
     shapes = {tuple(getattr(shape, name) for name in names) for shape in stack.per_layer_config}
-    if len(shapes) > 1 or stack.output_bias:
+    if len(shapes) > 1:
         raise UserError(
             f"LeRobot's class holds {told} of one shape, and these differ, as pruning of heads and channels leaves "
             "them; prune by depth, or serve the policy with rlrc"
         )
     return dict(zip(names, shapes.pop(), strict=True))
+
+
+def refuse_biases(stack: Any, told: str) -> None:
+    """
+    Raises:
+        UserError: the layers of a stack have biases, as FLAP leaves them.
+    """
+    if stack.output_bias:
+        raise UserError(f"LeRobot's class holds {told} without biases, and FLAP gave this one some; serve it with rlrc")
 
 
 def _features(config: Any) -> dict[str, Any]:
@@ -120,11 +135,22 @@ def _statistics(policy: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _weights(policy: Any) -> dict[str, torch.Tensor]:
-    """All tensors of LeRobot's class; those that nothing reads are zeros."""
-    state = {f"{PREFIX}{name}": tensor for name, tensor in policy.model.state_dict().items()}
-    dead = policy.layout.dead(policy.model.config)
-    return state | {f"{PREFIX}{name}": torch.zeros(shape, dtype=policy.model.dtype) for name, shape in dead.items()}
+def _weights(policy: Any, held: Any) -> tuple[dict[str, torch.Tensor], int]:
+    """All tensors of LeRobot's class, and how many zeros fill up smaller layers.
+
+    Heads and channels are the outer part of a dimension, so that more of them stand behind those that are there. What
+    nothing reads is zeros too, and is not counted.
+    """
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in type(policy.model)(held).state_dict().items()}
+    state, tensors = policy.model.state_dict(), {}
+    for name, shape in shapes.items():
+        missing = [wanted - there for wanted, there in zip(shape, state[name].shape, strict=True)]
+        tensors[name] = F.pad(state[name], [number for end in reversed(missing) for number in (0, end)])
+    zeros = sum(tensor.numel() - state[name].numel() for name, tensor in tensors.items())
+    dead = policy.layout.dead(held)
+    tensors |= {name: torch.zeros(shape, dtype=policy.model.dtype) for name, shape in dead.items()}
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}, zeros
 
 
 def _step(name: str, config: dict[str, Any]) -> dict[str, Any]:

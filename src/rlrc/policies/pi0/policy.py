@@ -1,6 +1,7 @@
 """pi0 as a policy."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rlrc.policies.flow.lerobot import exported
 from rlrc.policies.flow.paligemma_groups import paligemma_groups
@@ -24,9 +25,10 @@ class Pi0Policy(FlowPolicy):
     def groups(self, index: int, block: Block) -> Sequence[Group]:
         return list(paligemma_groups(index, block))
 
-    def exported(self, vlm: str | None = None) -> Exported:
+    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
         prompt = {"registry_name": "pi0_new_line_processor", "config": {}}
-        return exported(self, lerobot_fields(self.model.config), [prompt], vlm or TOKENIZER)
+        config = self.model.config
+        return exported(self, config, lerobot_fields(config), [prompt], vlm or TOKENIZER)
 
 
 FAMILY = Pi0Policy

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ class Pi05Policy(FlowPolicy):
         width = config.padded_dim if config.state_in_prompt == "padded" else 0
         return FlowProcessor(tokenizer, config, partial(prompt, width=width), cls.place)
 
-    def exported(self, vlm: str | None = None) -> Exported:
+    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
         prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
-        return exported(self, lerobot_fields(self.model.config), [prompt], vlm or TOKENIZER)
+        config = self.model.config
+        return exported(self, config, lerobot_fields(config), [prompt], vlm or TOKENIZER)
 
 
 def prompt(instruction: str, state: np.ndarray | None, width: int = 0) -> str:

@@ -8,7 +8,6 @@ from pydantic import Field, StrictInt
 from rlrc.errors import UserError
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.dead import Shapes, dead_in_last_layer
-from rlrc.policies.flow.lerobot import uniform
 from rlrc.policies.flow.published import TOKENIZER_FILES, Published
 from rlrc.policies.flow.random_layout import TINY, TINY_VOCABULARY, random_layout, resized
 from rlrc.policies.folder import Published as RandomPolicy
@@ -25,6 +24,7 @@ class TextFields(FileModel):
     num_key_value_heads: Count
     head_dim: Count | None = None
     hidden_size: Count
+    intermediate_size: Count | None = None
     rms_norm_eps: Epsilon = 1e-5
 
 
@@ -48,7 +48,9 @@ ROBOT = (6, 6)
 PUBLISHED_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 KNOWN = {
     PUBLISHED_VLM: VlmFields(
-        text_config=TextFields(num_attention_heads=15, num_key_value_heads=5, head_dim=64, hidden_size=960),
+        text_config=TextFields(
+            num_attention_heads=15, num_key_value_heads=5, head_dim=64, hidden_size=960, intermediate_size=2560
+        ),
         vision_config=VisionHeadsFields(num_attention_heads=12),
         scale_factor=4,
     )
@@ -124,69 +126,17 @@ def _vlm(published: Published) -> VlmFields:
     if name is None:
         raise UserError(f"{published.folder / CONFIG_FILE}: no vlm_model_name; name the VLM in spec (vlm=FOLDER)")
     try:
-        return _read_vlm(name)
+        return read_vlm(name)
     except UserError as error:
         told = "" if spec is not None else "; put the VLM's config.json and tokenizer in a folder: spec vlm=FOLDER"
         raise UserError(f"{published.folder}: the VLM that it is made from cannot be read ({error}){told}") from error
 
 
-def _read_vlm(name: str) -> VlmFields:
+def read_vlm(name: str) -> VlmFields:
     """The config of a VLM, from a folder, the hub, or the table of those that are known."""
     if name in KNOWN and not Path(name).is_dir():
         return KNOWN[name]
     return read_model(on_disk(name, TOKENIZER_FILES) / CONFIG_FILE, VlmFields)
-
-
-def lerobot_fields(config: FlowConfig, vlm: str) -> dict[str, Any]:
-    """Fields of LeRobot's config.json for a policy.
-
-    Args:
-        vlm: folder or hub id of the VLM whose config gives LeRobot the sizes.
-
-    Raises:
-        UserError: LeRobot's class cannot hold the policy's shape.
-    """
-    text, expert = config.text_config, config.expert_config
-    shape, of_expert = uniform(text, "a language model"), uniform(expert, "an expert")
-    layers = text.num_hidden_layers
-    if config.cross_layers != [layer for layer in range(layers) if layer % 2]:
-        raise UserError(
-            "LeRobot's SmolVLA has experts that read the language model alone in every second layer, from layer 1 on; "
-            f"here they are layers {config.cross_layers}: remove neighbouring layers in pairs, or the last ones"
-        )
-    multiplier = expert.hidden_size / text.hidden_size
-    channels = 256 * -(-int(4 * int(2 * expert.hidden_size / 3)) // 256)
-    heads = {"num_attention_heads", "num_key_value_heads"}
-    if of_expert["intermediate_size"] != channels or any(shape[name] != of_expert[name] for name in heads):
-        raise UserError(
-            f"LeRobot's SmolVLA gives an expert of width {expert.hidden_size} {channels} MLP channels and the heads of "
-            f"its language model; this one has {of_expert['intermediate_size']} channels and {of_expert}"
-        )
-    known = _read_vlm(vlm)
-    wanted = (shape["num_attention_heads"], shape["num_key_value_heads"], text.head_dim, text.hidden_size)
-    found = known.text_config
-    head_dim = found.head_dim or found.hidden_size // found.num_attention_heads
-    if wanted != (found.num_attention_heads, found.num_key_value_heads, head_dim, found.hidden_size):
-        raise UserError(
-            f"{vlm}: this VLM has {found.num_attention_heads} heads, {found.num_key_value_heads} key-value heads of "
-            f"{head_dim} and a width of {found.hidden_size}, and the policy {wanted}; name its own VLM with --vlm"
-        )
-    size = config.vision_config.image_size
-    return {
-        "resize_imgs_with_padding": [size, size],
-        "num_steps": config.num_steps,
-        "vlm_model_name": vlm,
-        "load_vlm_weights": False,
-        "add_image_special_tokens": False,
-        "attention_mode": "cross_attn",
-        "prefix_length": 0,
-        "pad_language_to": "max_length",
-        "num_expert_layers": 0,
-        "num_vlm_layers": layers,
-        "self_attn_every_n_layers": 2,
-        "expert_width_multiplier": multiplier,
-        "adapt_to_pi_aloha": False,
-    }
 
 
 def publish(preset: str) -> RandomPolicy:
