@@ -66,8 +66,9 @@ GROUPS = {
     },
     TWO_LAYERS: [
         TWO_LAYERS,
-        *(f"{TWO_LAYERS}-{how}" for how in ("8bit", "4bit", "dynamic-int8", "rlrc", "rlrc-8bit", "rlrc-4bit")),
+        *(f"{TWO_LAYERS}-{how}" for how in ("8bit", "4bit", "rlrc", "rlrc-8bit", "rlrc-4bit")),
     ],
+    f"{TWO_LAYERS}-dynamic": [TWO_LAYERS, *(f"{TWO_LAYERS}-{how}" for how in ("dynamic-int8", "rlrc-8bit"))],
     f"{TWO_LAYERS}-compiled": [
         TWO_LAYERS,
         *(
