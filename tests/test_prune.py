@@ -28,7 +28,7 @@ from rlrc.policies.groups import DECODER, Group, Member
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames
-from rlrc.prune.groups import blocks_of, describe
+from rlrc.prune.groups import blocks_of, chain_of, describe
 from rlrc.prune.groups import coupled_groups as groups_of
 from rlrc.prune.measured import SavedSums
 from rlrc.prune.method import Source, Target
@@ -240,7 +240,7 @@ def test_the_calibration_loss_is_that_of_the_tokens_the_policy_would_be_taught(
     calibration = drawn.calibration()
     assert tiny_policy.weights is not None
     flow, states = Stream(calibration), calibration.states
-    for block in StoredBlocks(tiny_policy.weights, tiny_policy.stacks()):
+    for block in StoredBlocks(tiny_policy.weights, chain_of(tiny_policy)):
         states = flow.step(block, states)
     instructions = [frames.instruction(i) for i in range(12)]
     inputs = tiny_policy.prepare(tiny_policy.observation(frames.images, instructions))

@@ -172,8 +172,21 @@ class Depth(MethodConfig):
         return not self.keep
 
 
+class Tokens(MethodConfig):
+    """Let fewer tokens of each picture into the language model; ratio of them go, and no weight changes."""
+
+    kind: Literal["tokens"] = "tokens"
+    by: Literal["pool", "merge", "select"] = "pool"
+    """Way to make fewer: means over square windows (pool), means over those that are most alike (merge), or those alone
+    whose embedding is nearest to that of the instruction (select)."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return False
+
+
 Method = Annotated[
-    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Random,
+    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Tokens | Random,
     Field(discriminator="kind"),
 ]
 
@@ -185,7 +198,7 @@ class PruneConfig(StatisticsPart, PolicyPart):
     """Method that decides what is removed."""
     ratio: Share | None = None
     """Share to remove: of the heads and channels of each layer, or of all layers together where the method's scope is
-    global; of the weights (wanda, magnitude); or of the layers (depth)."""
+    global; of the weights (wanda, magnitude); of the layers (depth); or of a picture's tokens (tokens)."""
     overall: Share | None = None
     """Share of the parameters of the linear layers to remove, protected layers included. It is given instead
     of ratio."""
@@ -223,6 +236,8 @@ class PruneConfig(StatisticsPart, PolicyPart):
             raise ValueError(
                 "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
             )
+        if self.stacks is not None and self.method.kind == "tokens":
+            raise ValueError("tokens changes no layer; leave stacks out")
         if self.stacks not in (None, ("vision",)) and self.method.kind == "depth":
             raise ValueError("depth removes the layers of one number from all stacks but vision; leave stacks out")
         if self.stacks is not None and "vision" in self.stacks:

@@ -31,6 +31,7 @@ from rlrc.policies.values import (
     States,
     TeacherForced,
     Tensors,
+    sparse,
 )
 
 if TYPE_CHECKING:
@@ -334,10 +335,8 @@ class Policy(Offers, ABC):
             if stack.name not in shapes:
                 continue
             part = stack.config_in(config)
-            whole = part.to_dict()
-            changed = {new: shape for new, shape in enumerate(shapes[stack.name]) if not shape.items() <= whole.items()}
-            part.per_layer_config = changed or None
-            part.num_hidden_layers = len(layers)
+            part.per_layer_config = sparse(part, shapes[stack.name])
+            part.num_hidden_layers = len(shapes[stack.name])
 
     @abstractmethod
     def stored(self, name: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from rlrc.errors import UserError
@@ -18,16 +19,22 @@ DECODER = "decoder"
 """Name of the stack that every family has: the layers of its language model."""
 EXPERT = "expert"
 """Name of the stack of an action expert."""
-VISION = "vision"
-"""Name of the stack of a vision tower."""
+VISION, FUSED_VISION = "vision", "fused_vision"
+"""Names of the stacks of vision towers: of the only one or the first, and of a second one beside it."""
 
 LLAMA_SIZES = {
     "self_attn.k_proj": "num_key_value_heads",
     "self_attn.q_proj": "num_attention_heads",
     "mlp.gate_proj": "intermediate_size",
 }
-SIGLIP_SIZES = {"self_attn.q_proj": "num_attention_heads", "mlp.fc1": "intermediate_size"}
+VISION_SIZES = {
+    "self_attn.q_proj": "num_attention_heads",
+    "attn.qkv": "num_attention_heads",
+    "mlp.fc1": "intermediate_size",
+}
 """Matrices whose rows tell a layer's shape, and the fields of its config that do; the latter of vision towers."""
+FUSED = {"attn.qkv": 3}
+"""Matrices whose rows are those of several, one after the other."""
 
 Places = list[tuple[str, str, Literal[0, 1], int]]
 """Matrices by stack and name, the axis that loses units, and the width of a unit."""
@@ -60,6 +67,17 @@ class Member:
     """Numbers along the other axis."""
     reads_decoder: bool = False
     """True where its inputs are keys or values of the language model, though it belongs to another stack."""
+    part: int = 0
+    """Its number where the rows of the linear layer are those of several matrices (FUSED)."""
+
+    @property
+    def parts(self) -> int:
+        """Number of matrices whose rows the linear layer holds."""
+        return FUSED.get(self.name, 1)
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        """The member's own rows of a tensor that is like the weight of the linear layer."""
+        return rows.unflatten(0, (self.parts, -1))[self.part]
 
     def matrix(self, block: Block) -> nn.Linear:
         """The linear layer."""
@@ -73,7 +91,7 @@ class Member:
     @property
     def is_output(self) -> bool:
         """True of a matrix whose results are added to what passes the layer."""
-        return self.name in ("self_attn.o_proj", "mlp.down_proj", "self_attn.out_proj", "mlp.fc2")
+        return self.name in ("self_attn.o_proj", "mlp.down_proj", "self_attn.out_proj", "attn.proj", "mlp.fc2")
 
 
 @dataclass(frozen=True)
@@ -135,9 +153,10 @@ def group_of(index: int, block: Block, kind: Literal["heads", "channels"], place
         across, along = (module.out_features, module.in_features)[:: 1 if axis else -1]
         crosses = getattr(block.layer(stack), "crosses", False)
         reads_decoder = crosses and name in ("self_attn.k_proj", "self_attn.v_proj")
-        members.append(Member(stack, name, axis, width, across, reads_decoder))
-        parameters += width * (across + (module.bias is not None and axis == 0))
-        units = units or along // width
+        parts = [Member(stack, name, axis, width, across, reads_decoder, part) for part in range(FUSED.get(name, 1))]
+        members += parts
+        parameters += len(parts) * width * (across + (module.bias is not None and axis == 0))
+        units = units or along // width // len(parts)
     return Group(index, kind, units, tuple(members), parameters)
 
 
@@ -169,16 +188,22 @@ def channel_group(index: int, block: Block, stack: str) -> Group:
 
 
 def vision_groups(index: int, block: Block) -> Iterator[Group]:
-    """The two groups of a layer of a vision transformer with the names of transformers' SigLIP."""
-    width = block.layer(VISION).self_attn.head_dim
-    rows: Places = [(VISION, f"self_attn.{name}_proj", 0, width) for name in "qkv"]
-    yield group_of(index, block, "heads", [*rows, (VISION, "self_attn.out_proj", 1, width)])
-    yield group_of(index, block, "channels", [(VISION, "mlp.fc1", 0, 1), (VISION, "mlp.fc2", 1, 1)])
+    """The two groups of the layer of a vision transformer, with the names of transformers' SigLIP or those of timm."""
+    ((stack, layer),) = block.named_children()
+    attention: Any
+    if hasattr(layer, "attn"):
+        attention, rows, back = layer.attn, ["attn.qkv"], "attn.proj"
+    else:
+        attention, rows, back = layer.self_attn, [f"self_attn.{name}_proj" for name in "qkv"], "self_attn.out_proj"
+    width = attention.head_dim
+    heads: Places = [*((stack, name, 0, width) for name in rows), (stack, back, 1, width)]
+    yield group_of(index, block, "heads", heads)
+    yield group_of(index, block, "channels", [(stack, "mlp.fc1", 0, 1), (stack, "mlp.fc2", 1, 1)])
 
 
 def sizes_of(stack: str) -> Mapping[str, str]:
     """The matrices of a stack's layers whose rows tell their shapes, and the fields of the config that do."""
-    return SIGLIP_SIZES if stack == VISION else LLAMA_SIZES
+    return VISION_SIZES if stack in (VISION, FUSED_VISION) else LLAMA_SIZES
 
 
 def linear(block: Block, stack: str, name: str) -> nn.Linear:

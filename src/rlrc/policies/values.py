@@ -257,11 +257,13 @@ class Stack:
     """A run of transformer layers that can lose heads, channels or whole layers; stacks that run together are as deep.
 
     Those of language models and experts have leaf names as in transformers' Llama: `self_attn.{q,k,v,o}_proj`,
-    `mlp.{gate,up,down}_proj`; those of vision towers as in its SigLIP: `self_attn.{q,k,v,out}_proj`, `mlp.fc{1,2}`.
+    `mlp.{gate,up,down}_proj`; those of vision towers as in its SigLIP: `self_attn.{q,k,v,out}_proj`, `mlp.fc{1,2}`, or
+    as in timm: `attn.{qkv,proj}`, `mlp.fc{1,2}`.
     """
 
     name: str
-    """"decoder" for the language model's, "expert" for those of an action expert, "vision" for those of a tower."""
+    """"decoder" for the language model's, "expert" for those of an action expert, "vision" and "fused_vision" for those
+    of towers."""
     prefix: str
     """Dotted name of the list of layers in the model."""
     layers: Sequence[Any]
@@ -273,18 +275,27 @@ class Stack:
     """Builds the layer of a number, of the shape that `config` gives it."""
 
 
+def sparse(config: Any, shapes: Sequence[dict[str, int]]) -> dict[int, dict[str, int]] | None:
+    """The shapes of layers as transformers' `per_layer_config` holds them: those alone that differ from the config's
+    own; None where none does."""
+    whole = config.to_dict()
+    return {layer: shape for layer, shape in enumerate(shapes) if not shape.items() <= whole.items()} or None
+
+
 @dataclass(frozen=True)
 class VisionPass:
-    """Pictures on their way through the layers of a vision tower."""
+    """Pictures on their way through the layers of vision towers."""
 
     states: States
-    """States that enter the first layer, (pictures, patches, width)."""
-    read: Callable[[torch.Tensor], torch.Tensor]
-    """What leaves the last layer, (pictures, patches, width), as it enters the language model, (pictures, tokens,
-    hidden); some pictures at a time."""
+    """States that enter the first layer of each tower, (pictures, patches, width)."""
+    read: Callable[[States], torch.Tensor]
+    """What leaves the last layers as it enters the language model, (pictures, tokens, hidden); some pictures at a
+    time."""
     share: Callable[[torch.Tensor], torch.Tensor]
     """The part that belongs to the pictures, (pictures, tokens, hidden), of a tensor like what enters the language
     model, (N, positions, hidden)."""
+    context: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What each layer takes beside its state, (pictures, ...) each."""
 
 
 @dataclass(frozen=True)

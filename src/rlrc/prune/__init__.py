@@ -3,6 +3,7 @@
     rlrc prune --policy checkpoints/tabletop-base --dataset runs/demos/dataset --ratio 0.9
     rlrc prune --policy openvla-7b --dataset DEMOS --ratio 0.9 --protect 0 -1 --samples 16
     rlrc prune --policy openvla-7b method:depth --method.keep 0 31
+    rlrc prune --policy openvla-7b --ratio 0.75 method:tokens --method.by pool
 
 The layers are those of the language model, and of the action expert where there is one. They are never in memory as a
 whole: a method measures them block by block (`stream`), then each is read once more, changed and written. A pruned
@@ -64,7 +65,7 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     """
     task = Task.of(config, out)
     task.method.check(task.groups, task.num_layers, task.target)
-    say(describe(task.groups))
+    say(describe(task.groups) if config.method.kind != "tokens" else f"a picture becomes {task.target.tokens} tokens")
     measured = task.measure()
     plan = task.method.plan(measured, task.groups, task.num_layers, task.target)
     child = task.child(plan)
@@ -113,7 +114,8 @@ class Task:
             raise UserError(f"{config.policy}: {error}") from error
         protected = _protected(config.protect, len(chain))
         rounding = Rounding(config.round_to, config.round_direction)
-        target = Target(config.ratio, config.overall, protected, rounding)
+        tokens = parent.model.config.tokens_of_picture
+        target = Target(config.ratio, config.overall, protected, rounding, tokens)
         demonstrations = None if config.dataset is None else Demonstrations.of(config)
         if demonstrations is not None:
             adopt_statistics(parent, demonstrations, config)
@@ -144,7 +146,7 @@ class Task:
 
     @property
     def blocks(self) -> StoredBlocks:
-        return StoredBlocks(self.files, self.chain.stacks)
+        return StoredBlocks(self.files, self.chain)
 
     def measure(self) -> Measured:
         """Return what the method reads off the layers, or what an earlier run has read."""
@@ -161,7 +163,7 @@ class Task:
         return {name: tensor.cpu() for name, tensor in measured.items()}
 
     def _measure_on(self, device: torch.device) -> Measured:
-        blocks = StoredBlocks(self.files, self.chain.stacks, device)
+        blocks = StoredBlocks(self.files, self.chain, device)
         source = Source(blocks, self.groups, self.target, self.config.seed, self.saved)
         if self.config.method.needs_calibration:
             source = self._with_calibration(source)
@@ -177,7 +179,7 @@ class Task:
         assert self.demonstrations is not None
         frames = Frames.draw(around, self.demonstrations, self.config.samples, self.config.seed)
         if self.chain.is_vision:
-            language = StoredBlocks(self.files, self.parent.stacks(), frames.actions.device)
+            language = StoredBlocks(self.files, chain_of(self.parent), frames.actions.device)
             beside = Source(language, (), self.target, calibration=frames.calibration())
             return replace(source, calibration=vision_calibration(frames, beside))
         if not self.config.method.reads_pictures:
@@ -188,33 +190,39 @@ class Task:
         """The policy that `plan` makes of the parent, as an outline."""
         parent = self.parent
         config = type(parent.model.config).from_dict(parent.model.config.to_dict())
-        stacks = {stack.name: stack for stack in self.chain.stacks}
-        shapes = {
-            name: [layer_shape(stack.layers[old], name) | plan.shapes.get((old, name), {}) for old in plan.layers]
-            for name, stack in stacks.items()
-        }
+        shapes: dict[str, list[dict[str, int]]] = {stack.name: [] for stack in self.chain.stacks}
+        stacks, places = {stack.name: stack for stack in self.chain.stacks}, self.chain.places
+        for old in plan.layers:
+            for name, number in places[old].items():
+                shape = layer_shape(stacks[name].layers[number], name)
+                shapes[name].append(shape | plan.shapes.get((old, name), {}))
+        if lost := [name for name, those in shapes.items() if not those]:
+            raise UserError(f"keep names no layer of the stack '{lost[0]}', which needs at least one")
         parent.reshape(config, plan.layers, shapes)
-        for stack in stacks.values():
+        for stack in () if self.chain.is_vision else self.chain.stacks:  # those of vision have biases anyway
             part = stack.config_in(config)
-            if not self.chain.is_vision:  # whose matrices have biases anyway
-                part.output_bias = part.output_bias or plan.output_bias
+            part.output_bias = part.output_bias or plan.output_bias
+        if plan.tokens is not None:
+            if config.visual_tokens is not None:
+                raise UserError(f"{self.config.policy}: its pictures have fewer tokens already; start from before that")
+            config.visual_tokens = plan.tokens._asdict()
         return parent.rebuilt(config)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""
+        left = chain_of(child, self.config.stacks).places
         prefixes, wanted = {stack.name: f"{stack.prefix}." for stack in self.chain.stacks}, child.model.state_dict()
         for name in self.files:
             if name in wanted and not name.startswith(tuple(prefixes.values())):
                 yield name, self.parent.stored(name)
         blocks, zeros = self.blocks, 0
-        for new, old in track(list(enumerate(plan.layers)), "write"):
+        for old, place in track(list(zip(plan.layers, left, strict=True)), "write"):
             block = blocks[old]
             plan.edit(old, block)
-            for stack, prefix in prefixes.items():
+            for stack, number in place.items():
                 for leaf, tensor in block.layer(stack).state_dict().items():
-                    if (
-                        name := f"{prefix}{new}.{leaf}"
-                    ) in wanted:  # the last layer of some stacks has less than others
+                    name = f"{prefixes[stack]}{number}.{leaf}"
+                    if name in wanted:  # the last layer of some stacks has less than others
                         zeros += tensor.numel() - int(tensor.count_nonzero()) if tensor.ndim == 2 else 0
                         yield name, tensor
         metrics["zeros"] = zeros / metrics["linear_parameters"]
@@ -276,5 +284,7 @@ def _tell(parent: Chain, child: Chain, plan: Plan, metrics: dict[str, Any]) -> N
         say(f"{span([layer for (_, layer), _ in run], stack)}: {', '.join(change)}")
     if gone := sorted(set(range(len(parent))) - set(plan.layers)):
         say(f"layers that go: {', '.join(map(str, gone))}")
+    if plan.tokens is not None:
+        say(f"tokens of a picture: {plan.kept['tokens_before']} -> {plan.tokens.count}")
     for part, name in (("policy", "parameters"), ("linear layers", "linear_parameters")):
         say(f"{part}: {metrics[f'{name}_before']:,} -> {metrics[name]:,} parameters")

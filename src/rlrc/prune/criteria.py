@@ -85,7 +85,7 @@ class LlmPrunerMethod(ScoredUnits[PrunerConfig]):
         for index in track(range(len(source.blocks)), "importance"):
             block = source.blocks[index]
             for group in _of_layer(source, index):
-                weights = {m: m.matrix(block).weight.detach().float() for m in group.members}
+                weights = {m: m.of(m.matrix(block).weight.detach()).float() for m in group.members}
                 channels = {m: _sum_across(m, weight.abs().pow(power)) for m, weight in weights.items()}
                 measured[group.key] = self._combine(group, channels)
         return measured
@@ -131,7 +131,7 @@ class BlockSaliency:
     def add(self, gradients: dict[str, torch.Tensor]) -> None:
         """Take the gradients of a batch: of one sample, unless `first_order`."""
         for member in self.members:
-            gradient = gradients[member.place]
+            gradient = member.of(gradients[member.place])
             if self._importance == "param_second":  # linear in F: each sample's squares can be summed and forgotten
                 weighted = (self._weight(member) * gradient.float()).square() * self._samples
                 self._add(self._square, member, _sum_across(member, weighted))
@@ -157,7 +157,7 @@ class BlockSaliency:
         return _sum_across(member, saliency.abs())
 
     def _weight(self, member: Member) -> torch.Tensor:
-        return member.matrix(self.block).weight.detach().float()
+        return member.of(member.matrix(self.block).weight.detach()).float()
 
     @staticmethod
     def _add(sums: dict[Member, torch.Tensor], member: Member, value: torch.Tensor) -> None:

@@ -8,7 +8,8 @@ the mean over samples of |d loss / d g|, from one backward pass (after GateProbe
 layer of the same number, that goes with it; the influence is the mean of both, and one gate stands before both.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class DepthMethod(PruningMethod[Depth]):
             if not -layers <= index < layers:
                 raise UserError(f"keep: there is no layer {index}, they are numbered 0 to {layers - 1}")
         if not self.config.keep:
-            self._count(layers, target)
+            self._count(groups, layers, target)
         elif gone := target.protected - {index % layers for index in self.config.keep}:
             raise UserError(f"protect: layer {min(gone)} is not among the layers that keep names; name it there too")
 
@@ -59,22 +60,32 @@ class DepthMethod(PruningMethod[Depth]):
             stay = {index % layers for index in self.config.keep}
         else:
             scores = torch.stack([measured[str(index)] for index in range(layers)])
-            scores[list(target.protected)] = torch.inf
-            stay = set(scores.argsort(stable=True)[self._count(layers, target) :].tolist())
+            free = self._free(groups, layers, target, scores.argsort(stable=True).tolist())
+            stay = set(range(layers)) - set(free[: self._count(groups, layers, target)])
         kept = tuple(sorted(stay))
         return Plan(kept, _unchanged, kept={"layers": list(kept)})
 
-    def _count(self, layers: int, target: Target) -> int:
+    def _count(self, groups: Sequence[Group], layers: int, target: Target) -> int:
         """Return the number of layers that go."""
         assert target.ratio is not None
         count = int(layers * target.ratio + 1e-9)
-        free = layers - len(target.protected)
-        if count >= layers or count > free:
-            most = min(free, layers - 1)
+        most = len(self._free(groups, layers, target, range(layers)))
+        if count > most:
             raise UserError(
                 f"depth: a ratio of {target.ratio:g} takes {count} of {layers} layers; {most} is the most that can go"
             )
         return count
+
+    def _free(self, groups: Sequence[Group], layers: int, target: Target, order: Iterable[int]) -> list[int]:
+        """Those layers, in this order, that may go: none that is protected, and of no stack the last one that stays."""
+        stacks = {index: {group.stack for group in groups if group.layer == index} for index in range(layers)}
+        left = Counter(stack for those in stacks.values() for stack in those)
+        free = []
+        for index in order:
+            if index not in target.protected and all(left[stack] > 1 for stack in stacks[index]):
+                free.append(index)
+                left.subtract(stacks[index])
+        return free
 
 
 def _gates(source: Source) -> Measured:

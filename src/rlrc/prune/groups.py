@@ -12,7 +12,8 @@ from rlrc.policies.values import Stack
 
 @dataclass(frozen=True)
 class Chain:
-    """Stacks that run together, so that a block has a layer of each: those of language, or that of vision."""
+    """Stacks whose layers pass by block by block: those of language, of which a block has a layer each, since they run
+    together; or vision towers, one after the other."""
 
     stacks: Sequence[Stack]
     groups_of: Callable[[int, Block], Iterable[Group]]
@@ -20,10 +21,17 @@ class Chain:
     is_vision: bool
 
     @property
+    def places(self) -> list[dict[str, int]]:
+        """The layers of each block: their numbers within their stacks."""
+        if self.is_vision:
+            return [{stack.name: number} for stack in self.stacks for number in range(len(stack.layers))]
+        return [{stack.name: number for stack in self.stacks} for number in range(len(self.stacks[0].layers))]
+
+    @property
     def blocks(self) -> list[Block]:
-        """The layers by number, as the model has them."""
+        """The layers, as the model has them."""
         layers = {stack.name: stack.layers for stack in self.stacks}
-        return [Block(dict(zip(layers, those, strict=True))) for those in zip(*layers.values(), strict=True)]
+        return [Block({name: layers[name][number] for name, number in place.items()}) for place in self.places]
 
     @property
     def groups(self) -> list[Group]:
@@ -34,7 +42,7 @@ class Chain:
         return [group for index, block in enumerate(self.blocks) for group in self.groups_of(index, block)]
 
     def __len__(self) -> int:
-        return len(self.stacks[0].layers)
+        return len(self.places)
 
 
 def chain_of(policy: Policy, names: Sequence[str] | None = None) -> Chain:
@@ -63,7 +71,8 @@ def coupled_groups(policy: Policy, stacks: Sequence[str] | None = None) -> list[
     Raises:
         UserError: see `chain_of`; or a layer is quantized.
     """
-    return [group for group in chain_of(policy, stacks).groups if stacks is None or group.stack in stacks]
+    chain = chain_of(policy, stacks)
+    return [group for group in chain.groups if stacks is None or chain.is_vision or group.stack in stacks]
 
 
 def describe(groups: Sequence[Group]) -> str:
@@ -78,7 +87,8 @@ def describe(groups: Sequence[Group]) -> str:
             lines.append(f"{where}: {first.units} {first.noun} of {first.unit_parameters:,} parameters; one takes")
             for member in first.members:
                 axis = ("row", "column")[member.axis] + "s" * (member.width > 1)
-                lines.append(f"    {member.place:<17} {member.width} {axis}")
+                place = member.place if member.parts == 1 else f"{member.place}[{member.part}]"
+                lines.append(f"    {place:<17} {member.width} {axis}")
     return "\n".join(lines)
 
 

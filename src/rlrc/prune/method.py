@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from rlrc.configs.prune import MethodConfig
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
+from rlrc.policies.parts.tokens import TokenReduction
 from rlrc.policies.values import States
 from rlrc.progress import bar
 from rlrc.prune.allocate import Rounding
@@ -37,6 +38,8 @@ class Target:
     protected: frozenset[int] = frozenset()
     """Layers that stay as they are."""
     rounding: Rounding = field(default_factory=Rounding)
+    tokens: int = 0
+    """Tokens that a picture becomes before pruning."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ class Plan:
     output_bias: bool = False
     """True if edits give o_proj and down_proj a bias."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """Units or layers that stay, for the lineage; JSON-able."""
+    """Units, layers or tokens that stay, for the lineage; JSON-able."""
+    tokens: TokenReduction | None = None
+    """A way to make fewer tokens of each picture."""
 
 
 MethodOptions = TypeVar("MethodOptions", bound=MethodConfig)

@@ -8,6 +8,7 @@ from rlrc.prune.depth import DepthMethod
 from rlrc.prune.flap import FlapMethod
 from rlrc.prune.method import PruningMethod
 from rlrc.prune.saliency import StateSaliencyMethod
+from rlrc.prune.tokens import TokensMethod
 from rlrc.prune.unstructured import MagnitudeMethod, WandaMethod
 
 METHODS: dict[type[configs.MethodConfig], type[PruningMethod[Any]]] = {
@@ -17,6 +18,7 @@ METHODS: dict[type[configs.MethodConfig], type[PruningMethod[Any]]] = {
     configs.Wanda: WandaMethod,
     configs.Magnitude: MagnitudeMethod,
     configs.Depth: DepthMethod,
+    configs.Tokens: TokensMethod,
     configs.Random: RandomMethod,
 }
 

@@ -17,6 +17,7 @@ from torch import nn
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Member
 from rlrc.policies.values import Stack, States, Tensors
+from rlrc.prune.groups import Chain
 
 TOKENS_AT_ONCE = 8192
 """Positions that pass a layer together, which bounds the memory of its activations."""
@@ -29,12 +30,13 @@ class StoredBlocks(Sequence[Block]):
         UserError: a weight holds NaN or infinity.
     """
 
-    def __init__(self, files: Tensors, stacks: Sequence[Stack], device: torch.device | None = None) -> None:
-        self._files, self._stacks = files, stacks
+    def __init__(self, files: Tensors, chain: Chain, device: torch.device | None = None) -> None:
+        self._files, self._places = files, chain.places
+        self._stacks = {stack.name: stack for stack in chain.stacks}
         self._device = device or torch.device("cpu")
 
     def __len__(self) -> int:
-        return self._stacks[0].config.num_hidden_layers
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int) -> Block: ...
@@ -45,7 +47,7 @@ class StoredBlocks(Sequence[Block]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return Block({stack.name: self._read(stack, index) for stack in self._stacks}).eval()
+        return Block({name: self._read(self._stacks[name], at) for name, at in self._places[index].items()}).eval()
 
     def _read(self, stack: Stack, index: int) -> nn.Module:
         with torch.device("meta"):

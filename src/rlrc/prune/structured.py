@@ -1,12 +1,13 @@
 """Cutting: units really leave the matrices, and the config learns the new shapes."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlrc.policies.groups import DECODER, Block, Group, sizes_of
+from rlrc.policies.groups import DECODER, FUSED, Block, Group, sizes_of
 from rlrc.prune.method import Plan
 
 Means = dict[str, torch.Tensor]
@@ -42,11 +43,13 @@ def plan_cut(layers: int, groups: Sequence[Group], kept: Sequence[torch.Tensor],
 
 def _cut(block: Block, group: Group, units: torch.Tensor) -> None:
     """Let all but `units` leave the matrices of the group."""
-    for member in group.members:
-        module = member.matrix(block)
-        width = torch.arange(member.width, device=module.weight.device)
-        index = (units.to(width.device)[:, None] * member.width + width).flatten()
-        _cut_linear(module, index, member.axis)
+    for _, same in groupby(group.members, key=lambda member: member.place):
+        members = list(same)
+        first, module = members[0], members[0].matrix(block)
+        width = torch.arange(first.width, device=module.weight.device)
+        index = (units.to(width.device)[:, None] * first.width + width).flatten()
+        rows = group.units * first.width
+        _cut_linear(module, torch.cat([index + member.part * rows for member in members]), first.axis)
     if group.kind == "channels":
         block.layer(group.stack).mlp.intermediate_size = len(units)
 
@@ -85,11 +88,12 @@ def _shape_left(group: Group, units: int) -> dict[str, dict[str, int]]:
 
 def layer_shape(layer: Any, stack: str = DECODER) -> dict[str, int]:
     """The shape that a layer of a stack has, as far as it has the matrices that tell it."""
-    matrices = {name: module for name, module in layer.named_modules() if name in sizes_of(stack)}
-    return {
-        sizes_of(stack)[name]: matrix.out_features // (layer.self_attn.head_dim if "self_attn" in name else 1)
-        for name, matrix in matrices.items()
-    }
+    shape = {}
+    for name, matrix in layer.named_modules():
+        if name in sizes_of(stack):
+            width = getattr(layer.get_submodule(name.partition(".")[0]), "head_dim", 1)
+            shape[sizes_of(stack)[name]] = matrix.out_features // FUSED.get(name, 1) // width
+    return shape
 
 
 def _indices(groups: Sequence[Group], kept: Sequence[torch.Tensor]) -> dict[str, Any]:

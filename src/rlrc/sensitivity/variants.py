@@ -15,6 +15,7 @@ from rlrc.data.statistics import adopt_statistics
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
+from rlrc.policies.groups import VISION
 from rlrc.progress import quietly
 from rlrc.prune import prune
 from rlrc.quantize import linear_names, quantize
@@ -48,8 +49,8 @@ def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
         raise UserError(f"parts: this policy has no layers to quantize in '{lacking[0]}'; it has {', '.join(parts)}")
     parts = [part for part in parts if config.parts is None or part in config.parts]
     bits = [Variant(part, "bits", number) for part in parts for number in config.bits]
-    stacks = (*policy.stacks(), *policy.vision_stacks())
-    widths = [Variant(stack.name, "width", degree) for stack in stacks for degree in config.widths]
+    stacks = [*(stack.name for stack in policy.stacks()), *([VISION] if policy.vision_stacks() else [])]
+    widths = [Variant(stack, "width", degree) for stack in stacks for degree in config.widths]
     return [*bits, *widths, *(Variant("layers", "depth", degree) for degree in config.depths)]
 
 

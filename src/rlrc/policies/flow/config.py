@@ -7,6 +7,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from rlrc.policies.flow.schema import FlowFields
 from rlrc.policies.parts.config import DecoderConfig
+from rlrc.policies.parts.tokens import TokenReduction
 
 
 class FlowVisionConfig(PreTrainedConfig):
@@ -46,7 +47,8 @@ class FlowConfig(PreTrainedConfig):
     `pixel_shuffle` patches a side become one token. `cross_layers` are the expert's layers that read the language
     model's keys and values and nothing else. `state_in_prompt` says how the prompt tells the state: "real" dimensions
     alone, "padded" as lerobot 0.4.4 writes it, or None where it does not. `normalisation` has a kind of statistics for
-    "action" and one for "state". `action_dims` and `state_dims` are the fields of `contract.Dim`.
+    "action" and one for "state". `visual_tokens` has the fields of a `TokenReduction`. `action_dims` and `state_dims`
+    are the fields of `contract.Dim`.
     """
 
     sub_configs_defaults = {  # noqa: RUF012
@@ -69,6 +71,7 @@ class FlowConfig(PreTrainedConfig):
     pixel_shuffle: int = 1
     cross_layers: list[int] | None = None
     state_in_prompt: str | None = None
+    visual_tokens: dict[str, Any] | None = None
     min_period: float = 4e-3
     max_period: float = 4.0
     normalisation: dict[str, str] | None = None
@@ -91,4 +94,10 @@ class FlowConfig(PreTrainedConfig):
     @property
     def tokens_of_picture(self) -> int:
         """Tokens that one picture becomes."""
-        return self.vision_config.num_patches // self.pixel_shuffle**2
+        whole = self.vision_config.num_patches // self.pixel_shuffle**2
+        return whole if self.reduction is None else self.reduction.count
+
+    @property
+    def reduction(self) -> TokenReduction | None:
+        """How fewer tokens are made of each picture."""
+        return None if self.visual_tokens is None else TokenReduction(**self.visual_tokens)

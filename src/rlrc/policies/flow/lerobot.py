@@ -28,13 +28,9 @@ def exported(
         tokenizer: folder or hub id of the tokenizer.
 
     Raises:
-        UserError: the policy is quantized, its vision tower is pruned, or it has no statistics in use.
+        UserError: it has no statistics in use.
     """
     config = policy.model.config
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError("LeRobot reads no packed weights; export the policy that was quantized")
-    if any("vision" in (stage.get("config", {}).get("stacks") or ()) for stage in policy.lineage["stages"]):
-        raise UserError("LeRobot's class builds the published vision tower, and this one is pruned; serve it with rlrc")
     features = _features(config)
     inputs, outputs = (
         {name: feature for name, feature in features.items() if (name == "action") == end} for end in (0, 1)
@@ -85,6 +81,20 @@ def exported(
     }
     weights, zeros = _weights(policy, held)
     return Exported(files, {step["state_file"]: tensors for step in (normaliser, back)}, weights, zeros)
+
+
+def refuse_parts(policy: Any) -> None:
+    """
+    Raises:
+        UserError: the policy is quantized, its vision tower is pruned, or its pictures have fewer tokens.
+    """
+    config = policy.model.config
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError("LeRobot reads no packed weights; export the policy that was quantized")
+    if any("vision" in (stage.get("config", {}).get("stacks") or ()) for stage in policy.lineage["stages"]):
+        raise UserError("LeRobot's class builds the published vision tower, and this one is pruned; serve it with rlrc")
+    if config.reduction is not None:
+        raise UserError("LeRobot's class reads all tokens of a picture, and this policy fewer; serve it with rlrc")
 
 
 def uniform(stack: Any, told: str) -> dict[str, int]:

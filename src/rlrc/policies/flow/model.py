@@ -18,6 +18,7 @@ from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.layers import AdaRMSNorm, Layer, Memory, Rotary, normed, rotary_of
 from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
+from rlrc.policies.parts.tokens import lightened, mean_of_text, selected
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,18 @@ class FlowModel(PreTrainedModel, ABC):
         pictures = pixels.flatten(0, 1).to(self.dtype)
         if mask is not None and pixels.device.type == "cpu":  # on a GPU the choice would have to be read back
             there = mask.flatten()
-            made = self.tokens_of(pictures[there])
+            made = self.tokens_from(self.get_submodule(self.names.vision)(pictures[there]))
             tokens = made.new_zeros(len(pictures), *made.shape[1:]).index_put((there,), made)
         else:
-            tokens = self.tokens_of(pictures)
+            tokens = self.tokens_from(self.get_submodule(self.names.vision)(pictures))
+        if self.config.reduction is not None and self.config.reduction.kind == "select":
+            text = mean_of_text(self.get_input_embeddings()(inputs.input_ids), inputs.text_mask)
+            tokens = selected(tokens, text.repeat_interleave(pixels.shape[1], dim=0), self.config.reduction.count)
         return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
-
-    def tokens_of(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 3, S, S) to embeddings (B, P, hidden)."""
-        return self.tokens_from(self.get_submodule(self.names.vision)(pictures))
 
     def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
         """Features of the vision tower (B, patches, width) to embeddings (B, P, hidden)."""
-        return self.get_submodule(self.names.projector)(features)
+        return self.get_submodule(self.names.projector)(lightened(features, self.config.reduction))
 
     def images_of(self, inputs: FlowInputs) -> torch.Tensor:
         """The embeddings of the pictures' tokens, computed unless they were before."""

@@ -1,5 +1,6 @@
 """The base of pi0, pi0.5 and SmolVLA as policies: inputs, normalisation, denoising, the flow-matching loss."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from rlrc.policies.flow.denoising import NoiseNetwork, euler
 from rlrc.policies.flow.exploring import Explorer
 from rlrc.policies.flow.guidance import guided, pulled
 from rlrc.policies.flow.inputs import FlowInputs
+from rlrc.policies.flow.lerobot import refuse_parts
 from rlrc.policies.flow.model import FlowModel, Prefix, step_times
 from rlrc.policies.flow.pictures import Place
 from rlrc.policies.flow.processor import FlowProcessor, with_newline
@@ -29,6 +31,7 @@ from rlrc.policies.parts.observed import state_of
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
     GREEDY,
+    Exported,
     Generators,
     Likelihood,
     Observation,
@@ -354,6 +357,14 @@ class FlowPolicy(StoredPolicy):
         super().reshape(config, layers, shapes)
         if config.cross_layers is not None and DECODER in shapes:
             config.cross_layers = [new for new, old in enumerate(layers) if old in config.cross_layers]
+
+    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
+        refuse_parts(self)
+        return self.lerobot_form(folder, vlm)
+
+    @abstractmethod
+    def lerobot_form(self, folder: Path, vlm: str | None) -> Exported:
+        """The policy as LeRobot saves one; see `exported`."""
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,9 @@ from rlrc.policies.parts.schema import (
     DtypeName,
     Labels,
     Layers,
-    LayerShape,
     PatchedFields,
     QuantizationFields,
+    TokenFields,
 )
 from rlrc.policies.schema import Name, Number
 from rlrc.reading import FileModel
@@ -31,8 +31,6 @@ class VisionFields(PatchedFields):
     """`vision_config`."""
 
     num_hidden_layers: Layers
-    head_dim: Count | None = None
-    per_layer_config: dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], LayerShape] | None = None
 
 
 class FlowFields(FileModel):
@@ -52,6 +50,7 @@ class FlowFields(FileModel):
     pixel_shuffle: Annotated[StrictInt, Field(ge=1, le=64)] = 1
     cross_layers: list[Annotated[StrictInt, Field(ge=0)]] | None = None
     state_in_prompt: Literal["real", "padded"] | None = None
+    visual_tokens: TokenFields | None = None
     min_period: Annotated[Number, Field(gt=0)] = 4e-3
     max_period: Annotated[Number, Field(gt=0)] = 4.0
     normalisation: dict[Literal["action", "state"], Kind]
@@ -90,6 +89,8 @@ class FlowFields(FileModel):
         side = self.vision_config.image_size // self.vision_config.patch_size
         if side % self.pixel_shuffle:
             raise ValueError(f"pixel_shuffle {self.pixel_shuffle} does not divide {side} patches a side")
+        if self.visual_tokens is not None:
+            self.visual_tokens.require_fit((side // self.pixel_shuffle) ** 2)
         for field, count in (("action_dims", self.action_dim), ("state_dims", self.state_dim)):
             dims = getattr(self, field)
             if dims is not None and len(dims) != count:

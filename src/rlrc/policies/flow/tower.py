@@ -10,6 +10,7 @@ from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.model import FlowModel
 from rlrc.policies.flow.vision import LAYERS, VisionLayer
 from rlrc.policies.groups import VISION
+from rlrc.policies.parts.tokens import refuse_selection
 from rlrc.policies.values import Stack, States, VisionPass
 
 
@@ -22,6 +23,7 @@ def vision_stack(model: FlowModel) -> Stack:
 
 def vision_pass(model: FlowModel, inputs: FlowInputs) -> VisionPass:
     """The pictures of N rows before the layers of the tower; those that are not there are left out."""
+    refuse_selection(model.config.reduction)
     pixels = inputs.pixel_values
     assert pixels is not None, "pictures before the tower"
     tower: Any = model.get_submodule(model.names.vision)
@@ -38,6 +40,6 @@ def vision_pass(model: FlowModel, inputs: FlowInputs) -> VisionPass:
 
     return VisionPass(
         States({VISION: tower.embeddings(pictures)}),
-        lambda states: scale * model.tokens_from(tower.post_layernorm(states)),
+        lambda states: scale * model.tokens_from(tower.post_layernorm(states[VISION])),
         share,
     )

@@ -7,6 +7,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.heads import ActionHead, TokenProjector, timestep_embedding
+from rlrc.policies.parts.tokens import mean_of_text
 from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 
@@ -68,24 +69,19 @@ class OFTForActionPrediction(Prismatic):
         states = self.language_model.model.read_all(*self.sequence(inputs))
         return CausalLMOutput(logits=self.language_model.lm_head(states))
 
-    def project_images(self, inputs: PrismaticInputs) -> torch.Tensor:
-        """The pixels of all cameras to the decoder's embeddings of their patches (B, cameras * P, hidden)."""
-        assert inputs.pixel_values is not None, "inputs need pixel_values or image_embeddings"
+    def pictures_of(self, inputs: PrismaticInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pixels, _ = super().pictures_of(inputs)
         cameras = len(self.config.cameras or ())
-        pixels = inputs.pixel_values.to(self.dtype).unflatten(1, (cameras, -1)).flatten(0, 1)
-        if self.config.film:
-            condition = self.mean_text(inputs.input_ids, inputs.attention_mask)
-            features = self.vision_backbone(pixels, condition.repeat_interleave(cameras, dim=0))
-        else:
-            features = self.vision_backbone(pixels)
-        return self.projector(features).unflatten(0, (-1, cameras)).flatten(1, 2)
+        pictures = pixels.unflatten(1, (cameras, -1)).flatten(0, 1)
+        if not self.config.film:
+            return pictures, None
+        condition = self.mean_text(inputs.input_ids, inputs.attention_mask)
+        return pictures, condition.repeat_interleave(cameras, dim=0)
 
     def mean_text(self, input_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The mean embedding (B, hidden) of prompt and stop token, which conditions the vision towers (FiLM)."""
         text = torch.cat([self.embed(input_ids), self._stop(len(input_ids))], dim=1)
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        weights = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[..., None].to(text.dtype)
-        return (text * weights).sum(dim=1) / weights.sum(dim=1)
+        return mean_of_text(text, None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1))
 
     def sequence(
         self, inputs: PrismaticInputs, noisy: torch.Tensor | None = None, timesteps: torch.Tensor | None = None

@@ -203,7 +203,7 @@ class OFTPolicy(PrismaticPolicy):
         passes = model.config.diffusion_steps if model.config.head == "diffusion" else 1
         decoder = model.language_model.model
         return {
-            "vision": Stage(model.vision_backbone, self.num_patches),
+            "vision": Stage(model.vision_backbone, len(self.spec.cameras) * model.config.towers[0].num_patches),
             "projector": Stage(model.projector, self.num_patches),
             "prefill": Stage(decoder.layers, positions + extra, passes),
         }

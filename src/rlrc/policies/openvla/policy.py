@@ -136,8 +136,8 @@ class OpenVLAPolicy(PrismaticPolicy):
         decoder = model.language_model.model.layers
         return {
             "vision": Stage(model.vision_backbone, patches),
-            "projector": Stage(model.projector, patches),
-            "prefill": Stage(decoder, inputs.input_ids.shape[1] + patches),
+            "projector": Stage(model.projector, self.num_patches),
+            "prefill": Stage(decoder, inputs.input_ids.shape[1] + self.num_patches),
             "decode": Stage(decoder, 1, passes=model.config.action_dim - 1),
         }
 

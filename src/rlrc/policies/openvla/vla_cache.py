@@ -90,13 +90,15 @@ class VlaCache:
         policy: an `OpenVLAPolicy`, whose file imports this one.
 
     Raises:
-        UserError: the decoder has no layer `attention_layer`.
+        UserError: the decoder has no layer `attention_layer`, or the policy makes fewer tokens of its patches.
     """
 
     def __init__(self, policy: Any, config: VlaCacheConfig | None = None) -> None:
         self.policy, self.spec, self.device = policy, policy.spec, policy.device
         self.config = config or VlaCacheConfig()
         layers = len(policy.model.language_model.model.layers)
+        if policy.model.config.reduction is not None:
+            raise UserError("vla_cache: it reuses single patches, and this policy makes fewer tokens of them")
         if self.config.attention_layer >= layers - 1:
             raise UserError(
                 f"vla_cache: attention_layer {self.config.attention_layer} is not among the first {layers - 1} layers"

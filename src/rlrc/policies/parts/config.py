@@ -17,6 +17,7 @@ class VisionTowerConfig(PreTrainedConfig):
     hidden_size: int = 1024
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
+    head_dim: int | None = None
     intermediate_size: int = 4096
     image_size: int = 224
     patch_size: int = 14
@@ -30,6 +31,11 @@ class VisionTowerConfig(PreTrainedConfig):
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def head_size(self) -> int:
+        """Numbers of one head: `head_dim` where layers have lost heads, else their share of the width."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 @strict

@@ -4,6 +4,7 @@ Unknown fields are kept. Ranges are far beyond every policy that exists; they ar
 file is refused before anything of its size is built.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
@@ -46,6 +47,27 @@ class LayerShape(FileModel, extra="forbid"):
     num_attention_heads: Count | None = None
     num_key_value_heads: Count | None = None
     intermediate_size: Count | None = None
+
+
+class TokenFields(FileModel, extra="forbid"):
+    """`visual_tokens`: how fewer tokens are made of each picture."""
+
+    kind: Literal["pool", "merge", "select"]
+    count: Count
+
+    def require_fit(self, tokens: int) -> None:
+        """
+        Raises:
+            ValueError: a picture has no such number of tokens, or they cannot be pooled to this number.
+        """
+        if self.count > tokens:
+            raise ValueError(f"visual_tokens: {self.count} of {tokens} tokens cannot stay")
+        side, left = math.isqrt(tokens), math.isqrt(self.count)
+        if self.kind == "pool" and (side**2 != tokens or left**2 != self.count or side % left):
+            raise ValueError(f"visual_tokens: {tokens} tokens are no square that can be pooled to {self.count}")
+
+
+PerLayer = dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], LayerShape]
 
 
 class RopeFields(FileModel):
@@ -92,7 +114,7 @@ class DecoderFields(FileModel):
     dtype: DtypeName | None = None
     torch_dtype: DtypeName | None = None
     num_labels: Labels | None = None
-    per_layer_config: dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], LayerShape] | None = None
+    per_layer_config: PerLayer | None = None
 
     @field_validator("hidden_act")
     @classmethod
@@ -139,8 +161,10 @@ class PatchedFields(FileModel):
     intermediate_size: Count
     image_size: ImageSize
     patch_size: ImageSize
+    head_dim: Count | None = None
     layer_norm_eps: Epsilon = 1e-6
     stem_channels: Annotated[list[Count], Field(max_length=8)] | None = None
+    per_layer_config: PerLayer | None = None
 
     @model_validator(mode="after")
     def _fit(self) -> Self:

@@ -6,6 +6,7 @@ their tensors need no renaming.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,17 +58,17 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: VisionTowerConfig) -> None:
+    def __init__(self, width: int, head_dim: int, heads: int) -> None:
         super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(width, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, hidden = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         x = attend(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, hidden))
+        return self.proj(x.transpose(1, 2).reshape(batch, length, -1))
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -79,10 +80,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 class Mlp(nn.Module):
-    def __init__(self, config: VisionTowerConfig) -> None:
+    def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(width, channels)
+        self.fc2 = nn.Linear(channels, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -91,13 +92,14 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A transformer block. A condition (FiLM, Perez et al., 2018) scales and shifts what leaves its attention."""
 
-    def __init__(self, config: VisionTowerConfig) -> None:
+    def __init__(self, config: VisionTowerConfig, index: int) -> None:
         super().__init__()
+        shape: Any = config.per_layer_config[index]  # type: ignore[index]
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = Attention(config)
+        self.attn = Attention(config.hidden_size, config.head_size, shape.num_attention_heads)
         self.ls1 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config.hidden_size, shape.intermediate_size)
         self.ls2 = LayerScale(config.hidden_size) if config.layer_scale else nn.Identity()
         if config.condition_size:
             self.scale = nn.Linear(config.condition_size, config.hidden_size)
@@ -125,14 +127,22 @@ class VisionTower(nn.Module):
             self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         if config.num_register_tokens:
             self.reg_token = nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers - 1))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers - 1))
+        self.num_patches = config.num_patches
 
     def forward(self, pixel_values: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.enter(pixel_values)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.leave(x)
+
+    def enter(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) to what enters the first block, (B, prefix + P, hidden)."""
         # The position embedding covers the patches only (timm's no_embed_class), so the prefix joins after it.
         x = self.patch_embed(pixel_values) + self.pos_embed
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        num_patches = x.shape[1]
-        x = torch.cat([*prefix, x], dim=1) if prefix else x
-        for block in self.blocks:
-            x = block(x, condition)
-        return x[:, -num_patches:]
+        return torch.cat([*prefix, x], dim=1) if prefix else x
+
+    def leave(self, x: torch.Tensor) -> torch.Tensor:
+        """Of what leaves the last block, the patches (B, P, hidden)."""
+        return x[:, -self.num_patches :]

@@ -25,7 +25,7 @@ class Pi0Policy(FlowPolicy):
     def groups(self, index: int, block: Block) -> Sequence[Group]:
         return list(paligemma_groups(index, block))
 
-    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
+    def lerobot_form(self, folder: Path, vlm: str | None) -> Exported:
         prompt = {"registry_name": "pi0_new_line_processor", "config": {}}
         config = self.model.config
         return exported(self, config, lerobot_fields(config), [prompt], vlm or TOKENIZER)

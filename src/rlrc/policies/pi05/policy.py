@@ -38,7 +38,7 @@ class Pi05Policy(FlowPolicy):
         width = config.padded_dim if config.state_in_prompt == "padded" else 0
         return FlowProcessor(tokenizer, config, partial(prompt, width=width), cls.place)
 
-    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
+    def lerobot_form(self, folder: Path, vlm: str | None) -> Exported:
         prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
         config = self.model.config
         return exported(self, config, lerobot_fields(config), [prompt], vlm or TOKENIZER)

@@ -12,6 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 from rlrc.errors import UserError
 from rlrc.policies.parts.config import DecoderConfig, VisionTowerConfig
 from rlrc.policies.parts.llama_tokenizer import PROMPT
+from rlrc.policies.parts.tokens import TokenReduction
 from rlrc.policies.prismatic.schema import ConfigFields
 
 DINOV2_LARGE: dict[str, Any] = {
@@ -43,6 +44,7 @@ class PrismaticConfig(PreTrainedConfig):
     `prompt_end_token_id` is appended to every prompt that does not end in it (Llama's lone space, 29871, for the
     published models; None where a tokenizer needs no such token). `action_head_only` says that `lm_head` holds the rows
     of the action ids alone, all that acting reads; None, as in published configs, that nobody has decided yet.
+    `visual_tokens` has the fields of a `TokenReduction`.
     """
 
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=DecoderConfig, model_type="llama")}  # noqa: RUF012
@@ -56,6 +58,7 @@ class PrismaticConfig(PreTrainedConfig):
     action_dim: int = 7
     pad_to_multiple_of: int = 64
     pad_token_id: int | None = 32000
+    visual_tokens: dict[str, Any] | None = None
     prompt_template: str = PROMPT
     prompt_end_token_id: int | None = 29871
     default_unnorm_key: str | None = None
@@ -97,6 +100,16 @@ class PrismaticConfig(PreTrainedConfig):
         return [
             VisionTowerConfig(**TIMM_TOWERS[name], image_size=size) for name, size in zip(names, sizes, strict=True)
         ]
+
+    @property
+    def reduction(self) -> TokenReduction | None:
+        """How fewer tokens are made of each picture."""
+        return None if self.visual_tokens is None else TokenReduction(**self.visual_tokens)
+
+    @property
+    def tokens_of_picture(self) -> int:
+        """Tokens that one picture becomes."""
+        return self.towers[0].num_patches if self.reduction is None else self.reduction.count
 
     @property
     def first_action_id(self) -> int:

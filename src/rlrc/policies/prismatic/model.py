@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
+from rlrc.policies.parts.tokens import lightened, mean_of_text, selected
 from rlrc.policies.parts.vit import LayerScale, VisionTower
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
@@ -88,9 +89,22 @@ class Prismatic(PreTrainedModel):
         return self.get_input_embeddings()(ids).to(self.dtype)
 
     def project_images(self, inputs: PrismaticInputs) -> torch.Tensor:
-        """The pixels of `inputs` to the decoder's embeddings of the patches (B, P, hidden)."""
+        """The pixels of `inputs` to the decoder's embeddings of the patches of all cameras (B, P, hidden)."""
+        pictures, condition = self.pictures_of(inputs)
+        tokens, reduction = self.tokens_from(self.vision_backbone(pictures, condition)), self.config.reduction
+        if reduction is not None and reduction.kind == "select":
+            text = mean_of_text(self.embed(inputs.input_ids), inputs.attention_mask)
+            tokens = selected(tokens, text.repeat_interleave(len(tokens) // len(text), dim=0), reduction.count)
+        return tokens.unflatten(0, (len(inputs), -1)).flatten(1, 2)
+
+    def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of the towers (B, patches, width) to the decoder's embeddings (B, P, hidden)."""
+        return self.projector(lightened(features, self.config.reduction))
+
+    def pictures_of(self, inputs: PrismaticInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The pictures (B * cameras, 3 * towers, H, W), and what conditions the towers (B * cameras, width), if any."""
         assert inputs.pixel_values is not None, "inputs need pixel_values or image_embeddings"
-        return self.projector(self.vision_backbone(inputs.pixel_values.to(self.dtype)))
+        return inputs.pixel_values.to(self.dtype), None
 
     def images_of(self, inputs: PrismaticInputs) -> torch.Tensor:
         """The embeddings of the patches (B, P, hidden), computed unless they were before."""

@@ -18,9 +18,10 @@ from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
+from rlrc.policies.prismatic.vision import lighter_tower, vision_pass, vision_stacks
 from rlrc.policies.statistics import Kind, action_statistics, normalise, unnormalise
 from rlrc.policies.stored import StoredPolicy
-from rlrc.policies.values import LanguageModel, Observation, Stack, States, TeacherForced
+from rlrc.policies.values import LanguageModel, Observation, Stack, States, TeacherForced, VisionPass
 
 PARTS = {
     "decoder": "language_model.model.layers",
@@ -80,7 +81,7 @@ class PrismaticPolicy(StoredPolicy):
 
     @property
     def num_patches(self) -> int:
-        return len(self.spec.cameras) * self.model.config.towers[0].num_patches
+        return len(self.spec.cameras) * self.model.config.tokens_of_picture
 
     @property
     def image_size(self) -> int:
@@ -131,6 +132,18 @@ class PrismaticPolicy(StoredPolicy):
                 new_layer=partial(decoder_layer, text),
             )
         ]
+
+    def vision_stacks(self) -> Sequence[Stack]:
+        return vision_stacks(self.model.vision_backbone, self.model.config.towers)
+
+    def vision_pass(self, inputs: PrismaticInputs) -> VisionPass:
+        return vision_pass(self.model, inputs)
+
+    def reshape(self, config: Any, layers: Sequence[int], shapes: Mapping[str, Sequence[dict[str, int]]]) -> None:
+        stacks = self.vision_stacks()
+        super().reshape(config, layers, {DECODER: shapes[DECODER]} if DECODER in shapes else {})
+        if shapes.keys() & {stack.name for stack in stacks}:
+            config.vision_towers = [lighter_tower(stack.config, shapes.get(stack.name)) for stack in stacks]
 
     @property
     def language_model(self) -> LanguageModel:

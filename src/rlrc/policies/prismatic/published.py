@@ -27,7 +27,7 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config.hidden_size, config.intermediate_size)
 
 
 def published_tensors(model_class: type[Prismatic], config: PrismaticConfig) -> dict[str, tuple[int, ...]]:
@@ -55,7 +55,7 @@ def published_parameters(model_class: type[Prismatic], config: PrismaticConfig) 
 def _add_dead_parts(module: nn.Module, tower: VisionTowerConfig, pooled: bool) -> None:
     """Give a tower's module what `rlrc.policies.parts.vit.is_dead` knows."""
     blocks = module.get_submodule("blocks")
-    blocks.add_module(str(tower.num_hidden_layers - 1), Block(tower))
+    blocks.add_module(str(tower.num_hidden_layers - 1), Block(tower, tower.num_hidden_layers - 1))
     module.add_module("norm", nn.LayerNorm(tower.hidden_size, eps=tower.layer_norm_eps))
     if pooled and not tower.class_token:
         module.add_module("attn_pool", AttentionPool(tower))

@@ -17,6 +17,7 @@ from rlrc.policies.parts.schema import (
     Labels,
     PatchedFields,
     QuantizationFields,
+    TokenFields,
     TokenId,
 )
 from rlrc.policies.schema import Name, Number
@@ -48,6 +49,7 @@ class ConfigFields(FileModel):
     action_dim: Annotated[StrictInt, Field(ge=1, le=256)] = 7
     pad_to_multiple_of: Annotated[StrictInt, Field(ge=0, le=2**20)] = 64
     pad_token_id: TokenId | None = 32000
+    visual_tokens: TokenFields | None = None
     prompt_template: Annotated[StrictStr, Field(max_length=10_000)] = "{instruction}"
     prompt_end_token_id: TokenId | None = 29871
     default_unnorm_key: Name | None = None
@@ -82,6 +84,11 @@ class ConfigFields(FileModel):
         towers = None if self.vision_towers is None else [tower.image_size for tower in self.vision_towers]
         if towers is not None and self.image_sizes is not None and towers != self.image_sizes:
             raise ValueError(f"image_sizes are {self.image_sizes}, and those of vision_towers are {towers}")
+        if self.visual_tokens is not None:
+            published = (self.image_sizes or [224])[0] // 14
+            tower = None if self.vision_towers is None else self.vision_towers[0]
+            side = published if tower is None else tower.image_size // tower.patch_size
+            self.visual_tokens.require_fit(side**2)
         for field in ("pad_token_id", "prompt_end_token_id"):
             token = getattr(self, field)
             if token is not None and token >= vocabulary:

@@ -26,7 +26,7 @@ class SmolVLAPolicy(FlowPolicy):
     def groups(self, index: int, block: Block) -> Sequence[Group]:
         return list(smolvla_groups(index, block))
 
-    def exported(self, folder: Path, vlm: str | None = None) -> Exported:
+    def lerobot_form(self, folder: Path, vlm: str | None) -> Exported:
         held = held_config(self.model.config)
         described = vlm_for(held, folder, vlm)
         newline = {"registry_name": "smolvla_new_line_processor", "config": {}}

@@ -1,0 +1,48 @@
+"""Fewer tokens of each picture: no weight changes, and the language model reads less (`policies/parts/tokens.py`)."""
+
+import math
+from collections.abc import Sequence
+
+from rlrc.configs.prune import Tokens
+from rlrc.errors import UserError
+from rlrc.policies.groups import Block, Group
+from rlrc.policies.parts.tokens import TokenReduction
+from rlrc.prune.measured import Measured
+from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
+
+
+class TokensMethod(PruningMethod[Tokens]):
+    """Fewer tokens of each picture."""
+
+    def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
+        refuse_overall(target, self.config.kind)
+
+    def measure(self, source: Source) -> Measured:
+        return {}
+
+    def plan(self, measured: Measured, groups: Sequence[Group], layers: int, target: Target) -> Plan:
+        assert target.ratio is not None
+        count = self._count(target.tokens, target.ratio)
+        kept = {"tokens_before": target.tokens, "tokens": count}
+        return Plan(tuple(range(layers)), _unchanged, kept=kept, tokens=TokenReduction(self.config.by, count))
+
+    def _count(self, tokens: int, ratio: float) -> int:
+        """Return how many of a picture's tokens stay.
+
+        Raises:
+            UserError: none, or a square of them cannot be pooled to as many.
+        """
+        count = round(tokens * (1 - ratio))
+        if not count:
+            raise UserError(f"tokens: a ratio of {ratio:g} leaves none of {tokens}")
+        side, left = math.isqrt(tokens), math.isqrt(count)
+        if self.config.by != "pool" or (side**2 == tokens and left**2 == count and side % left == 0):
+            return count
+        if side**2 != tokens:
+            raise UserError(f"tokens: {tokens} tokens are no square, which pooling needs; merge or select them instead")
+        ratios = ", ".join(f"{1 - 1 / by**2:.4g}" for by in range(2, side + 1) if side % by == 0)
+        raise UserError(f"tokens: pooling {side} x {side} tokens takes a ratio of {ratios}, and not {ratio:g}")
+
+
+def _unchanged(index: int, block: Block) -> None:
+    """Leave a block as it is."""

@@ -1,0 +1,149 @@
+"""Fewer tokens of a picture: they are the means that they should be, and every family acts and is pruned with them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from small_policies import CASES, look, make
+
+import rlrc
+from rlrc.configs.evaluate import VlaCacheConfig
+from rlrc.configs.export import ExportConfig
+from rlrc.configs.prune import PruneConfig, Tokens
+from rlrc.errors import UserError
+from rlrc.policies.export import export
+from rlrc.policies.parts.tokens import mean_of_text, merged, pooled, selected
+from rlrc.policies.values import Sampler
+from rlrc.prune import prune
+
+Kind = Literal["pool", "merge", "select"]
+KINDS: tuple[Kind, ...] = ("pool", "merge", "select")
+FAMILIES = ("openvla", "oft-l1", "pi0", "pi05", "smolvla")
+
+
+def features(rows: int, patches: int, width: int = 5) -> torch.Tensor:
+    return torch.randn(rows, patches, width, generator=torch.Generator().manual_seed(3))
+
+
+def test_pooling_is_the_mean_over_windows() -> None:
+    x = features(2, 36)
+    square = x.numpy().reshape(2, 6, 6, 5)
+    for side in (1, 2, 3):
+        by = 6 // side
+        expected = square.reshape(2, side, by, side, by, 5).mean(axis=(2, 4)).reshape(2, side * side, 5)
+        np.testing.assert_allclose(pooled(x, side * side).numpy(), expected, atol=1e-6)
+
+
+def merged_plainly(tokens: np.ndarray, count: int) -> np.ndarray:
+    """Token merging of one picture, with lists: each token is the list of the patches that it is the mean of."""
+    groups = [[patch] for patch in range(len(tokens))]
+    while len(groups) > count:
+        means = [tokens[group].mean(axis=0) for group in groups]
+        unit = [mean / np.linalg.norm(mean) for mean in means]
+        others = range(1, len(groups), 2)
+        nearest = {one: max(others, key=lambda other: unit[one] @ unit[other]) for one in range(0, len(groups), 2)}
+        ranking = sorted(nearest, key=lambda one: -(unit[one] @ unit[nearest[one]]))
+        gone = set(ranking[: min(len(groups) - count, len(groups) // 2)])
+        for one in gone:
+            groups[nearest[one]] = groups[nearest[one]] + groups[one]
+        groups = [group for number, group in enumerate(groups) if number not in gone]
+    return np.array([tokens[group].mean(axis=0) for group in groups])
+
+
+@pytest.mark.parametrize("count", [36, 35, 20, 9, 2, 1])
+def test_merging_agrees_with_a_plain_form_of_it(count: int) -> None:
+    x = features(3, 36)
+    found = merged(x, count)
+    for row in range(3):
+        np.testing.assert_allclose(found[row].numpy(), merged_plainly(x[row].double().numpy(), count), atol=1e-5)
+
+
+def test_what_is_alike_is_merged_first() -> None:
+    """Four patches that are each there twice: four tokens hold everything."""
+    x = features(1, 4).repeat_interleave(2, dim=1)
+    torch.testing.assert_close(merged(x, 4), x[:, ::2])
+
+
+def test_selection_takes_what_points_where_the_text_points() -> None:
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    tokens = torch.tensor([[[0.0, 5.0], [2.0, 0.1], [1.0, 1.0]]]).repeat(2, 1, 1)
+    found = selected(tokens, text, 2)
+    assert found.tolist() == tokens[[0, 0, 1, 1], [1, 2, 0, 2]].unflatten(0, (2, 2)).tolist()
+    mask = torch.tensor([[1, 0, 1]])
+    assert mean_of_text(tokens[:1], mask).tolist() == tokens[0, [0, 2]].mean(dim=0, keepdim=True).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_pass(kind: Kind) -> None:
+    x = features(2, 16).requires_grad_()
+    less = {"pool": lambda: pooled(x, 4), "merge": lambda: merged(x, 4), "select": lambda: selected(x, x[:, 0], 4)}
+    less[kind]().square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad.abs().sum(-1) > 0).sum() == (8 if kind == "select" else 32)
+
+
+def lighter(name: str, kind: Kind, folder: Path, **options: Any) -> Any:
+    """A policy whose pictures, 2 x 2 patches, become one token by pooling and three else."""
+    whole = make(CASES[name])
+    whole.save(folder / "whole")
+    ratio = 0.75 if kind == "pool" else 0.25
+    prune(
+        PruneConfig(policy=folder / "whole", method=Tokens(by=kind), ratio=ratio, device="cpu", **options),
+        folder / "less",
+    )
+    return rlrc.load(folder / "less" / "checkpoint", device="cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_acts_with_fewer_tokens(name: str, kind: Kind, tmp_path: Path) -> None:
+    policy, whole = lighter(name, kind, tmp_path), rlrc.load(tmp_path / "whole", device="cpu")
+    tokens = len(policy.spec.cameras) * (1 if kind == "pool" else 3)
+    inputs = policy.prepare(look(policy))
+    assert policy.num_patches == tokens == policy.features(policy.encode(inputs)).shape[1]
+    assert whole.num_patches == 4 * len(policy.spec.cameras)
+    assert policy.stages(inputs)["prefill"].positions == whole.stages(inputs)["prefill"].positions - (
+        whole.num_patches - tokens
+    )
+    together = policy.sample(inputs, Sampler(0.0)).actions
+    for row in range(3):
+        alone = policy.sample(policy.prepare(look(policy)[[row]]), Sampler(0.0)).actions
+        torch.testing.assert_close(together[[row]], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(together, whole.sample(whole.prepare(look(whole)), Sampler(0.0)).actions)
+    assert policy.lineage["stages"][-1]["kept"] == {"tokens_before": 4, "tokens": tokens // len(policy.spec.cameras)}
+    names = {name: tensor.shape for name, tensor in whole.model.state_dict().items()}
+    assert names == {name: tensor.shape for name, tensor in policy.model.state_dict().items()}
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    policy = lighter("openvla", "merge", tmp_path)
+    less = tmp_path / "less" / "checkpoint"
+    for folder, ratio, by, message in (
+        (tmp_path / "whole", 0.5, "pool", r"pooling 2 x 2 tokens takes a ratio of 0\.75, and not 0\.5"),
+        (tmp_path / "whole", 1.0, "merge", "a ratio of 1 leaves none of 4"),
+        (less, 0.5, "pool", "3 tokens are no square"),
+        (less, 0.34, "merge", "its pictures have fewer tokens already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prune(PruneConfig(policy=folder, method=Tokens(by=by), ratio=ratio, device="cpu"), tmp_path / "no")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="it reuses single patches, and this policy makes fewer tokens"):
+        policy.with_vla_cache(VlaCacheConfig(attention_layer=0))
+    with pytest.raises(ValueError, match="tokens changes no layer; leave stacks out"):
+        PruneConfig(policy=less, method=Tokens(), ratio=0.75, stacks=("vision",))
+    assert not (tmp_path / "no" / "checkpoint").exists()
+    lighter("smolvla", "select", tmp_path / "smolvla")
+    with pytest.raises(UserError, match="LeRobot's class reads all tokens of a picture"):
+        export(ExportConfig(policy=tmp_path / "smolvla" / "less" / "checkpoint"), tmp_path)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    lighter("openvla", "pool", tmp_path)
+    path = tmp_path / "less" / "checkpoint" / "config.json"
+    for count, message in ((3, "4 tokens are no square that can be pooled to 3"), (9, "9 of 4 tokens cannot stay")):
+        text = path.read_text()
+        path.write_text(text.replace('"count": 1', f'"count": {count}'))
+        with pytest.raises(UserError, match=message):
+            rlrc.load(path.parent, device="cpu")
+        path.write_text(text)
