@@ -25,7 +25,8 @@ from rlrc.sensitivity.frames import Frames
 from rlrc.sensitivity.variants import Maker
 from rlrc.sensitivity_map import draw_map, table
 
-ASKED: dict[str, Any] = {"samples": 6, "repeats": 6, "bits": (4,), "widths": (0.5,), "depths": (0.4,), "device": "cpu"}
+DEGREES: dict[str, Any] = {"bits": (4,), "widths": (0.5,), "depths": (0.5,), "tokens": (0.25, 0.5)}
+ASKED: dict[str, Any] = {"samples": 6, "repeats": 6, "device": "cpu"} | DEGREES
 
 STATISTICS = {
     "robot": {
@@ -62,11 +63,12 @@ def done(
 def test_every_part_and_stack_has_its_row(done: tuple[SensitivityConfig, dict[str, Any], Path]) -> None:
     config, result, folder = done
     policy = rlrc.load(config.policy, device="cpu")
-    found = [(row["part"], row["kind"]) for row in result["rows"]]
+    found = [(row["part"], row["kind"], row["degree"]) for row in result["rows"]]
     stacks = {stack.name for stack in policy.stacks()}
-    assert {part for part, kind in found if kind == "width"} == stacks | {"vision"}
-    assert {"decoder", "vision", "projector"} <= {part for part, kind in found if kind == "bits"}
-    assert ("layers", "depth") in found and len(set(found)) == len(found)
+    assert {part for part, kind, _ in found if kind == "width"} == stacks | {"vision"}
+    assert {"decoder", "vision", "projector"} <= {part for part, kind, _ in found if kind == "bits"}
+    assert {("layers", "depth", 0.5), ("vision", "depth", 0.5), ("tokens", "tokens", 0.5)} <= set(found)
+    assert len(set(found)) == len(found) and not any("refused" in row for row in result["rows"])
     assert result == json.loads((folder / "sensitivity.json").read_text())
     assert (folder / "sensitivity.png").stat().st_size > 10_000
 
@@ -111,21 +113,21 @@ def test_what_was_cut_off_goes_on(
     made, make_version = [], Maker.make
     monkeypatch.setattr(Maker, "make", lambda self, variant: made.append(variant) or make_version(self, variant))
     again = sensitivity(config, tmp_path)
-    assert [str(variant) for variant in made] == ["layers, 40 % gone"]
+    assert [str(variant) for variant in made] == ["tokens, 50 % of each picture's gone"]
     assert again["rows"][:-1] == result["rows"][:-1]
     assert again["rows"][-1]["loss_change"] == pytest.approx(result["rows"][-1]["loss_change"])
 
 
 def test_what_cannot_be_is_told_in_its_row(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = policy_of("oft-l1", tmp_path / "policy")
-    options = ASKED | {"bits": (8,), "parts": ("decoder",), "widths": (), "depths": (0.999, 0.4)}
+    options = ASKED | {"bits": (8,), "parts": ("decoder",), "widths": (), "depths": (0.8,), "tokens": ()}
     config = SensitivityConfig(policy=policy, dataset=dataset, statistics="dataset", **options)
     (tmp_path / "out").mkdir()
     rows = sensitivity(config, tmp_path / "out")["rows"]
-    assert ["refused" in row for row in rows] == [False, False, False]
-    rows[1] = {"part": "layers", "kind": "depth", "degree": 0.999, "refused": "because"}
+    assert ["refused" in row for row in rows] == [False, False, True]
+    assert rows[2]["refused"] == "depth: a ratio of 0.8 takes 3 of 4 layers; 2 is the most that can go"
     draw_map(tmp_path / "map.png", rows, 1000)
-    assert table(rows, 1000)[1][1][0] == "layers, 99.9 % gone: not done"
+    assert table(rows, 1000)[1][2][0] == "vision, 80 % of layers gone: not done"
 
 
 def test_wrong_policies_and_parts_are_refused(dataset: Path, tmp_path: Path) -> None:

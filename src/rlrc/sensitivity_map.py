@@ -12,15 +12,15 @@ from rlrc.files import atomic_path
 from rlrc.tables import human_bytes
 
 COLOURS = ("#3b82c4", "#e08a3c", "#4fa373", "#b565a7", "#8a8f98", "#c9a227", "#c44e52", "#2f7f7f")
-LINES = {"bits": "-", "width": "--", "depth": ":"}
+LINES = {"bits": "-", "width": "--", "depth": ":", "tokens": "-."}
+UNITS = {"width": " of heads and channels", "depth": " of layers", "tokens": " of each picture's"}
 
 
 def name_of(row: Mapping[str, Any]) -> str:
     """Say what was made lighter, and how."""
     if row["kind"] == "bits":
         return f"{row['part']}, {row['degree']:g} bits"
-    units = " of heads and channels" if row["kind"] == "width" else ""
-    return f"{row['part']}, {100 * row['degree']:g} %{units} gone"
+    return f"{row['part']}, {100 * row['degree']:g} %{UNITS[row['kind']]} gone"
 
 
 def table(rows: Sequence[Mapping[str, Any]], size: int) -> tuple[list[str], list[list[str]]]:

@@ -24,7 +24,10 @@ class SensitivityConfig(StatisticsPart, PolicyPart):
     widths: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75, 0.9), max_length=32)
     """Shares of the heads and channels that go, each tried with each stack of layers (LLM-Pruner's importance)."""
     depths: tuple[Degree, ...] = Field(default=(0.25, 0.5), max_length=32)
-    """Shares of the layers that go, those of least influence."""
+    """Shares of the layers that go, those of least influence: of the language model and what runs with it, and of the
+    vision towers."""
+    tokens: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75), max_length=32)
+    """Shares of each picture's tokens that go, by merging those that are most alike."""
     samples: int = Field(default=64, ge=1, le=100_000)
     """Number of frames on which importance is measured, and of others on which losses and actions are compared."""
     repeats: int = Field(default=15, ge=6, le=100_000)

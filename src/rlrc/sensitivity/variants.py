@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlrc.configs.prune import Depth, PruneConfig
+from rlrc.configs.prune import Depth, PruneConfig, Tokens
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.sensitivity import SensitivityConfig
 from rlrc.data import Demonstrations
@@ -21,7 +21,9 @@ from rlrc.prune import prune
 from rlrc.quantize import linear_names, quantize
 from rlrc.sensitivity_map import name_of
 
-Kind = Literal["bits", "width", "depth"]
+Kind = Literal["bits", "width", "depth", "tokens"]
+LAYERS, TOKENS = "layers", "tokens"
+"""Parts that are none of the contract's: the layers of all stacks that run together, and what pictures become."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Variant:
     """One part of a policy, made lighter in one way."""
 
     part: str
-    """A part by its name in the contract; "layers" of a depth, which cuts all stacks alike."""
+    """A part by its name in the contract, or LAYERS or TOKENS."""
     kind: Kind
     degree: float
-    """Bits of a weight, or the share of the units or layers that go."""
+    """Bits of a weight, or the share of the units, layers or tokens that go."""
 
     def __str__(self) -> str:
         return name_of(asdict(self))
@@ -51,7 +53,9 @@ def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
     bits = [Variant(part, "bits", number) for part in parts for number in config.bits]
     stacks = [*(stack.name for stack in policy.stacks()), *([VISION] if policy.vision_stacks() else [])]
     widths = [Variant(stack, "width", degree) for stack in stacks for degree in config.widths]
-    return [*bits, *widths, *(Variant("layers", "depth", degree) for degree in config.depths)]
+    deep = [LAYERS, *([VISION] if policy.vision_stacks() else [])]
+    depths = [Variant(part, "depth", degree) for part in deep for degree in config.depths]
+    return [*bits, *widths, *depths, *(Variant(TOKENS, "tokens", degree) for degree in config.tokens)]
 
 
 class Maker:
@@ -86,7 +90,9 @@ class Maker:
 
     def _prune(self, variant: Variant, out: Path) -> None:
         """Prune with what was measured before, where it was."""
-        of_width = {"stacks": (variant.part,)} if variant.kind == "width" else {"method": Depth()}
+        lighter: dict[str, Any] = {} if variant.part in (LAYERS, TOKENS) else {"stacks": (variant.part,)}
+        if variant.kind != "width":
+            lighter["method"] = Depth() if variant.kind == "depth" else Tokens(by="merge")
         measured = self._folder / f"{variant.kind}-{variant.part}.safetensors"
         config = self._config
         asked = PruneConfig(
@@ -98,7 +104,7 @@ class Maker:
             ratio=variant.degree,
             seed=config.seed,
             measured=measured if measured.exists() else None,
-            **of_width,
+            **lighter,
         )
         prune(asked, out)
         if not measured.exists():
