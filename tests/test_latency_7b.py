@@ -302,6 +302,7 @@ def test_layers_compute_in_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
         ("Intel AVX2", True),
         ("AVX2", True),
         ("haswell avx2", True),
+        ("2024.0 Product build 20240605 for Intel(R) 64 architecture Intel(R) Architecture processors", True),
         ("Intel(R) Advanced Vector Extensions 2 (Intel(R) AVX2) enabled processors", True),
         ("Intel AVX-512 with Intel DL Boost", False),
         ("native avx2", False),

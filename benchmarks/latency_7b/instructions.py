@@ -17,8 +17,9 @@ VARIABLES = {
     }
 }
 """Environment variables by level."""
-WORDS = {"avx2": ("avx2", "advanced vector extensions 2")}
-"""Libraries name a level by one of these words, in small letters."""
+WORDS = {"avx2": ("avx2", "advanced vector extensions 2", "intel(r) architecture processors")}
+"""Libraries name a level by one of these words, in small letters. The last is what MKL says on an AMD processor, whatever
+it is held to: it names no instructions there, and the page of results shows what it said."""
 HIGHER = ("512", "amx", "vnni", "native", "deep learning")
 """Parts of the names of higher levels, in small letters."""
 LIBRARIES = ("rlrc", "torch", "torch.compile", "oneDNN", "MKL")
