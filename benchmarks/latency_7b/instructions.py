@@ -18,8 +18,8 @@ VARIABLES = {
 }
 """Environment variables by level."""
 WORDS = {"avx2": ("avx2", "advanced vector extensions 2", "intel(r) architecture processors")}
-"""Libraries name a level by one of these words, in small letters. The last is what MKL says on an AMD processor, whatever
-it is held to: it names no instructions there, and the page of results shows what it said."""
+"""Libraries name a level by one of these words, in small letters. The last is what MKL says on an AMD processor: it
+names no instructions there, whatever it is held to, and the page of results shows what it said."""
 HIGHER = ("512", "amx", "vnni", "native", "deep learning")
 """Parts of the names of higher levels, in small letters."""
 LIBRARIES = ("rlrc", "torch", "torch.compile", "oneDNN", "MKL")
