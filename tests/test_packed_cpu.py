@@ -281,8 +281,22 @@ def test_the_best_instructions_are_chosen(
 def test_bfloat16_is_left_to_processors_with_instructions_for_it(
     machine: str, able: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(processor.ONEDNN, raising=False)
     monkeypatch.setattr(processor, "machine", lambda: machine)
     monkeypatch.setattr(processor, "features", lambda: frozenset(able.split()))
+    assert processor.multiplies_bfloat16() is expected
+
+
+@pytest.mark.parametrize(
+    ("held_to", "expected"),
+    [("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_AMX", True), ("DEFAULT", True)],
+)
+def test_bfloat16_is_left_to_onednn_as_far_as_it_is_allowed(
+    held_to: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(processor.ONEDNN, held_to)
+    monkeypatch.setattr(processor, "machine", lambda: "x86_64")
+    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx512_bf16"}))
     assert processor.multiplies_bfloat16() is expected
 
 

@@ -11,6 +11,10 @@ from rlrc.errors import UserError
 
 INSTRUCTIONS = "RLRC_INSTRUCTIONS"
 """The environment variable that holds this package to a level, as though the processor could do no more."""
+ONEDNN = "ONEDNN_MAX_CPU_ISA"
+"""The one that holds oneDNN, which multiplies bfloat16 for PyTorch."""
+ONEDNN_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT")
+"""Parts of the names of oneDNN's levels that multiply bfloat16."""
 
 
 class Level(NamedTuple):
@@ -79,11 +83,14 @@ def instructions() -> str | None:
 def multiplies_bfloat16() -> bool:
     """Return whether this processor has instructions for products in bfloat16; others are faster in float32.
 
-    PyTorch's products ask this, not the kernels of this package, so `RLRC_INSTRUCTIONS` changes nothing about it.
-    Processors that are neither x86 nor ARM are not known here, and their bfloat16 is left to PyTorch.
+    PyTorch's products ask this, not the kernels of this package, so `RLRC_INSTRUCTIONS` changes nothing about it, but
+    `ONEDNN_MAX_CPU_ISA` does. Processors that are neither x86 nor ARM are not known here, and their bfloat16 is left to
+    PyTorch.
     """
     instructions = {"x86_64": {"avx512_bf16", "amx_bf16"}, "aarch64": {"bf16"}}
-    kind = machine()
+    kind, held_to = machine(), os.environ.get(ONEDNN, "DEFAULT").upper()
+    if kind == "x86_64" and not any(part in held_to for part in ONEDNN_BFLOAT16):
+        return False
     return kind not in instructions or not instructions[kind].isdisjoint(features())
 
 
