@@ -100,6 +100,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 MAX_METRICS_BYTES = 2**30
+DIGITS = 7
+"""Significant digits of a number in a log: those that float32 has."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +127,7 @@ class MetricsLog:
     """A run's metrics in `folder`: `metrics.jsonl`, one flat object a line, and TensorBoard scalars (`tensorboard/`).
 
     Opening an existing log appends to it. A run that resumes from a checkpoint calls `truncate_after` first. Numbers
-    that JSON cannot hold (nan, inf) are written as null.
+    that JSON cannot hold (nan, inf) are written as null, and others with as many digits as float32 has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -183,7 +185,9 @@ class MetricsLog:
 def _plain(value: Any) -> int | float | bool | str | None:
     if hasattr(value, "item"):
         value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _clock(seconds: float) -> str:
