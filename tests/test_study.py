@@ -24,6 +24,7 @@ PLAN = {
     "seeds": ["rl", "rl-seed1", "rl-seed2"],
     "sft_steps": {100: "sft"},
     "ratios": {0: ["base"], 0.9: ["prune", "sft", "rl"]},
+    "parts": {"decoder": {0.5: "sft", 0.9: "prune"}, "bits": {4: "quantize"}},
 }
 SUCCESSES = {
     "base": (180, 120),
@@ -130,6 +131,8 @@ def test_the_summary_counts_the_episodes(written: Path) -> None:
         "n": N,
         "successes": 150,
     }
+    part = next(row for row in summary["rows"] if row.get("part") == "decoder" and row["split"] == "ood")
+    assert (part["policy"], part["degree"], part["n"], part["successes"]) == ("sft", 0.5, N, 115)
     assert cells["rl", "ood", "plate"]["successes"] == 30 and cells["rl-seed2", "ind", "main"]["successes"] == 186
     pair = next(p for p in summary["paired"] if (p["a"], p["b"], p["split"]) == ("dense", "rl", "ood"))
     assert pair["points"] == pytest.approx(15.0) and pair["n"] == N
@@ -177,7 +180,8 @@ def test_the_page_shows_every_part_and_pictures_exist(place: Path, written: Path
     assert "| rl | 92.0 % [87, 95], n = 200 | +2.0 [" in text
     assert "Not measured yet" not in text and "**all of semantics**, n = 80" in text
     assert "(1.20)" in text, "the path is longer by a fifth"
-    for name in ("success.png", "variants.png", "curves.png", "ratios.png", "strip.webp"):
+    assert "| decoder | 0.9 | 5.0 % [3, 9], n = 200 | 0.0 % [0, 2], n = 200 |" in text
+    for name in ("success.png", "variants.png", "curves.png", "ratios.png", "parts.png", "strip.webp"):
         assert f"({name})" in text
         assert Image.open(written / name).size[0] > 300
     assert Image.open(written / "strip.webp").n_frames > 20

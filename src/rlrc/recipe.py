@@ -52,11 +52,16 @@ class StudyPlan(Config):
     ratios: dict[float, tuple[str, ...]] = Field(default={})
     """Policies by pruning ratio: right after pruning, after fine-tuning, and after reinforcement learning."""
 
+    parts: dict[str, dict[float, str]] = Field(default={})
+    """Policies by the part that was made lighter, and by how much: the share that went, or the bits that are left."""
+
     @property
     def stages(self) -> list[str]:
         """All stages that the plan names."""
         by_ratio = (name for names in self.ratios.values() for name in names)
-        return list(dict.fromkeys([*self.policies.values(), *self.seeds, *self.sft_steps.values(), *by_ratio]))
+        by_part = (name for degrees in self.parts.values() for name in degrees.values())
+        named = [*self.policies.values(), *self.seeds, *self.sft_steps.values(), *by_ratio, *by_part]
+        return list(dict.fromkeys(named))
 
 
 class Recipe(Config):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rlrc.configs.prune import Tokens
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
+from rlrc.policies.parts.schema import can_be_pooled
 from rlrc.policies.parts.tokens import TokenReduction
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
@@ -35,9 +36,9 @@ class TokensMethod(PruningMethod[Tokens]):
         count = round(tokens * (1 - ratio))
         if not count:
             raise UserError(f"tokens: a ratio of {ratio:g} leaves none of {tokens}")
-        side, left = math.isqrt(tokens), math.isqrt(count)
-        if self.config.by != "pool" or (side**2 == tokens and left**2 == count and side % left == 0):
+        if self.config.by != "pool" or can_be_pooled(tokens, count):
             return count
+        side = math.isqrt(tokens)
         if side**2 != tokens:
             raise UserError(f"tokens: {tokens} tokens are no square, which pooling needs; merge or select them instead")
         ratios = ", ".join(f"{1 - 1 / by**2:.4g}" for by in range(2, side + 1) if side % by == 0)

@@ -82,6 +82,13 @@ class Evidence:
             for ratio, stages in sorted(self.plan.ratios.items())
         }
 
+    def by_part(self) -> dict[str, dict[float, PolicyRow]]:
+        """What was measured by the part that was made lighter, and by how much."""
+        return {
+            part: {degree: self.measured[stage] for degree, stage in sorted(degrees.items()) if stage in self.measured}
+            for part, degrees in self.plan.parts.items()
+        }
+
     def rl_curves(self) -> dict[str, list[tuple[float, ...]]]:
         """Return by seed the points (iteration, success in each of `splits`) over the learning curve's own episodes."""
         names = [f"eval_{split}_success" for split in self.splits]
@@ -94,7 +101,7 @@ class Evidence:
         return curves
 
     def summary(self) -> dict[str, Any]:
-        """Summary for machines: every cell, every pair of policies, bytes and parameters.
+        """Summary for machines: every cell of policies and of parts, every pair of policies, bytes and parameters.
 
         `points` is the rate of b minus that of a in percentage points over n shared episodes, with Tango's 95 %
         interval and McNemar's exact p; `lower_bound` is one-sided.
@@ -104,6 +111,13 @@ class Evidence:
             | {"successes": success_rate(cell).successes}
             for label, row in (self.policies | self.seeds()).items()
             for cell in by_condition(row.episodes).values()
+        ]
+        rows += [
+            {"policy": row.name, "part": part, "degree": degree, "split": split, "variant": "main"}
+            | {"n": row.rates[split].n, "successes": row.rates[split].successes}
+            for part, degrees in self.by_part().items()
+            for degree, row in degrees.items()
+            for split in self.splits
         ]
         parts = {label: described["parameters"] for label, described in self.described.items()}
         return {

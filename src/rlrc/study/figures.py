@@ -19,6 +19,7 @@ INK, PAPER = "#1f2328", "#ffffff"
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: Any = {**charts.STYLE, **dict.fromkeys(INKED, INK), "axes.titlesize": 10, "figure.facecolor": PAPER}
 MOST_BARS = 8  # policies in one group of bars
+PANELS_A_ROW = 3
 STEPS_OF_A_RATIO = ("right after pruning", "+ SFT", "+ SFT + RL")
 
 
@@ -158,6 +159,29 @@ def ratios(evidence: Evidence) -> Figure | None:
     return figure
 
 
+def parts(evidence: Evidence) -> Figure | None:
+    """Success against how much lighter a part is; a panel for each part, and the reference as a dotted line."""
+    cells = {part: rows for part, rows in evidence.by_part().items() if rows}
+    if not cells:
+        return None
+    columns = min(len(cells), PANELS_A_ROW)
+    lines = -(-len(cells) // columns)
+    figure = Figure((9.5, 2.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for axes, (part, rows) in zip(panels, cells.items(), strict=False):
+        for k, split in enumerate(evidence.splits):
+            values, spread = _percent([row.rates[split] for row in rows.values()])
+            axes.errorbar(list(rows), values, spread, marker="o", markersize=4, color=COLOURS[k], label=split.upper())
+            if (dense := evidence.rate(evidence.reference, split)) is not None:
+                axes.axhline(100 * dense.rate, color=COLOURS[k], linestyle=":", linewidth=1)
+        axes.set_title(part)
+        _percent_axis(axes)
+    for axes in panels[len(cells) :]:
+        axes.set_visible(False)
+    panels[0].legend(loc="lower left")
+    return figure
+
+
 def _percent(rates: Sequence[Rate]) -> tuple[list[float], np.ndarray]:
     """Rates in percent and the arms (2, N) of their intervals."""
     arms = [[100 * (rate.rate - rate.low) for rate in rates], [100 * (rate.high - rate.rate) for rate in rates]]
@@ -178,5 +202,6 @@ FIGURES: dict[str, tuple[str, Callable[[Evidence], Figure | None]]] = {
     "variants.png": ("Success in each of the challenges", variants),
     "curves.png": ("Learning curves", curves),
     "ratios.png": ("Success against the pruning ratio", ratios),
+    "parts.png": ("Success against how much lighter each part is", parts),
 }
 """Figures by file name: a caption, and the function that draws it."""

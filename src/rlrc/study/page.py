@@ -47,6 +47,11 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
             markdown_table(*_ratio_table(evidence)),
             _picture("Success against the pruning ratio", pictures),
         ),
+        *_section(
+            "Parts",
+            markdown_table(*_part_table(evidence)),
+            _picture("Success against how much lighter each part is", pictures),
+        ),
         "## Motion",
         f"Each number is a mean over the in-distribution episodes that both the policy and {reference} solve. The "
         f"ratio to {reference} on the same episodes is in parentheses.",
@@ -137,6 +142,15 @@ def _ratio_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
         if told:
             body.append([f"{100 * ratio:g} %", *(told.get(step, "") for step in range(3))])
     return ["share pruned", "right after pruning", "+ SFT", "+ SFT + RL"], body
+
+
+def _part_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
+    body = [
+        [part, f"{degree:g}", *(f"{row.rates[split]}, n = {row.rates[split].n}" for split in evidence.splits)]
+        for part, rows in evidence.by_part().items()
+        for degree, row in rows.items()
+    ]
+    return ["part", "how much went, or bits", *(split.upper() for split in evidence.splits)], body
 
 
 def _motion_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:

@@ -49,6 +49,12 @@ class LayerShape(FileModel, extra="forbid"):
     intermediate_size: Count | None = None
 
 
+def can_be_pooled(tokens: int, count: int) -> bool:
+    """Whether windows of one size make `count` of a square of tokens."""
+    side, left = math.isqrt(tokens), math.isqrt(count)
+    return side**2 == tokens and left**2 == count > 0 and side % left == 0
+
+
 class TokenFields(FileModel, extra="forbid"):
     """`visual_tokens`: how fewer tokens are made of each picture."""
 
@@ -62,8 +68,7 @@ class TokenFields(FileModel, extra="forbid"):
         """
         if self.count > tokens:
             raise ValueError(f"visual_tokens: {self.count} of {tokens} tokens cannot stay")
-        side, left = math.isqrt(tokens), math.isqrt(self.count)
-        if self.kind == "pool" and (side**2 != tokens or left**2 != self.count or side % left):
+        if self.kind == "pool" and not can_be_pooled(tokens, self.count):
             raise ValueError(f"visual_tokens: {tokens} tokens are no square that can be pooled to {self.count}")
 
 
