@@ -41,8 +41,8 @@ METHODS: dict[str, Method] = {
     "depth": Depth(),
     "gates": Depth(rank="gates"),
 }
-WHOLE_LAYERS = ("wanda", "magnitude", "depth", "gates")
-"""Methods that take as much of all matrices."""
+WHOLE_LAYERS = ("depth", "gates")
+"""Methods that take what modulates a tower, too."""
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ class Stack:
     """Builds the layer of a number, of the shape that `config` gives it."""
 
 
-def sparse(config: Any, shapes: Sequence[dict[str, int]]) -> dict[int, dict[str, int]] | None:
+def sparse(config: Any, shapes: Sequence[dict[str, int]]) -> dict[int | str, dict[str, Any]] | None:
     """The shapes of layers as transformers' `per_layer_config` holds them: those alone that differ from the config's
     own; None where none does."""
     whole = config.to_dict()

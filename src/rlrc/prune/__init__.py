@@ -11,7 +11,7 @@ policy needs recovery: `rlrc sft`, then `rlrc rl`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -205,7 +205,7 @@ class Task:
         if plan.tokens is not None:
             if config.visual_tokens is not None:
                 raise UserError(f"{self.config.policy}: its pictures have fewer tokens already; start from before that")
-            config.visual_tokens = plan.tokens._asdict()
+            config.visual_tokens = asdict(plan.tokens)
         return parent.rebuilt(config)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

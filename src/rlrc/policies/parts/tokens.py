@@ -5,7 +5,8 @@ behind it. The tokens that stay keep their order.
 """
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from rlrc.errors import UserError
 Kind = Literal["pool", "merge", "select"]
 
 
-class TokenReduction(NamedTuple):
+@dataclass(frozen=True)
+class TokenReduction:
     """A way to make fewer tokens of a picture."""
 
     kind: Kind

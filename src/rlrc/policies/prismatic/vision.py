@@ -46,13 +46,18 @@ def vision_stacks(backbone: VisionBackbone, towers: Sequence[VisionTowerConfig])
             f"vision_backbone.{module}.blocks",
             tower.blocks,
             config,
-            lambda whole, number=number: whole.towers[number],
+            partial(_tower_of, number=number),
             partial(Block, config),
         )
         for number, (name, (module, tower), config) in enumerate(
             zip((VISION, FUSED_VISION), modules, towers, strict=False)
         )
     ]
+
+
+def _tower_of(config: Any, number: int) -> VisionTowerConfig:
+    tower: VisionTowerConfig = config.towers[number]
+    return tower
 
 
 def lighter_tower(tower: VisionTowerConfig, shapes: Sequence[dict[str, int]] | None) -> dict[str, Any]:
