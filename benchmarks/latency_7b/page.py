@@ -95,7 +95,7 @@ def page(result: dict[str, Any]) -> str:
             "Where the time goes",
             "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
             "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
-            "integers can go below).",
+            "integers can go below, and of float32 too where the processor has no instructions for bf16).",
             stages_table(rows),
         ),
         *section(
