@@ -6,6 +6,7 @@ about what the fixture says, so that the right way is told from the wrong one; w
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rlrc.errors import UserError
 from rlrc.policies.flow import layers, model
+from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.published import POSTPROCESSOR_FILE, PREPROCESSOR_FILE
 
 OF_FAMILY = {name.partition("/")[0]: name for name in SETS}
@@ -56,8 +58,13 @@ def pictures_scaled_otherwise(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
 
 
 def pictures_in_zero_to_one(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
-    project = case.policy.model.tokens_of
-    patch.setattr(case.policy.model, "tokens_of", lambda pictures: project((pictures + 1) / 2))
+    project = case.policy.model.project_images
+
+    def mistaken(inputs: FlowInputs) -> torch.Tensor:
+        assert inputs.pixel_values is not None
+        return project(replace(inputs, pixel_values=(inputs.pixel_values + 1) / 2))
+
+    patch.setattr(case.policy.model, "project_images", mistaken)
 
 
 def other_place(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
