@@ -1,4 +1,4 @@
-"""What rounding activations to 8 bits costs: the shipped 4-bit policies, run by the kernels and with unpacked weights.
+"""What rounding activations to 8 bits costs: the shipped small policies in 4 bits, by the kernels and unpacked.
 
     python benchmarks/activations.py            about half an hour on 2 cores; writes results/activations.json
 
@@ -21,16 +21,19 @@ from rlrc.act.evaluate import evaluate
 from rlrc.bench import machine
 from rlrc.configs.collect import CollectConfig
 from rlrc.configs.evaluate import EvaluateConfig
+from rlrc.configs.quantize import Part, QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.data.collect import collect
 from rlrc.episodes import by_condition, compare, read_episodes, success_rate
 from rlrc.files import write_json
-from rlrc.packed.layers import QuantizedLinear
+from rlrc.packed.layers import QuantizedLinear, who_multiplies
 from rlrc.policies.contract import Policy
+from rlrc.quantize import quantize
 from rlrc.sensitivity.frames import Frames
 
 POLICIES = ("checkpoints/tabletop-rlrc", "checkpoints/tabletop-oft-rlrc")
 KERNELS, FLOAT32 = "W4A8, kernels", "W4A32, unpacked"
+PARTS: tuple[Part, ...] = ("decoder", "vision", "projector")
 DTYPES = {"W4A16, unpacked": torch.bfloat16, FLOAT32: torch.float32}
 EPISODES, FRAMES, DEMONSTRATIONS = 512, 512, 64
 
@@ -48,14 +51,23 @@ def main() -> None:
         (place / "demos").mkdir()
         collect(CollectConfig(episodes=DEMONSTRATIONS, cameras=("front", "wrist")), place / "demos")
         for path in POLICIES:
-            ways = {KERNELS: Path(path)}
+            quantize(QuantizeConfig(policy=Path(path), bits=4, parts=PARTS, device="cpu"), place / path)
+            ways = {KERNELS: place / path / "checkpoint"}
+            require_kernels(rlrc.load(ways[KERNELS], device="cpu"))
             for way, dtype in DTYPES.items():
                 ways[way] = place / path / way
-                unpack(rlrc.load(path, device="cpu"), dtype, ways[way])
+                unpack(rlrc.load(ways[KERNELS], device="cpu"), dtype, ways[way])
             here, pairs = play(path, ways, place, options.episodes)
             rows += here
             paired += [pair | changed(path, pair, ways, place, options.frames) for pair in pairs]
     write_json(options.out, {"machine": machine(), "frames": options.frames, "rows": rows, "paired": paired})
+
+
+def require_kernels(policy: Policy) -> None:
+    """Check that the kernels multiply the linear layers, so that there is something to compare."""
+    multipliers = who_multiplies(policy.model, policy.model.device, policy.model.dtype)
+    if {row["backend"] for row in multipliers if row["kind"] == "linear"} != {"cpu"}:
+        raise SystemExit(f"the kernels do not multiply all linear layers here: {multipliers}")
 
 
 def unpack(policy: Policy, dtype: torch.dtype, folder: Path) -> None:
