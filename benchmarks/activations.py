@@ -59,7 +59,8 @@ def main() -> None:
                 unpack(rlrc.load(ways[KERNELS], device="cpu"), dtype, ways[way])
             here, pairs = play(path, ways, place, options.episodes)
             rows += here
-            paired += [pair | changed(path, pair, ways, place, options.frames) for pair in pairs]
+            shares = changed(path, ways, place, options.frames)
+            paired += [pair | shares[pair["a"]] for pair in pairs]
     write_json(options.out, {"machine": machine(), "frames": options.frames, "rows": rows, "paired": paired})
 
 
@@ -112,18 +113,15 @@ def play(
     return rows, paired
 
 
-def changed(path: str, pair: dict[str, Any], ways: dict[str, Path], place: Path, frames: int) -> dict[str, Any]:
-    """The share of the actions' numbers that differ noticeably on demonstrated frames, with its interval."""
-    demonstrations = Demonstrations.load(place / "demos" / "dataset", cameras=seen_by(path))
-    shown = Frames.draw(rlrc.load(path, device="cpu"), demonstrations, frames, seed=1)
-    of = {side: shown.shown_to(rlrc.load(ways[pair[side]], device="cpu")) for side in ("a", "b")}
-    share = shown.changed(of["a"], of["b"])
-    return {"changed": share.mean, "changed_95": [share.low, share.high]}
-
-
-def seen_by(path: str) -> tuple[str, ...]:
-    """The dataset's names of the cameras that a policy sees."""
-    return tuple(f"observation.images.{name}" for name in rlrc.load(path, device="cpu").spec.cameras)
+def changed(path: str, ways: dict[str, Path], place: Path, frames: int) -> dict[str, dict[str, Any]]:
+    """By way, the share of the actions' numbers that differ noticeably from the kernels' on demonstrated frames, with
+    its interval."""
+    policy = rlrc.load(path, device="cpu")
+    cameras = [f"observation.images.{name}" for name in policy.spec.cameras]
+    shown = Frames.draw(policy, Demonstrations.load(place / "demos" / "dataset", cameras), frames, seed=1)
+    behaviours = {way: shown.shown_to(rlrc.load(folder, device="cpu")) for way, folder in ways.items()}
+    shares = {way: shown.changed(behaviours[way], behaviours[KERNELS]) for way in DTYPES}
+    return {way: {"changed": share.mean, "changed_95": [share.low, share.high]} for way, share in shares.items()}
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ class VisionPass:
     """The part that belongs to the pictures, (pictures, tokens, hidden), of a tensor like what enters the language
     model, (N, positions, hidden)."""
     context: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What each layer takes beside its state, (pictures, ...) each."""
+    """Each layer takes these tensors beside its state, (pictures, ...) each."""
 
 
 @dataclass(frozen=True)

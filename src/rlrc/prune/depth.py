@@ -19,7 +19,7 @@ from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.values import States
 from rlrc.prune.measured import Measured
-from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
+from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall, unchanged
 
 
 class DepthMethod(PruningMethod[Depth]):
@@ -63,7 +63,7 @@ class DepthMethod(PruningMethod[Depth]):
             free = self._free(groups, layers, target, scores.argsort(stable=True).tolist())
             stay = set(range(layers)) - set(free[: self._count(groups, layers, target)])
         kept = tuple(sorted(stay))
-        return Plan(kept, _unchanged, kept={"layers": list(kept)})
+        return Plan(kept, unchanged, kept={"layers": list(kept)})
 
     def _count(self, groups: Sequence[Group], layers: int, target: Target) -> int:
         """Return the number of layers that go."""
@@ -100,7 +100,3 @@ def _gates(source: Source) -> Measured:
         return {str(index): slopes.abs().sum()}, below
 
     return source.backward("gates", visit)
-
-
-def _unchanged(index: int, block: Block) -> None:
-    """Leave a block as it is, as all that stay are."""

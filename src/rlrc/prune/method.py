@@ -170,6 +170,10 @@ class PruningMethod(ABC, Generic[MethodOptions]):
         """Decide what each layer becomes for this target."""
 
 
+def unchanged(index: int, block: Block) -> None:
+    """The edit of a plan that leaves the blocks as they are."""
+
+
 def refuse_overall(target: Target, kind: str) -> None:
     """
     Raises:

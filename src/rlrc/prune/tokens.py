@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from rlrc.configs.prune import Tokens
 from rlrc.errors import UserError
-from rlrc.policies.groups import Block, Group
+from rlrc.policies.groups import Group
 from rlrc.policies.parts.schema import can_be_pooled
 from rlrc.policies.parts.tokens import TokenReduction
 from rlrc.prune.measured import Measured
-from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall
+from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall, unchanged
 
 
 class TokensMethod(PruningMethod[Tokens]):
@@ -25,7 +25,7 @@ class TokensMethod(PruningMethod[Tokens]):
         assert target.ratio is not None
         count = self._count(target.tokens, target.ratio)
         kept = {"tokens_before": target.tokens, "tokens": count}
-        return Plan(tuple(range(layers)), _unchanged, kept=kept, tokens=TokenReduction(self.config.by, count))
+        return Plan(tuple(range(layers)), unchanged, kept=kept, tokens=TokenReduction(self.config.by, count))
 
     def _count(self, tokens: int, ratio: float) -> int:
         """Return how many of a picture's tokens stay.
@@ -43,7 +43,3 @@ class TokensMethod(PruningMethod[Tokens]):
             raise UserError(f"tokens: {tokens} tokens are no square, which pooling needs; merge or select them instead")
         ratios = ", ".join(f"{1 - 1 / by**2:.4g}" for by in range(2, side + 1) if side % by == 0)
         raise UserError(f"tokens: pooling {side} x {side} tokens takes a ratio of {ratios}, and not {ratio:g}")
-
-
-def _unchanged(index: int, block: Block) -> None:
-    """Leave a block as it is."""

@@ -99,5 +99,5 @@ class FlowConfig(PreTrainedConfig):
 
     @property
     def reduction(self) -> TokenReduction | None:
-        """How fewer tokens are made of each picture."""
+        """This tells how fewer tokens are made of each picture; None where all of them stay."""
         return None if self.visual_tokens is None else TokenReduction(**self.visual_tokens)

@@ -144,5 +144,5 @@ class VisionTower(nn.Module):
         return torch.cat([*prefix, x], dim=1) if prefix else x
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
-        """Of what leaves the last block, the patches (B, P, hidden)."""
+        """Return the patches (B, P, hidden) of what leaves the last block."""
         return x[:, -self.num_patches :]
