@@ -22,6 +22,7 @@ QUICK = {
     "trial": ("--policies", "a=ws://127.0.0.1:1", "b=ws://127.0.0.1:2", "--scenes", "scenes.yaml"),  # nobody is there
     "bench": ("--policies", "policy", "--batch-sizes", "1", "--repeats", "1", "--warmup", "0"),
     "sensitivity": (*POLICY, *DATA, "--samples", "2", "--repeats", "6", "--bits", "8", "--widths", "0.5"),
+    "fit": (*POLICY, *DATA, "--samples", "2", "--repeats", "1", "--max-memory", "1GB"),
     "report": ("finished",),
     "run": ("recipe.yaml",),
     "study": ("recipe.yaml",),

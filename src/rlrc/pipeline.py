@@ -26,10 +26,11 @@ from rlrc.process import world_size
 from rlrc.progress import say
 from rlrc.reading import read_yaml
 from rlrc.recipe import PROGRESS, RECIPE_FILE, Recipe, read_recipe
+from rlrc.report.budget import budget_table
 from rlrc.report.summary import as_json, print_summary, summarise_run
 from rlrc.resolve import measures, resolve
 from rlrc.stage import Stage
-from rlrc.tables import human_seconds
+from rlrc.tables import human_seconds, print_table
 from rlrc.verbs import VERBS
 
 HEADER = "# Written by `rlrc run`; do not edit.\n"
@@ -57,6 +58,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     if measures(stages):
         summary = summarise_run(out)
         print_summary(summary)
+        if (budget := budget_table(summary)) is not None:
+            print_table("budget", *budget)
         rows = as_json(summary.rows)
     else:
         say("all stages have ended; there is no table, since none of them evaluates or benchmarks")

@@ -64,6 +64,19 @@ class StudyPlan(Config):
         return list(dict.fromkeys(named))
 
 
+class Budget(Config):
+    """A budget that the recipe was chosen for, as `rlrc fit` writes it, and what it predicted."""
+
+    policy: str
+    """The stage that makes the policy which is to meet it, or base."""
+    max_latency: str | None = None
+    """Longest time of one call, such as 200ms."""
+    max_memory: str | None = None
+    """Most memory of the weights, such as 700MB."""
+    predicted_ms: float = Field(ge=0)
+    predicted_bytes: int = Field(ge=0)
+
+
 class Recipe(Config):
     """Contents of a recipe file; its stages are not validated yet."""
 
@@ -75,6 +88,8 @@ class Recipe(Config):
     """World of every stage that needs one and names none."""
     stages: list[dict[str, Any]] = Field(min_length=1)
     """Stages, which run in this order."""
+    budget: Budget | None = None
+    """The budget that the recipe was chosen for; a page shows it beside what was measured."""
     study: StudyPlan | None = None
     """Parts that stages play in a study; see `rlrc study`."""
 

@@ -37,9 +37,11 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
         if verb == "report" and not measures(stages):
             raise UserError(f"{where}: there is nothing to report, since no stage before it evaluates or benchmarks")
-    for name in recipe.study.stages if recipe.study else []:
+    named = [("study", name) for name in (recipe.study.stages if recipe.study else [])]
+    named += [("budget", recipe.budget.policy)] if recipe.budget else []
+    for key, name in named:
         if name != "base" and (name not in stages or VERBS[stages[name].verb].artifact != "checkpoint"):
-            raise UserError(f"recipe {recipe.name}: study: '{shorten(name)}' is no stage that makes a policy")
+            raise UserError(f"recipe {recipe.name}: {key}: '{shorten(name)}' is no stage that makes a policy")
     return stages
 
 

@@ -149,6 +149,15 @@ VERBS = {
             alone=True,
         ),
         Verb(
+            "fit",
+            "rlrc.fit",
+            "rlrc.configs.fit",
+            "FitConfig",
+            "",
+            "choose what goes for a budget, and write the recipe",
+            alone=True,
+        ),
+        Verb(
             "report",
             "rlrc.report",
             "rlrc.configs.report",

@@ -28,12 +28,15 @@ Part = Literal[
 ]
 
 
+GROUP_SIZE = 32
+
+
 class QuantizeConfig(StatisticsPart, PolicyPart):
     """Store a policy's weights in 4 or 8 bits."""
 
     bits: Literal[4, 8] = 4
     """Number of bits of each weight."""
-    group_size: int = Field(default=32, ge=1, le=65_536)
+    group_size: int = Field(default=GROUP_SIZE, ge=1, le=65_536)
     """Number of weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
     """Parts of the policy whose linear layers, convolutions and embeddings are packed. Only OpenVLA-OFT has an

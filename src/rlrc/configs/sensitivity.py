@@ -1,36 +1,15 @@
 """Options of `sensitivity`."""
 
-from pathlib import Path
-from typing import Annotated, Literal
-
 from pydantic import Field
 
-from rlrc.config import Seed, Share
-from rlrc.configs.parts import PolicyPart, StatisticsPart
+from rlrc.configs.lightening import LighteningPart
 from rlrc.configs.quantize import Part
 
-Degree = Annotated[Share, Field(gt=0, lt=1)]
 
-
-class SensitivityConfig(StatisticsPart, PolicyPart):
+class SensitivityConfig(LighteningPart):
     """Measure what it costs to lighten each part of a policy, and what it saves. Nothing is trained."""
 
-    dataset: Path
-    """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
     parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
     """Parts whose weights are quantized, each alone. All parts are unless you name some."""
-    bits: tuple[Literal[4, 8], ...] = (8, 4)
-    """Numbers of bits, each tried with each part."""
-    widths: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75, 0.9), max_length=32)
-    """Shares of the heads and channels that go, each tried with each stack of layers (LLM-Pruner's importance)."""
-    depths: tuple[Degree, ...] = Field(default=(0.25, 0.5), max_length=32)
-    """Shares of the layers that go, those of least influence: of the language model and what runs with it, and of the
-    vision towers."""
-    tokens: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75), max_length=32)
-    """Shares of each picture's tokens that go, by merging those that are most alike."""
-    samples: int = Field(default=64, ge=1, le=100_000)
-    """Number of frames on which importance is measured, and of others on which losses and actions are compared."""
     repeats: int = Field(default=15, ge=6, le=100_000)
     """Number of rounds in which the policy and its lighter version are timed, in turns. An interval needs six."""
-    seed: Seed = 0
-    """Seed for choosing the frames, and of the noise of policies that denoise."""

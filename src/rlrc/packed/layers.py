@@ -199,6 +199,11 @@ def empty_packed(layer: Packable, bits: int, group_size: int) -> QuantizedLinear
     return QuantizedLinear.empty_like(layer, bits, group_size)
 
 
+def shrinks(layer: Packable, bits: int, group_size: int) -> bool:
+    """Return whether the packed weight of a layer, which may have no memory, takes fewer bytes than one in bf16."""
+    return empty_packed(layer, bits, group_size).nbytes < 2 * layer.weight.numel()
+
+
 def replace_linears(module: nn.Module, names: Iterable[str], bits: int, group_size: int) -> None:
     """Put empty packed layers in the place of those at the dotted `names`, ready for `load_state_dict`.
 

@@ -43,11 +43,15 @@ def load(
             know `unnorm_key`; `spec` is missing or does not fit; there is no such device; or the full head is asked for
             and was left out before.
     """
-    place = resolve_device(device)
     policy = _outline(path_or_hub_id, Reading(unnorm_key, dtype, full_head, spec))
     policy.fill()
-    policy.model.to(place)
-    if place.type == "cpu" and not multiplies_bfloat16():
+    return made_ready(policy, resolve_device(device))
+
+
+def made_ready(policy: Policy, device: torch.device) -> Policy:
+    """The policy, whose weights are there, ready to act on a device."""
+    policy.model.to(device)
+    if device.type == "cpu" and not multiplies_bfloat16():
         widen_products(policy.model)
     warm_up(policy)
     return policy

@@ -11,7 +11,7 @@ policy needs recovery: `rlrc sft`, then `rlrc rl`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -37,8 +37,8 @@ from rlrc.prune.groups import Chain, chain_of, coupled_groups, describe, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
+from rlrc.prune.shrink import shrunk
 from rlrc.prune.stream import StoredBlocks
-from rlrc.prune.structured import layer_shape
 from rlrc.prune.vision import vision_calibration
 
 
@@ -188,25 +188,7 @@ class Task:
 
     def child(self, plan: Plan) -> Policy:
         """The policy that `plan` makes of the parent, as an outline."""
-        parent = self.parent
-        config = type(parent.model.config).from_dict(parent.model.config.to_dict())
-        shapes: dict[str, list[dict[str, int]]] = {stack.name: [] for stack in self.chain.stacks}
-        stacks, places = {stack.name: stack for stack in self.chain.stacks}, self.chain.places
-        for old in plan.layers:
-            for name, number in places[old].items():
-                shape = layer_shape(stacks[name].layers[number], name)
-                shapes[name].append(shape | plan.shapes.get((old, name), {}))
-        if lost := [name for name, those in shapes.items() if not those]:
-            raise UserError(f"keep names no layer of the stack '{lost[0]}', which needs at least one")
-        parent.reshape(config, plan.layers, shapes)
-        for stack in () if self.chain.is_vision else self.chain.stacks:  # those of vision have biases anyway
-            part = stack.config_in(config)
-            part.output_bias = part.output_bias or plan.output_bias
-        if plan.tokens is not None:
-            if config.visual_tokens is not None:
-                raise UserError(f"{self.config.policy}: its pictures have fewer tokens already; start from before that")
-            config.visual_tokens = asdict(plan.tokens)
-        return parent.rebuilt(config)
+        return shrunk(self.parent, self.chain, plan)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""

@@ -15,6 +15,7 @@ from rlrc.files import write_text
 from rlrc.finished import Finished
 from rlrc.ownership import require_plain
 from rlrc.progress import read_metrics, say
+from rlrc.report.budget import budget_table
 from rlrc.report.charts import Chart, curve, sensitivity_map, stage_bars, success_bars
 from rlrc.report.films import side_by_side
 from rlrc.report.rendering import render
@@ -68,6 +69,7 @@ def report(config: ReportConfig, out: Path) -> dict[str, Any]:
         bars=success_bars(summary.rows, summary.conditions) if summary.conditions else None,
         films=side_by_side(first, last) if first is not last else [],
         training=[(stage.name, charts) for stage in summary.stages if (charts := _training_charts(stage))],
+        budget=budget_table(summary),
         costs=_costs(summary),
         maps=[(stage.name, _map(stage)) for stage in summary.stages if stage.verb == "sensitivity"],
         outcomes=_outcomes(summary),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlrc.configs.lightening import LighteningPart
 from rlrc.configs.prune import Depth, PruneConfig, Tokens
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.sensitivity import SensitivityConfig
@@ -86,31 +87,36 @@ class Maker:
             yield lighter
 
     def _quantize(self, variant: Variant) -> QuantizeConfig:
-        return QuantizeConfig(**self._reading, bits=int(variant.degree), parts=(variant.part,))  # type: ignore[arg-type]
+        return QuantizeConfig(**_reading(self._config), bits=int(variant.degree), parts=(variant.part,))  # type: ignore[arg-type]
 
     def _prune(self, variant: Variant, out: Path) -> None:
         """Prune with what was measured before, where it was."""
-        lighter: dict[str, Any] = {} if variant.part in (LAYERS, TOKENS) else {"stacks": (variant.part,)}
-        if variant.kind != "width":
-            lighter["method"] = Depth() if variant.kind == "depth" else Tokens(by="merge")
-        measured = self._folder / f"{variant.kind}-{variant.part}.safetensors"
-        config = self._config
-        asked = PruneConfig(
-            **self._reading,
-            statistics=config.statistics,
-            **config.model_dump(
-                include={"dataset", "cameras", "action_key", "state_key", "dataset_episodes", "samples"}
-            ),
-            ratio=variant.degree,
-            seed=config.seed,
-            measured=measured if measured.exists() else None,
-            **lighter,
-        )
-        prune(asked, out)
+        measured = measured_in(self._folder, variant)
+        prune(pruning(self._config, variant, measured), out)
         if not measured.exists():
             (out / "measured.safetensors").rename(measured)
 
-    @property
-    def _reading(self) -> dict[str, Any]:
-        config = self._config
-        return {"policy": config.policy} | config.model_dump(include={"spec", "device", "unnorm_key"})
+
+def pruning(config: LighteningPart, variant: Variant, measured: Path) -> PruneConfig:
+    """The options of `prune` that make a version, which reads what was measured before where that is there."""
+    lighter: dict[str, Any] = {} if variant.part in (LAYERS, TOKENS) else {"stacks": (variant.part,)}
+    if variant.kind != "width":
+        lighter["method"] = Depth() if variant.kind == "depth" else Tokens(by="merge")
+    return PruneConfig(
+        **_reading(config),
+        statistics=config.statistics,
+        **config.model_dump(include={"dataset", "cameras", "action_key", "state_key", "dataset_episodes", "samples"}),
+        ratio=variant.degree,
+        seed=config.seed,
+        measured=measured if measured.exists() else None,
+        **lighter,
+    )
+
+
+def measured_in(folder: Path, variant: Variant) -> Path:
+    """The file of what was measured for a version, which holds for every degree."""
+    return folder / f"{variant.kind}-{variant.part}.safetensors"
+
+
+def _reading(config: LighteningPart) -> dict[str, Any]:
+    return {"policy": config.policy} | config.model_dump(include={"spec", "device", "unnorm_key"})

@@ -1,0 +1,58 @@
+"""Options of `fit`."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from rlrc.configs.lightening import LighteningPart
+from rlrc.configs.quantize import Part
+
+Duration = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,9})?(ms|s)$")]
+Size = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,9})?(kB|MB|GB|KiB|MiB|GiB)$")]
+
+MILLISECONDS = {"ms": 1.0, "s": 1000.0}
+BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+
+
+class FitConfig(LighteningPart):
+    """Choose how much of each part has to go for a budget, and write the recipe that does it."""
+
+    max_latency: Duration | None = None
+    """Longest time that one call of the policy may take on this machine, such as 200ms or 1.5s."""
+    max_memory: Size | None = None
+    """Most memory that the policy's weights may take, such as 700MB or 1.5GiB."""
+    parts: tuple[Part, ...] = Field(default=("decoder", "expert", "vision", "projector", "embedding"), min_length=1)
+    """Parts whose weights may be packed, as far as the policy has them."""
+    repeats: int = Field(default=7, ge=1, le=100_000)
+    """Number of calls of which each time is the median."""
+    world: str | None = None
+    """World in which the recipe evaluates what it makes. Without one it measures cost alone."""
+    sft_steps: int = Field(default=2000, ge=0, le=100_000_000)
+    """Number of steps of the recipe's last fine-tuning. Each cut before it is followed by an eighth as many."""
+    rl_iterations: int = Field(default=0, ge=0, le=10_000_000)
+    """Number of iterations of reinforcement learning after that. It needs a world."""
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> Self:
+        if self.max_latency is None and self.max_memory is None:
+            raise ValueError("a budget is needed: give max_latency, max_memory, or both")
+        if self.rl_iterations and self.world is None:
+            raise ValueError("rl_iterations needs a world to act in")
+        return self
+
+    @property
+    def most_ms(self) -> float:
+        """The budget of time in milliseconds; infinite where there is none."""
+        return _in_units(self.max_latency, MILLISECONDS)
+
+    @property
+    def most_bytes(self) -> float:
+        """The budget of memory in bytes; infinite where there is none."""
+        return _in_units(self.max_memory, BYTES)
+
+
+def _in_units(text: str | None, units: dict[str, float]) -> float:
+    if text is None:
+        return float("inf")
+    number = text.rstrip("kKMGTiBms")
+    return float(number) * units[text.removeprefix(number)]
