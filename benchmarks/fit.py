@@ -1,0 +1,93 @@
+"""Does a policy that `rlrc fit` chose cost what it predicted? Three budgets, each predicted, made and measured.
+
+    python benchmarks/fit.py                    about 15 minutes on 2 cores; writes results/fit.json
+    python benchmarks/fit.py --policy FOLDER --samples 2 --budgets 4s,3GB
+
+Fine-tuning changes no shape, so it is left out: the recipe's cuts and its rounding are carried out, and the result is
+measured by `bench`. Each budget is chosen in a process of its own, whose largest size in memory is kept. With another
+policy, its rows stand beside those of the others in the file.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlrc.bench import bench, machine, peak_resident
+from rlrc.configs.bench import BenchConfig
+from rlrc.configs.collect import CollectConfig
+from rlrc.configs.fit import FitConfig
+from rlrc.configs.run import RunConfig
+from rlrc.data.collect import collect
+from rlrc.files import write_json, write_text
+from rlrc.fit import fit
+from rlrc.jobs import in_fresh_process
+from rlrc.pipeline import run
+from rlrc.progress import say
+from rlrc.reading import read_json, read_yaml
+
+BUDGETS = ("20ms", "2MB", "12ms,1.5MB")
+DEMONSTRATIONS = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", type=Path, default=Path("checkpoints/tabletop-oft-base"))
+    parser.add_argument(
+        "--budgets", nargs="+", default=BUDGETS, help="each a time, a size, or both with a comma between"
+    )
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=30, help="calls of which the measured time is the median")
+    parser.add_argument("--cameras", nargs="+", default=["front", "wrist"])
+    parser.add_argument("--out", type=Path, default=Path("results/fit.json"))
+    options = parser.parse_args()
+    place = Path("runs") / f"fit-{options.policy.name}"
+    demonstrations = place / "demos"
+    if not (demonstrations / "dataset").exists():
+        demonstrations.mkdir(parents=True, exist_ok=True)
+        collect(CollectConfig(episodes=DEMONSTRATIONS, cameras=tuple(options.cameras)), demonstrations)
+    rows = []
+    for budget in options.budgets:
+        config = FitConfig(
+            policy=options.policy,
+            dataset=demonstrations / "dataset",
+            samples=options.samples,
+            sft_steps=0,
+            **asked(budget),
+        )
+        rows.append(one(config, place / budget.replace(",", "-"), options.repeats))
+        say(f"{budget}: predicted {rows[-1]['predicted']}, measured {rows[-1]['measured']}")
+    before = read_json(options.out)["rows"] if options.out.exists() else []
+    others = [row for row in before if row["policy"] != str(options.policy)]
+    write_json(options.out, {"machine": machine(), "rows": [*others, *rows]})
+
+
+def asked(budget: str) -> dict[str, str]:
+    """The options of a budget."""
+    return {"max_latency" if part.endswith("s") else "max_memory": part for part in budget.split(",")}
+
+
+def one(config: FitConfig, folder: Path, repeats: int) -> dict[str, Any]:
+    """Choose for a budget, make what was chosen, and measure it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen, peak = in_fresh_process(choose, config, folder)
+    recipe = read_yaml(folder / "fit.yaml")
+    last = recipe["budget"]["policy"]
+    recipe["stages"] = [stage for stage in recipe["stages"] if stage["verb"] in ("prune", "quantize")]
+    write_text(folder / "made.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    run(RunConfig(recipe=folder / "made.yaml"), folder / "made")
+    policy = config.policy if last == "base" else folder / "made" / last / "checkpoint"
+    (cost,) = bench(BenchConfig(policies=[policy], batch_sizes=(1,), repeats=repeats), folder)["policies"]
+    measured = {"p50_ms": cost["latency_ms"]["p50"], "weight_bytes": cost["bytes"]["memory"]}
+    kept = ("policy", "budget", "predicted", "dense", "choice", "seconds")
+    return {name: chosen[name] for name in kept} | {"measured": measured, "peak_bytes": peak}
+
+
+def choose(config: FitConfig, folder: Path) -> tuple[dict[str, Any], int]:
+    """What `fit` finds, and the largest resident size (bytes) of the process that found it."""
+    return fit(config, folder), peak_resident()
+
+
+if __name__ == "__main__":
+    main()
