@@ -121,6 +121,17 @@ def test_packed_weights_count_as_the_weights_they_stand_for(tiny_policy: Policy)
     assert after["quantization"] == {"layers": 1, "bits": 4, "group_size": 8}
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_weights_without_kernels_are_multiplied_by_the_reference_which_says_so(tiny_policy: Policy, bits: int) -> None:
+    layer = tiny_policy.model.language_model.model.layers[1]
+    layer.mlp.gate_proj = QuantizedLinear.from_linear(layer.mlp.gate_proj, bits)
+    tiny_policy.model.config.quantization_config = {"bits": bits, "group_size": 32, "modules": []}
+    (kind,) = describe(tiny_policy)["multipliers"]
+    assert kind["backend"] == "reference" and kind["bits"] == bits
+    assert f"4 and 8 bits, not {bits}" in kind["refused"]["cpu"]
+    assert f"4 and 8 bits, not {bits}" in kind["refused"]["cuda"]
+
+
 def test_a_stage_is_no_faster_than_reading_its_weights_nor_than_multiplying_them(tiny_policy: Policy) -> None:
     done = work(tiny_policy.stages(tiny_policy.prepare(black(tiny_policy))))
     decoder = tiny_policy.model.language_model.model.layers

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlrc.config import Seed
+from rlrc.config import Bits, Seed
 from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 Part = Literal[
@@ -29,10 +29,11 @@ Part = Literal[
 
 
 class QuantizeConfig(StatisticsPart, PolicyPart):
-    """Store a policy's weights in 4 or 8 bits."""
+    """Store a policy's weights in 2, 3, 4 or 8 bits."""
 
-    bits: Literal[4, 8] = 4
-    """Number of bits of each weight."""
+    bits: Bits = 4
+    """Number of bits of each weight. Rounding alone to 2 or 3 costs a policy much of its skill, which sft can bring
+    back."""
     group_size: int = Field(default=32, ge=1, le=65_536)
     """Number of weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)

@@ -1,11 +1,11 @@
 """Options of `sensitivity`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from rlrc.config import Seed, Share
+from rlrc.config import Bits, Seed, Share
 from rlrc.configs.parts import PolicyPart, StatisticsPart
 from rlrc.configs.quantize import Part
 
@@ -19,7 +19,7 @@ class SensitivityConfig(StatisticsPart, PolicyPart):
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
     parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
     """Parts whose weights are quantized, each alone. All parts are unless you name some."""
-    bits: tuple[Literal[4, 8], ...] = (8, 4)
+    bits: tuple[Bits, ...] = (8, 4)
     """Numbers of bits, each tried with each part."""
     widths: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75, 0.9), max_length=32)
     """Shares of the heads and channels that go, each tried with each stack of layers (LLM-Pruner's importance)."""

@@ -1,15 +1,16 @@
-"""Layers whose weight is stored in 4 or 8 bits: real packed bytes on disk and in memory, on any device.
+"""Layers whose weight is stored in 2, 3, 4 or 8 bits: real packed bytes on disk and in memory, on any device.
 
 `layout.py` says how the bytes lie, `backend.py` who multiplies them.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.config import Bits
 from rlrc.errors import UserError, shorten
 from rlrc.packed.backend import BACKENDS, Choice, backend_for
 from rlrc.packed.layout import PackedWeight, grouped, pack, packed_width, quantize_groups
@@ -28,11 +29,11 @@ Packable = nn.Linear | nn.Conv2d | nn.Embedding
 class QuantizedLinear(nn.Module):
     """`nn.Linear` with a packed weight. Built empty (also on the meta device) for loading, or by `from_linear`.
 
-    Buffers: `codes` uint8 (out, in / 2) for 4 bits, two per byte with the even input in the low nibble, or (out, in)
-    for 8 bits; `scales` bfloat16 (out, groups); `zeros` uint8, packed as the codes are. A bias stays a parameter.
+    Buffers: `codes` uint8 (out, packed_width(in)), as `layout.pack` lays them; `scales` bfloat16 (out, groups); `zeros`
+    uint8, packed as the codes are. A bias stays a parameter.
 
     Raises:
-        UserError: `bits` is neither 4 nor 8, or `group_size` is no whole number from 1 to LARGEST_GROUP.
+        UserError: `bits` is not 2, 3, 4 or 8, or `group_size` is no whole number from 1 to LARGEST_GROUP.
     """
 
     codes: torch.Tensor
@@ -50,8 +51,8 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if type(bits) is not int or bits not in (4, 8):
-            raise UserError(f"quantization takes 4 or 8 bits, not {shorten(repr(bits))}")
+        if type(bits) is not int or bits not in get_args(Bits):
+            raise UserError(f"quantization takes 2, 3, 4 or 8 bits, not {shorten(repr(bits))}")
         if type(group_size) is not int or not 1 <= group_size <= LARGEST_GROUP:
             raise UserError(
                 f"quantization takes groups of 1 to {LARGEST_GROUP:,} weights, not of {shorten(repr(group_size))}"

@@ -16,6 +16,9 @@ NAME = "cpu"
 
 unpack = dequantized
 
+KERNEL_BITS = (4, 8)
+"""Numbers of bits that the kernels read."""
+
 BLOCK = 32
 """Groups must be multiples of this many columns."""
 
@@ -26,6 +29,8 @@ def refuses(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> s
         return "it is for the CPU"
     if dtype not in (torch.bfloat16, torch.float32):
         return f"it reads bfloat16 and float32, not {dtype}"
+    if weight.bits not in KERNEL_BITS:
+        return f"it multiplies 4 and 8 bits, not {weight.bits}"
     if weight.group_size % BLOCK:
         return f"it needs groups of a multiple of {BLOCK} weights, not of {weight.group_size}"
     return missing()
