@@ -107,6 +107,17 @@ class QuantizedLinear(nn.Module):
         """The weight the codes stand for, (out, in) or some rows of it; exact in float32, rounded once in bfloat16."""
         return self.packed_weight.dequantize(dtype, rows)
 
+    def dense(self, dtype: torch.dtype = torch.float32) -> Packable:
+        """The dense layer that this one stands for, with the numbers that the codes mean and this one's own bias."""
+        layer = self._empty_dense()
+        layer.weight = nn.Parameter(self.dequantize(dtype).contiguous().view_as(layer.weight))
+        if self.bias is not None:
+            layer.bias = self.bias
+        return layer.train(self.training)
+
+    def _empty_dense(self) -> Packable:
+        return nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
         trained = torch.is_grad_enabled() and x.requires_grad
@@ -166,6 +177,11 @@ class QuantizedConv2d(QuantizedLinear):
         packed.geometry = (tuple(weight.shape[1:]), placing)
         return packed
 
+    def _empty_dense(self) -> Packable:
+        (channels, height, width), placing = self.geometry
+        inputs = channels * placing["groups"]
+        return nn.Conv2d(inputs, self.out_features, (height, width), bias=False, device="meta", **placing)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, in, H, W) -> (B, out, H', W') in x's dtype."""
         kernel, placing = self.geometry
@@ -182,6 +198,9 @@ class QuantizedEmbedding(QuantizedLinear):
         weight = embedding.weight
         shape = (embedding.embedding_dim, embedding.num_embeddings)
         return cls(*shape, bits, group_size, False, weight.device, weight.dtype).train(embedding.training)
+
+    def _empty_dense(self) -> Packable:
+        return nn.Embedding(self.out_features, self.in_features, device="meta")
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> embeddings (..., width) in bfloat16, the dtype of the scales."""
