@@ -1,8 +1,9 @@
 """The backend for processors: packed bytes multiplied as they are, by C++ that is compiled when it is first needed.
 
 Activations are rounded to 8 bits, each row with a scale of its own, and multiplied as integers; `packed.h` has the
-formula. One code serves all processors: a file for each set of instructions (`lanes_*.h`) has what differs. They give
-the same bits, whichever the processor, the number of rows and the number of threads.
+formula. Codes of 2 and 3 bits are widened to 4 bits on the way. One code serves all processors: a file for each set of
+instructions (`lanes_*.h`) has what differs. They give the same bits, whichever the processor, the number of rows and
+the number of threads.
 """
 
 import torch
@@ -16,9 +17,6 @@ NAME = "cpu"
 
 unpack = dequantized
 
-KERNEL_BITS = (4, 8)
-"""Numbers of bits that the kernels read."""
-
 BLOCK = 32
 """Groups must be multiples of this many columns."""
 
@@ -29,8 +27,6 @@ def refuses(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> s
         return "it is for the CPU"
     if dtype not in (torch.bfloat16, torch.float32):
         return f"it reads bfloat16 and float32, not {dtype}"
-    if weight.bits not in KERNEL_BITS:
-        return f"it multiplies 4 and 8 bits, not {weight.bits}"
     if weight.group_size % BLOCK:
         return f"it needs groups of a multiple of {BLOCK} weights, not of {weight.group_size}"
     return missing()
