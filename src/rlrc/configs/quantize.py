@@ -32,8 +32,7 @@ class QuantizeConfig(StatisticsPart, PolicyPart):
     """Store a policy's weights in 2, 3, 4 or 8 bits."""
 
     bits: Bits = 4
-    """Number of bits of each weight. Rounding alone to 2 or 3 costs a policy much of its skill, which sft can bring
-    back."""
+    """Number of bits of each weight. Rounding to 2 or 3 changes many actions, and sft can train the result on."""
     group_size: int = Field(default=32, ge=1, le=65_536)
     """Number of weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)
