@@ -14,6 +14,7 @@ from safetensors import safe_open
 import rlrc
 from rlrc.bench import STAGES, BenchConfig, bench, stage_clock, stage_timer
 from rlrc.inspect import InspectConfig, describe, inspect
+from rlrc.packed import cpu, cuda
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.contract import Policy
 from rlrc.policies.parts.decoding import Decoding
@@ -119,6 +120,18 @@ def test_packed_weights_count_as_the_weights_they_stand_for(tiny_policy: Policy)
     assert after["parameters"] == before["parameters"]
     assert before["bytes"]["decoder"] - after["bytes"]["decoder"] == dense.nbytes - layer.mlp.gate_proj.nbytes
     assert after["quantization"] == {"layers": 1, "bits": 4, "group_size": 8}
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_backend_of_few_bits_is_told_with_the_reasons_of_the_others(tiny_policy: Policy, bits: int) -> None:
+    layer = tiny_policy.model.language_model.model.layers[1]
+    layer.mlp.gate_proj = QuantizedLinear.from_linear(layer.mlp.gate_proj, bits)
+    tiny_policy.model.config.quantization_config = {"bits": bits, "group_size": 32, "modules": []}
+    (kind,) = describe(tiny_policy)["multipliers"]
+    assert kind["backend"] == ("reference" if cpu.missing() else "cpu") and kind["bits"] == bits
+    assert cuda.refuses(layer.mlp.gate_proj.packed_weight, torch.device("cuda"), torch.bfloat16) == (
+        f"they multiply 4 and 8 bits, not {bits}"
+    )
 
 
 def test_a_stage_is_no_faster_than_reading_its_weights_nor_than_multiplying_them(tiny_policy: Policy) -> None:

@@ -75,7 +75,7 @@ def one_line(path: Path) -> str:
         ("norm_stats", [[], 5, {"tabletop": 5}]),
         ("default_unnorm_key", [5]),
         ("dtype", ["int8", "x"]),
-        ("quantization_config", [5, {**PACKED, "bits": 3}, {**PACKED, "group_size": 0}, {"quant_method": "rlrc"}]),
+        ("quantization_config", [5, {**PACKED, "bits": 5}, {**PACKED, "group_size": 0}, {"quant_method": "rlrc"}]),
         ("quantization_config.modules", [[], ["projector.fc1"] * 2, 5]),
         ("action_head_only", ["x"]),
         ("tie_word_embeddings", ["x"]),

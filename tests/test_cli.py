@@ -75,7 +75,7 @@ def test_a_verbs_options_import_nothing_heavy(verb: str) -> None:
         ("train --dataset x --batch-size 1000000000", "--batch-size: Input should be less than or equal to 4096"),
         ("train --dataset x --shape.hidden-size 7", "--shape: 10 heads do not divide a width of 7"),
         ("train --dataset x --steps", "--steps needs a value"),
-        ("quantize --policy x --bits 5", "--bits: 5 is not one of 4, 8"),
+        ("quantize --policy x --bits 5", "--bits: 5 is not one of 2, 3, 4, 8"),
         ("prune --policy x method:foo", "there is no method:foo (there are method:llm-pruner, "),
         ("assets moon", "simulator: moon is not one of maniskill, libero"),
     ],

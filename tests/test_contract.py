@@ -13,15 +13,19 @@ from small_policies import CASES, Case, look, make
 
 import rlrc
 from rlrc.bench import stage_clock
+from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.packed.layers import QuantizedLinear, count_parameters, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.families import FAMILIES
+from rlrc.policies.losses import Teacher
 from rlrc.policies.values import Observation, Sampler
+from rlrc.progress import MetricsLog
 from rlrc.prune.groups import blocks_of, coupled_groups
 from rlrc.prune.stream import Calibration, Stream
 from rlrc.prune.structured import layer_shape, plan_cut
 from rlrc.quantize import linear_names, quantize_linears
+from rlrc.recover.loop import Learner
 
 
 @pytest.fixture(params=CASES)
@@ -154,7 +158,7 @@ def test_the_loss_falls(policy: Policy) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_what_lies_behind_an_episode_is_not_learnt(policy: Policy) -> None:
+def test_what_lies_behind_an_episode_is_not_learnt_and_rows_have_weights(policy: Policy) -> None:
     inputs, actions = policy.prepare(look(policy)), actions_for(policy)
     padded = torch.zeros(actions.shape[:2], dtype=torch.bool)
     padded[0, 1:] = True
@@ -163,6 +167,10 @@ def test_what_lies_behind_an_episode_is_not_learnt(policy: Policy) -> None:
     rows = [errors[row][~padded[row]].mean() for row in range(3)]
     loss = policy.loss(inputs, actions, padded, generator=noise())["loss"]
     close(loss, torch.stack(rows).mean())
+    weights = torch.tensor([2.5, 0.25, 0.25])
+    for behind, of_row in ((padded, torch.stack(rows)), (None, errors.mean(dim=1))):
+        loss = policy.loss(inputs, actions, behind, generator=noise(), weights=weights)["loss"]
+        close(loss, (weights * of_row).mean())
 
 
 @torch.no_grad()
@@ -264,6 +272,29 @@ def test_every_part_can_be_packed(policy: Policy, tmp_path: Path) -> None:
     found = loaded.predict(loaded.prepare(look(loaded)), actions_for(loaded), noise())[0]
     assert (found - dense).abs().mean() < 0.1 * dense.std()
     assert loaded.act(look(loaded)).shape == policy.act(look(policy)).shape
+
+
+@pytest.mark.parametrize("teaches", [False, True], ids=["alone", "teacher"])
+def test_a_packed_policy_is_fine_tuned(policy: Policy, tmp_path: Path, teaches: bool) -> None:
+    """With every part in 2 bits; what the teacher says of the very same frames is learnt beside them."""
+    teacher = Teacher(copy.deepcopy(policy), 0.5) if teaches else None
+    packed, _ = quantize_linears(policy.model, linear_names(policy, list(policy.parts)), bits=2, group_size=8)
+    names = [layer.name for layer in packed]
+    policy.model.config.quantization_config = quantization_config(2, 8, names)
+    learner = Learner(policy, LearnerConfig(precision="fp32", learning_rate=5e-3), tmp_path)
+    losses = []
+    for _ in range(10):
+        inputs = policy.prepare(look(policy))
+        losses.append(policy.loss(inputs, actions_for(policy), None, 0.0, noise(), teacher)["loss"])
+        losses[-1].backward()
+        learner.step()
+    assert losses[-1] < 0.95 * losses[0], losses
+    trained = {name: policy.model.get_submodule(name).weight.detach().flatten(1) for name in names}
+    with MetricsLog(tmp_path) as log:
+        log.log(10, loss=0.0)
+    learner.finish("sft")
+    loaded = rlrc.load(tmp_path / "checkpoint").model
+    assert all(torch.equal(loaded.get_submodule(name).dequantize(), weight) for name, weight in trained.items())
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def test_independent_inputs_leave_nothing_to_make_up_for() -> None:
     assert torch.equal(scales, nearest[1]) and torch.equal(zeros, nearest[2])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_correlated_inputs_lose_less_than_with_the_nearest_codes(bits: int) -> None:
     torch.manual_seed(0)
     weight, inputs = torch.randn(40, 100), torch.randn(500, 12) @ torch.randn(12, 100) + 0.3 * torch.randn(500, 100)

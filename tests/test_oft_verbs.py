@@ -110,6 +110,14 @@ def test_fine_tuning_to_another_form_of_actions(trained: Path, dataset: Path, he
     assert rlrc.load(again / "checkpoint").model.state_dict().keys() == tensors.keys()
 
 
+def test_a_quantized_policy_keeps_its_form_of_actions(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    quantize(QuantizeConfig(policy=trained, bits=8, device="cpu"), tmp_path / "packed")
+    config = SftConfig(policy=tmp_path / "packed" / "checkpoint", dataset=dataset, head="tokens", device="cpu")
+    with pytest.raises(UserError, match="head: a quantized policy keeps its form"):
+        sft(config, tmp_path / "sft")
+    assert not (tmp_path / "sft" / "checkpoint").exists()
+
+
 def test_openvla_has_one_form_of_actions(tiny_policy: Policy) -> None:
     with pytest.raises(UserError, match="head tokens: policies of the family openvla have one form of actions"):
         tiny_policy.with_head("tokens", seed=0)

@@ -67,7 +67,7 @@ def product(packed: QuantizedLinear, x: torch.Tensor, threads: int) -> bytes:
     return struct.pack("q", PRODUCT) + linear(packed.packed_weight, packed.bias) + numbers + sized(x)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_products_have_the_bits_of_this_processor(emulated: list[str], bits: int) -> None:
     torch.manual_seed(0)
     cases, expected = [], b""
@@ -84,7 +84,7 @@ def test_products_have_the_bits_of_this_processor(emulated: list[str], bits: int
 
 
 def test_extreme_codes_do_not_overflow(emulated: list[str]) -> None:
-    for bits in (4, 8):
+    for bits in (2, 3, 4, 8):
         packed = QuantizedLinear(4096, 16, bits)
         packed.codes.fill_(255)
         packed.scales.fill_(1)
@@ -92,7 +92,7 @@ def test_extreme_codes_do_not_overflow(emulated: list[str]) -> None:
         assert run(emulated, [product(packed, x, 1)]) == raw(cpu.linear(packed.packed_weight, x, None))
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_a_token_is_decoded_as_here(emulated: list[str], bits: int) -> None:
     """Within what the exponential functions of two C libraries differ."""
     torch.manual_seed(0)

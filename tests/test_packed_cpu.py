@@ -64,7 +64,7 @@ def product(packed: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 96, WHOLE_ROW])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_products_have_the_bits_of_the_formula(instructions: str, bits: int, group_size: int) -> None:
     for shape in SHAPES:
         packed = layer(*shape, bits, group_size)
@@ -73,7 +73,7 @@ def test_products_have_the_bits_of_the_formula(instructions: str, bits: int, gro
             assert torch.equal(product(packed, x), formula(packed, x)), (shape, rows)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_extreme_codes_do_not_overflow(instructions: str, bits: int) -> None:
     """The largest codes times the largest activations, all of one sign."""
     packed = layer(4096, 16, bits, 32)
@@ -84,7 +84,7 @@ def test_extreme_codes_do_not_overflow(instructions: str, bits: int) -> None:
         assert torch.equal(product(packed, x), formula(packed, x))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_bfloat16_is_rounded_once(instructions: str, bits: int) -> None:
     packed = layer(100, 17, bits, 32)
     x = torch.randn(2, 9, 100).bfloat16()
@@ -103,7 +103,7 @@ def test_rows_do_not_touch_each_other(instructions: str) -> None:
     assert torch.equal(y[:1], cpu.linear(packed.packed_weight, x[:1], None))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_neither_the_number_of_rows_nor_of_threads_changes_a_bit(instructions: str, bits: int) -> None:
     packed = layer(1000, 333, bits, 32)  # large enough for several threads
     x = torch.randn(30, 1000).bfloat16()
@@ -136,7 +136,7 @@ def guarded(tensor):
     return view.view(tensor.dtype).view(tensor.shape)
 
 torch.manual_seed(0)
-for bits in (4, 8):
+for bits in (2, 3, 4, 8):
     for shape in ((64, 40), (100, 17), (36, 16), (1000, 33), (33, 1), (1, 1)):
         for rows in (1, 3, 14):
             packed = QuantizedLinear.from_linear(torch.nn.Linear(*shape), bits, 32).requires_grad_(False)

@@ -79,7 +79,8 @@ def states(model: LlamaModel, embeddings: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("bits", "group_size", "tolerance"), [(16, 0, 0.004), (8, 32, 0.02), (8, 64, 0.02), (4, 32, 0.02), (4, 96, 0.02)]
+    ("bits", "group_size", "tolerance"),
+    [(16, 0, 0.004), (8, 32, 0.02), (8, 64, 0.02), (4, 32, 0.02), (4, 96, 0.02), (3, 32, 0.02), (2, 64, 0.02)],
 )
 def test_states_are_those_of_transformers(bits: int, group_size: int, tolerance: float, threads: int) -> None:
     """Within what bf16 keys and values round, and with packed weights what 8-bit activations do."""
@@ -103,7 +104,7 @@ def test_states_are_those_of_transformers(bits: int, group_size: int, tolerance:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("bits", [16, 8, 4, 3, 2])
 def test_the_number_of_threads_changes_no_bit(bits: int) -> None:
     model = decoder()
     if bits < 16:

@@ -26,6 +26,7 @@ from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.policies.values import Sampler
+from rlrc.quantize import QuantizeConfig, quantize
 from rlrc.recover import ppo
 from rlrc.recover.acting import Rows, Seen
 from rlrc.recover.critic import Critic, new_critic
@@ -125,6 +126,19 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert not changed(tmp_path / "whole" / "checkpoint", tmp_path / "killed" / "checkpoint")
     assert [row["step"] for row in metrics(tmp_path / "killed")] == [1, 2, 3, 4]
     assert not (tmp_path / "killed" / STATE_FILE).exists()
+
+
+@pytest.mark.usefixtures("one_step")
+def test_a_quantized_policy_finds_what_pays_and_stays_quantized(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    train(tiny_checkpoint, tmp_path / "sft", steps=60, batch_size=16)
+    quantize(QuantizeConfig(policy=tmp_path / "sft" / "checkpoint", bits=3), tmp_path / "packed")
+    packed = tmp_path / "packed" / "checkpoint"
+    result = rl(config(packed, iterations=10, num_envs=128, batch_size=64, temperature=0.5), tmp_path / "rl")
+    assert result["success_at_end"] > metrics(tmp_path / "rl")[0]["success_at_end"] + 0.2
+    assert metrics(tmp_path / "rl")[0]["acting_gap"] < 0.01, "acting and learning are by the same weights"
+    moved = changed(packed, tmp_path / "rl" / "checkpoint")
+    assert any(name.endswith("_proj.codes") for name in moved)
+    assert not [name for name in moved if name.startswith(("vision", "projector"))]
 
 
 @pytest.mark.usefixtures("one_step")

@@ -33,7 +33,7 @@ from rlrc.prune.groups import coupled_groups as groups_of
 from rlrc.prune.measured import SavedSums
 from rlrc.prune.method import Source, Target
 from rlrc.prune.methods import method_of
-from rlrc.prune.saliency import StateSaliencyMethod, _smooth, blur, state_saliency
+from rlrc.prune.saliency import StateSaliencyMethod, _smooth, blur, smoothed, state_saliency
 from rlrc.prune.stream import StoredBlocks, Stream
 from rlrc.prune.structured import plan_cut
 from rlrc.quantize import QuantizeConfig, quantize
@@ -368,7 +368,7 @@ def test_token_ids_calibrate_as_language_models_are(tmp_path: Path, tiny_policy:
 
 def test_blurring_changes_its_cell_most_and_the_far_corner_not() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    change = np.abs(blur(image, 4, 0).astype(float) - image).mean(axis=(0, 3))
+    change = np.abs(blur(image, smoothed(image), 4, 0).astype(float) - image).mean(axis=(0, 3))
     assert change[:16, :16].mean() > 20 and change[40:, 40:].max() == 0
 
 
@@ -395,7 +395,7 @@ def test_saliency_is_what_a_whole_policy_does_when_the_picture_is_blurred(
 
     images = drawn.observation.images[policy.spec.cameras[0]]
     own = act(images)
-    expected = sum((own - act(blur(images, 2, cell))).square() / 2 for cell in range(4)) / 4
+    expected = sum((own - act(blur(images, smoothed(images), 2, cell))).square() / 2 for cell in range(4)) / 4
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-3, atol=1e-9)
 
 

@@ -1,6 +1,6 @@
 """Typed configs: one class serves Python, YAML recipes and the command line."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +12,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 LayerNumber = Annotated[int, Field(ge=-1000, lt=1000)]
 """The number of a decoder layer; negative ones count from the last."""
 CameraName = Annotated[str, Field(pattern=r"^[\w.-]{1,200}$")]
+Bits = Literal[2, 3, 4, 8]
+"""Numbers of bits that a packed weight may take."""
 TaskNumber = Annotated[int, Field(ge=0, lt=10_000)]
 
 

@@ -67,7 +67,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "collect": (*_DATASET, "played/*.npz"),
     "convert-libero": _DATASET,
     "train": _TRAINING,
-    "sft": _TRAINING,
+    "sft": (*_TRAINING, "saliency.safetensors"),
     "rl": _TRAINING,
     "prune": (*_CHECKPOINT, "measured.safetensors", "calibration/sums.safetensors"),
     "quantize": _CHECKPOINT,

@@ -104,7 +104,7 @@ VERBS = {
             "rlrc.configs.quantize",
             "QuantizeConfig",
             "checkpoint",
-            "store the weights in 4 or 8 bits",
+            "store the weights in 2, 3, 4 or 8 bits",
         ),
         Verb(
             "evaluate",

@@ -1,11 +1,11 @@
 """Options that say how much lighter a policy's parts may become, and on which frames that is judged."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from rlrc.config import Seed, Share
+from rlrc.config import Bits, Seed, Share
 from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 Degree = Annotated[Share, Field(gt=0, lt=1)]
@@ -16,7 +16,7 @@ class LighteningPart(StatisticsPart, PolicyPart):
 
     dataset: Path
     """Demonstrations: the folder of a LeRobotDataset, version 3.0 or 2.1."""
-    bits: tuple[Literal[4, 8], ...] = (8, 4)
+    bits: tuple[Bits, ...] = (8, 4)
     """Numbers of bits that are tried."""
     widths: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75, 0.9), max_length=32)
     """Shares of the heads and channels that go, each tried with each stack of layers (LLM-Pruner's importance)."""

@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from rlrc.config import Config, LayerNumber, Seed, Share
 from rlrc.configs.parts import PolicyPart, StatisticsPart
+from rlrc.configs.saliency import Saliency
 
 Pattern = Annotated[str, StringConstraints(pattern=r"^\d{1,4}:\d{1,4}$")]
 
@@ -71,16 +72,10 @@ class LlmPruner(ScoredUnitsConfig):
         return not self.importance.startswith("magnitude")
 
 
-class StateSaliency(LlmPruner):
+class StateSaliency(LlmPruner, Saliency):
     """Remove heads and channels by LLM-Pruner's importance, weighted by how much each state matters to the robot."""
 
     kind: Literal["state-saliency"] = "state-saliency"  # type: ignore[assignment]
-    grid: int = Field(default=4, ge=1, le=32)
-    """The picture is blurred around each cell of a grid of this many rows and columns, in turn."""
-    top_share: float = Field(default=0.2, gt=0, le=1)
-    """Share of the states that count as salient."""
-    weight: float = Field(default=4.0, ge=1, le=1e6)
-    """Weight of a salient state, where any other state has 1."""
 
     @property
     def reads_pictures(self) -> bool:

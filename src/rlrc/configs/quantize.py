@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlrc.config import Seed
+from rlrc.config import Bits, Seed
 from rlrc.configs.parts import PolicyPart, StatisticsPart
 
 Part = Literal[
@@ -32,10 +32,10 @@ GROUP_SIZE = 32
 
 
 class QuantizeConfig(StatisticsPart, PolicyPart):
-    """Store a policy's weights in 4 or 8 bits."""
+    """Store a policy's weights in 2, 3, 4 or 8 bits."""
 
-    bits: Literal[4, 8] = 4
-    """Number of bits of each weight."""
+    bits: Bits = 4
+    """Number of bits of each weight. Rounding to 2 or 3 changes many actions, and sft can train the result on."""
     group_size: int = Field(default=GROUP_SIZE, ge=1, le=65_536)
     """Number of weights along a layer's input that share a scale and a zero point."""
     parts: tuple[Part, ...] = Field(default=("decoder",), min_length=1)

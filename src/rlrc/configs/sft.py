@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rlrc.config import Share
 from rlrc.configs.learner import SupervisedConfig
 from rlrc.configs.parts import ActionForm, PolicyPart, StatisticsPart
+from rlrc.configs.saliency import Saliency
+
+
+class SalientStates(Saliency):
+    """Weigh the loss of salient states more, by the teacher's saliency of each frame."""
+
+    every: int = Field(default=16, ge=1, le=10_000)
+    """Number of neighbouring frames of an episode that share the saliency of the middle one. Each frame that is scored
+    costs grid x grid passes through the teacher for every camera, and one more."""
 
 
 class SftConfig(SupervisedConfig, StatisticsPart, PolicyPart):
@@ -23,9 +32,12 @@ class SftConfig(SupervisedConfig, StatisticsPart, PolicyPart):
     teacher_share: Share = 0.5
     """Share of the teacher's predictions in the loss; the demonstrated actions have the rest."""
 
+    saliency: SalientStates | None = None
+    """Weigh the loss of salient states more, where the teacher's action depends most on what it sees."""
+
     @model_validator(mode="after")
     def _teaches(self) -> "SftConfig":
-        for option in ("teacher_share", "teacher_spec"):
+        for option in ("teacher_share", "teacher_spec", "saliency"):
             if self.teacher is None and getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"{option} needs a teacher")
         return self

@@ -1,1 +1,1 @@
-"""Weights in 4 or 8 bits: how they lie in memory, the layers that hold them, and who multiplies them."""
+"""Weights in 2, 3, 4 or 8 bits: how they lie in memory, the layers that hold them, and who multiplies them."""

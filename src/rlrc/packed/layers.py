@@ -1,15 +1,16 @@
-"""Layers whose weight is stored in 4 or 8 bits: real packed bytes on disk and in memory, on any device.
+"""Layers whose weight is stored in 2, 3, 4 or 8 bits: real packed bytes on disk and in memory, on any device.
 
 `layout.py` says how the bytes lie, `backend.py` who multiplies them.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.config import Bits
 from rlrc.errors import UserError, shorten
 from rlrc.packed.backend import BACKENDS, Choice, backend_for
 from rlrc.packed.layout import PackedWeight, grouped, pack, packed_width, quantize_groups
@@ -28,11 +29,11 @@ Packable = nn.Linear | nn.Conv2d | nn.Embedding
 class QuantizedLinear(nn.Module):
     """`nn.Linear` with a packed weight. Built empty (also on the meta device) for loading, or by `from_linear`.
 
-    Buffers: `codes` uint8 (out, in / 2) for 4 bits, two per byte with the even input in the low nibble, or (out, in)
-    for 8 bits; `scales` bfloat16 (out, groups); `zeros` uint8, packed as the codes are. A bias stays a parameter.
+    Buffers: `codes` uint8 (out, packed_width(in)), as `layout.pack` lays them; `scales` bfloat16 (out, groups); `zeros`
+    uint8, packed as the codes are. A bias stays a parameter.
 
     Raises:
-        UserError: `bits` is neither 4 nor 8, or `group_size` is no whole number from 1 to LARGEST_GROUP.
+        UserError: `bits` is not 2, 3, 4 or 8, or `group_size` is no whole number from 1 to LARGEST_GROUP.
     """
 
     codes: torch.Tensor
@@ -50,8 +51,8 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if type(bits) is not int or bits not in (4, 8):
-            raise UserError(f"quantization takes 4 or 8 bits, not {shorten(repr(bits))}")
+        if type(bits) is not int or bits not in get_args(Bits):
+            raise UserError(f"quantization takes 2, 3, 4 or 8 bits, not {shorten(repr(bits))}")
         if type(group_size) is not int or not 1 <= group_size <= LARGEST_GROUP:
             raise UserError(
                 f"quantization takes groups of 1 to {LARGEST_GROUP:,} weights, not of {shorten(repr(group_size))}"
@@ -105,6 +106,17 @@ class QuantizedLinear(nn.Module):
     def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """The weight the codes stand for, (out, in) or some rows of it; exact in float32, rounded once in bfloat16."""
         return self.packed_weight.dequantize(dtype, rows)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Packable:
+        """The dense layer that this one stands for, with the numbers that the codes mean and this one's own bias."""
+        layer = self._empty_dense()
+        layer.weight = nn.Parameter(self.dequantize(dtype).contiguous().view_as(layer.weight))
+        if self.bias is not None:
+            layer.bias = self.bias
+        return layer.train(self.training)
+
+    def _empty_dense(self) -> Packable:
+        return nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
@@ -165,6 +177,11 @@ class QuantizedConv2d(QuantizedLinear):
         packed.geometry = (tuple(weight.shape[1:]), placing)
         return packed
 
+    def _empty_dense(self) -> Packable:
+        (channels, height, width), placing = self.geometry
+        inputs = channels * placing["groups"]
+        return nn.Conv2d(inputs, self.out_features, (height, width), bias=False, device="meta", **placing)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, in, H, W) -> (B, out, H', W') in x's dtype."""
         kernel, placing = self.geometry
@@ -181,6 +198,9 @@ class QuantizedEmbedding(QuantizedLinear):
         weight = embedding.weight
         shape = (embedding.embedding_dim, embedding.num_embeddings)
         return cls(*shape, bits, group_size, False, weight.device, weight.dtype).train(embedding.training)
+
+    def _empty_dense(self) -> Packable:
+        return nn.Embedding(self.out_features, self.in_features, device="meta")
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) -> embeddings (..., width) in bfloat16, the dtype of the scales."""

@@ -1,8 +1,11 @@
-"""Packed weights: how 4 or 8 bits a weight lie in memory and on disk, and which codes a weight gets.
+"""Packed weights: how 2, 3, 4 or 8 bits a weight lie in memory and on disk, and which codes a weight gets.
 
 The weight is cut along its inputs into groups. Each group has its own scale (bfloat16) and zero point (an integer of
 the weight's own width): `w = (code - zero) * scale`. With 4 bits and groups of 32 that is 4 + (16 + 4) / 32 = 4.625
 bits a weight, 0.289 of bfloat16.
+
+The codes of a row are a string of bits without gaps, the lowest bit of the first code first: a byte holds one code of 8
+bits, two of 4 or four of 2, and three bytes hold eight codes of 3. The last byte of a row is filled up with zeros.
 
 Why asymmetric with a packed integer zero point: on Gaussian, Laplace and Student-t weights it beats a symmetric code
 (4.5 bits) by 0.4 to 1.3 dB of signal-to-noise ratio. A fractional 8-bit zero point (4.75 bits) would add 0.3 dB more,
@@ -24,7 +27,7 @@ class PackedWeight(NamedTuple):
     """A weight (out, in) as it is stored."""
 
     codes: torch.Tensor
-    """uint8 (out, in / 2), the even column in the low nibble, or (out, in) for 8 bits."""
+    """uint8 (out, packed_width(in)), as `pack` lays them."""
     scales: torch.Tensor
     """bfloat16 (out, groups)."""
     zeros: torch.Tensor
@@ -79,23 +82,48 @@ def _codes(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: i
 
 
 def packed_width(width: int, bits: int) -> int:
-    """Bytes that hold `width` codes of 4 or 8 bits."""
-    return width if bits == 8 else -(-width // 2)
+    """Bytes that hold `width` codes."""
+    return -(-width * bits // 8)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes (rows, width) -> bytes (rows, packed_width); with 4 bits the even column is the low nibble."""
+    """uint8 codes (rows, width) -> bytes (rows, packed_width): the code of column j has the bits from j * bits on."""
     if bits == 8:
         return codes
-    codes = _padded(codes, 2)
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    size, count = _word(bits)
+    words = _joined(_padded(codes, count).unflatten(1, (-1, count)), bits)
+    return _cut(words, 8, size)[:, : packed_width(codes.shape[1], bits)].contiguous()
 
 
 def unpack(packed: torch.Tensor, bits: int, width: int) -> torch.Tensor:
     """The inverse of `pack`: bytes (rows, packed_width) -> uint8 codes (rows, width)."""
     if bits == 8:
         return packed
-    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(1)[:, :width]
+    size, count = _word(bits)
+    words = _joined(_padded(packed, size).unflatten(1, (-1, size)), 8)
+    return _cut(words, bits, count)[:, :width]
+
+
+def _word(bits: int) -> tuple[int, int]:
+    """The fewest whole bytes that hold whole codes of fewer than 8 bits, and how many codes they hold."""
+    size = 1 if 8 % bits == 0 else bits
+    return size, 8 * size // bits
+
+
+def _joined(fields: torch.Tensor, bits: int) -> torch.Tensor:
+    """Numbers of `bits` bits (..., count), the lowest first, as one integer each: (...)."""
+    count = fields.shape[-1]
+    wide = fields if count * bits <= 8 else fields.int()
+    word = wide[..., 0]
+    for place in range(1, count):
+        word = word | (wide[..., place] << (bits * place))
+    return word
+
+
+def _cut(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The inverse of `_joined` for a table (rows, words): uint8 (rows, words * count)."""
+    fields = [(words >> (bits * place)) & (2**bits - 1) for place in range(count)]
+    return torch.stack(fields, dim=-1).flatten(1).to(torch.uint8)
 
 
 def grouped(values: torch.Tensor, group_size: int) -> torch.Tensor:

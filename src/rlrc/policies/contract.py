@@ -262,6 +262,7 @@ class Policy(Offers, ABC):
         label_spread: float = 0.0,
         generator: Generators = None,
         teacher: Teacher | None = None,
+        weights: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Measure how well the policy predicts demonstrated chunks: scalars, of which training makes `loss` small.
 
@@ -272,8 +273,9 @@ class Policy(Offers, ABC):
             label_spread: see `errors`.
             generator: see `teacher_forced`.
             teacher: whose predictions are learnt as well; `teacher_loss` is the distance from them.
+            weights: of the rows in both losses (N,), 1 on average over all rows that are learnt. None counts all alike.
         """
-        return losses_of(self, inputs, actions, padded, label_spread, generator, teacher)
+        return losses_of(self, inputs, actions, padded, label_spread, generator, teacher, weights)
 
     def predict_drawn(
         self, inputs: Any, actions: torch.Tensor, generator: Generators = None

@@ -39,6 +39,7 @@ def losses_of(
     label_spread: float,
     generator: Generators,
     teacher: Teacher | None,
+    weights: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Scalars, of which training makes `loss` small; the arguments are those of `Policy.loss`."""
     noise = None if teacher is None else copies_of(generator)
@@ -46,11 +47,12 @@ def losses_of(
     times = len(predicted) // len(actions)
     actions = actions.repeat_interleave(times, dim=0) if times > 1 else actions
     padded = padded.repeat_interleave(times, dim=0) if times > 1 and padded is not None else padded
-    losses = {"loss": mean_over_rows(policy.errors(predicted, target, label_spread), padded)}
+    weights = weights.repeat_interleave(times) if times > 1 and weights is not None else weights
+    losses = {"loss": mean_over_rows(policy.errors(predicted, target, label_spread), padded, weights)}
     if teacher is not None:
         with torch.no_grad():
             wanted, _ = teacher.policy.predict_drawn(inputs, actions[::times], noise)
-        losses["teacher_loss"] = mean_over_rows(policy.distances(predicted, wanted), padded)
+        losses["teacher_loss"] = mean_over_rows(policy.distances(predicted, wanted), padded, weights)
         losses["loss"] = (1 - teacher.share) * losses["loss"] + teacher.share * losses["teacher_loss"]
     with torch.no_grad():
         losses |= {
@@ -78,10 +80,12 @@ def _copy(generator: torch.Generator) -> torch.Generator:
     return copy
 
 
-def mean_over_rows(values: torch.Tensor, padded: torch.Tensor | None) -> torch.Tensor:
-    """Mean of (N, H, D) over what is not padded (N, H); each row counts the same."""
-    if padded is None:
+def mean_over_rows(
+    values: torch.Tensor, padded: torch.Tensor | None, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of (N, H, D) over what is not padded (N, H); each row counts the same, or by its weight (N,)."""
+    if padded is None and weights is None:
         return values.mean()
-    there = (~padded).to(values.dtype)
+    there = values.new_ones(values.shape[:2]) if padded is None else (~padded).to(values.dtype)
     rows = (values.mean(dim=2) * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
-    return rows.mean()
+    return rows.mean() if weights is None else (rows * weights).mean()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rlrc.packed.layers import QuantizedLinear
+from rlrc.packed.layout import pack
 from rlrc.policies.contract import Policy
 
 NUMBERS = 2**20
@@ -49,4 +50,5 @@ def _fill_packed(layer: QuantizedLinear, codes: torch.Tensor) -> None:
     layer.codes = _repeated(codes, layer.codes.shape)
     deviation = 2**layer.bits / math.sqrt(12)
     layer.scales = torch.full_like(layer.scales, 1 / (deviation * math.sqrt(layer.in_features)), device="cpu")
-    layer.zeros = torch.full_like(layer.zeros, 0x88 if layer.bits == 4 else 128, device="cpu")
+    middle = torch.full(layer.scales.shape, 2 ** (layer.bits - 1), dtype=torch.uint8)
+    layer.zeros = pack(middle, layer.bits)

@@ -6,7 +6,7 @@ each dimension's distribution over its bins, in [-1, 1]. The most salient states
 each action dimension by its share of the saliency of all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from rlrc.configs.prune import StateSaliency
+from rlrc.configs.saliency import Saliency
 from rlrc.errors import UserError
 from rlrc.policies.values import Observation, States
 from rlrc.progress import say, track
@@ -44,10 +45,8 @@ class StateSaliencyMethod(LlmPrunerMethod[StateSaliency]):
 
     def weights(self, sis: torch.Tensor) -> torch.Tensor:
         """Saliency (N, H, D) to weights in the loss (N, H, D), 1 on average."""
-        of_state, of_dimension = sis.flatten(1).sum(dim=1), sis.mean(dim=(0, 1))
-        salient = max(1, round(self.config.top_share * len(sis)))
-        states = torch.ones(len(sis))
-        states[of_state.topk(salient).indices] = self.config.weight
+        of_dimension = sis.mean(dim=(0, 1))
+        states = weights_of_states(sis.flatten(1).sum(dim=1), self.config)
         dimensions = of_dimension / of_dimension.mean() if of_dimension.sum() > 0 else torch.ones(sis.shape[2])
         weights = (states[:, None, None] * dimensions).expand(sis.shape)
         return weights / weights.mean()
@@ -71,26 +70,43 @@ def state_saliency(source: Source, frames: Frames, grid: int) -> torch.Tensor:
     with torch.no_grad():
         actions = torch.cat([read(rows) for rows in stream.batches()])
     own, *others = actions.split(len(frames))
+    return saliency_of(own, others)
+
+
+def saliency_of(own: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    """SIS of each number of actions (N, H, D): what they change to when the pictures are blurred here or there."""
     return torch.stack([(own - other).square() / 2 for other in others]).mean(dim=0)
+
+
+def weights_of_states(sis: torch.Tensor, options: Saliency) -> torch.Tensor:
+    """The weight of each state, whose saliency is (N,): that of a salient one for the top share, else 1."""
+    salient = max(1, round(options.top_share * len(sis)))
+    return torch.where(sis >= sis.topk(salient).values[-1], options.weight, 1.0)
 
 
 def blurred_everywhere(observation: Observation, grid: int) -> Iterator[Observation]:
     """The observation with one cell of one camera's pictures blurred, for each camera and cell."""
     for camera, images in observation.images.items():
+        smooth = smoothed(images)
         for cell in range(grid**2):
-            yield replace(observation, images={**observation.images, camera: blur(images, grid, cell)})
+            yield replace(observation, images={**observation.images, camera: blur(images, smooth, grid, cell)})
 
 
-def blur(images: np.ndarray, grid: int, cell: int) -> np.ndarray:
-    """Pictures uint8 (N, H, W, 3), each blurred around one cell of a `grid` x `grid`; cells count row by row."""
+def blur(images: np.ndarray, smooth: np.ndarray, grid: int, cell: int) -> np.ndarray:
+    """Pictures uint8 (N, H, W, 3), which become their smoothed ones around one cell of a `grid` x `grid`; cells count
+    row by row."""
     height, width = images.shape[1:3]
     row, column = divmod(cell, grid)
     y = (np.arange(height) + 0.5) / height * grid - (row + 0.5)
     x = (np.arange(width) + 0.5) / width * grid - (column + 0.5)
     mask = np.exp(-2 * (y[:, None] ** 2 + x[None, :] ** 2))[None, :, :, None]  # a deviation of half a cell
-    pictures = images.astype(np.float32)
-    smooth = _smooth(_smooth(pictures, 1, height / 16), 2, width / 16)
-    return np.rint(pictures * (1 - mask) + smooth * mask).astype(np.uint8)
+    return np.rint(images.astype(np.float32) * (1 - mask) + smooth * mask).astype(np.uint8)
+
+
+def smoothed(images: np.ndarray) -> np.ndarray:
+    """Pictures uint8 (N, H, W, 3) without anything smaller than a sixteenth of them, float32."""
+    height, width = images.shape[1:3]
+    return _smooth(_smooth(images.astype(np.float32), 1, height / 16), 2, width / 16)
 
 
 def _smooth(pictures: np.ndarray, axis: int, deviation: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Quantize: store the weights of linear layers in 4 or 8 bits, in groups along their inputs; nothing is trained.
+"""Quantize: store the weights of linear layers in 2, 3, 4 or 8 bits, in groups along their inputs; nothing is trained.
 
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4
     rlrc quantize --policy runs/default/rl/checkpoint --bits 4 --rounding gptq --dataset runs/demos/dataset

@@ -7,7 +7,6 @@ step. What is left to store is the trainable parameters, the optimizer's moments
 
 import atexit
 import math
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, reduce
-from peft import LoraConfig, LoraModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrize
 
 from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
@@ -32,10 +31,10 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.progress import MetricsLog, bar, read_metrics, say
 from rlrc.recover.optimizer import optimizers
+from rlrc.recover.straight_through import PackedLayers
+from rlrc.recover.trainable import choose_trainable, linears, zeros_of
 
 STATE_FILE = "state.safetensors"
-LINEARS = r"\.\d+\.(self_attn|mlp)\.\w+_proj"
-"""The matrices of a layer, behind the name of the list of layers."""
 
 
 class Learner:
@@ -60,10 +59,8 @@ class Learner:
             learning_rates: those of parameters whose names start with the key; the others have the config's.
 
         Raises:
-            UserError: the policy is quantized, or the device cannot be trained on.
+            UserError: the policy is quantized and its zeros are to stay, or the device cannot be trained on.
         """
-        if getattr(policy.model.config, "quantization_config", None) is not None:
-            raise UserError("a quantized policy cannot be trained; train first and quantize the result")
         self.policy = policy
         self.config = config
         # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
@@ -87,7 +84,13 @@ class Learner:
             policy.model.set_attn_implementation("eager")
             if config.precision == "bf16" and self.is_main and not multiplies_bfloat16():
                 say("this processor has no instructions for bf16, so precision fp32 trains faster here")
-        self._lora = _choose_trainable(policy, config)
+        self._packed = PackedLayers(policy.model)
+        if self._packed:
+            if config.keep_zeros:
+                raise UserError("keep_zeros: many weights of a quantized policy are rounded to zero; leave it out")
+            policy.eager = True  # a CUDA graph would go on with the weights that it was recorded with
+        self._lora = choose_trainable(policy, config)
+        self._packed.settle(self._stored_dtype)
         modules = {"model": policy.model, **(extra_modules or {})}
         for module in modules.values():
             module.to(self.device)
@@ -101,15 +104,16 @@ class Learner:
             parameter.data = parameter.data.float()
         if config.precision == "fp32":
             policy.model.float()
-        self._zeros = _zeros(self.parameters, _linears(policy)) if config.keep_zeros else {}
+        self._zeros = zeros_of(self.parameters, linears(policy)) if config.keep_zeros else {}
         self._sound = torch.ones((), dtype=torch.bool, device=self.device)
+        scale_rates = self._packed.scale_rates(config.learning_rate)
         self._optimizers = optimizers(
             self.parameters,
             modules.values(),
             config.optimizer,
             config.learning_rate,
             config.weight_decay,
-            learning_rates or {},
+            (learning_rates or {}) | {f"model.{name}": rate for name, rate in scale_rates.items()},
         )
         self.out = out
         self._state_path = out / STATE_FILE
@@ -142,6 +146,12 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Compute without gradients, and the weights of layers that stand for packed ones once for all the time."""
+        with self.autocast(), torch.no_grad(), parametrize.cached():
+            yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over processes."""
@@ -282,7 +292,9 @@ class Learner:
             yield record
 
     def finish(self, verb: str, **facts: Any) -> dict[str, Any]:
-        """Merge the adapters, write `out/checkpoint` in the precision that was loaded, and drop the training state.
+        """Merge the adapters, pack what was packed, and write `out/checkpoint` in the precision that was loaded.
+
+        The training state is dropped.
 
         Args:
             facts: what the checkpoint's lineage tells of this stage beside its config and metrics.
@@ -296,6 +308,7 @@ class Learner:
         self.require_sound()
         if self._lora is not None:
             self._lora.merge_and_unload()
+        self._packed.restore()
         last_row: dict[str, Any] = {}
         if self.is_main:
             last_row = read_metrics(self.out / "metrics.jsonl")[-1]
@@ -347,38 +360,3 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Lit
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
-
-
-def _choose_trainable(policy: Policy, config: LearnerConfig) -> LoraModel | None:
-    """Let the chosen parameters require gradients, the others not; returns the adapters where there are any.
-
-    What a family has beside vision and language, such as the head that makes actions, is always trained.
-    """
-    model, parts = policy.model, policy.parts
-    model.requires_grad_(config.lora is None)
-    adapters = None
-    if config.lora is not None:
-        root = policy.stacks()[0].prefix.partition(".")[0]
-        targets = _linears(policy, within=root)
-        peft_config = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            adapters = LoraModel(model.get_submodule(root), peft_config, "default")
-    elif config.train == "decoder":
-        for part in ("vision", "projector"):
-            model.get_submodule(parts[part]).requires_grad_(False)
-    for part in parts.keys() - {"vision", "projector", "decoder", "expert", "embedding", "head"}:
-        model.get_submodule(parts[part]).requires_grad_(True)
-    return adapters
-
-
-def _linears(policy: Policy, within: str = "") -> str:
-    """A pattern of the names of the matrices in all layers, without the name of the module `within` which they lie."""
-    prefixes = (re.escape(stack.prefix.removeprefix(f"{within}.")) for stack in policy.stacks())
-    return f"({'|'.join(prefixes)}){LINEARS}"
-
-
-def _zeros(parameters: dict[str, nn.Parameter], linears: str) -> dict[str, torch.Tensor]:
-    """Return where the layers' matrices are zero, by name; those without zeros are left out."""
-    matrices = {name: parameter for name, parameter in parameters.items() if re.search(linears, name)}
-    return {name: zeros for name, matrix in matrices.items() if (zeros := matrix.detach() == 0).any()}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rlrc.recover.muon import Muon
+from rlrc.recover.straight_through import matrix_of
 
 NOT_MUON = ("lm_head", "action_head.fc2", "auxiliary", "critic")
 """Layers that read a result off the last hidden state: their outputs have meanings of their own, as embeddings have."""
@@ -31,7 +32,7 @@ def optimizers(
         learning_rates: the rates of parameters whose names start with the key, in place of `learning_rate`.
     """
     layers = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    weights = {id(layer.weight) for layer in layers}
+    weights = {id(matrix_of(layer)) for layer in layers}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         rate = next((rate for prefix, rate in learning_rates.items() if name.startswith(prefix)), learning_rate)

@@ -89,7 +89,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
         for iteration in range(done, config.iterations):
             started = time.monotonic()
-            with learner.autocast(), torch.no_grad():
+            with learner.acting():
                 buffer = envs.repeat_if_lost(partial(act, policy, env, iteration, config, learner, actor.execute))
             acted = time.monotonic()
             values = update(policy, critic, buffer, frames, iteration, config, learner)
@@ -288,7 +288,7 @@ def learning_curve_point(
     own = learner.policy.default_temperature
     temperature = own if config.eval_temperature is None else config.eval_temperature
     episode_ids = range(FIRST_CURVE_EPISODE, FIRST_CURVE_EPISODE + config.eval_episodes)
-    with learner.autocast(), torch.no_grad():
+    with learner.acting():
         return {
             f"eval_{split}_success": success_rate(
                 rollout(

@@ -32,6 +32,7 @@ from rlrc.policies.losses import Teacher
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
+from rlrc.recover.salient import frame_weights
 
 LOG_EVERY = 10
 """Steps between two rows of metrics. States are written with rows only, so that a resumed run logs the same ones."""
@@ -52,9 +53,16 @@ def sft(config: SftConfig, out: Path) -> dict[str, Any]:
     policy = load(config.policy, policy_key(config), spec=config.spec)
     adopt_statistics(policy, demonstrations, config)
     if config.head is not None:
+        if getattr(policy.model.config, "quantization_config", None) is not None:
+            raise UserError("head: a quantized policy keeps its form; give it the new one and quantize the result")
         policy = policy.with_head(config.head, config.seed)
-    teacher = None if config.teacher is None else Teacher(load_teacher(config, policy), config.teacher_share)
-    return fit("sft", policy, config, demonstrations, out, teacher=teacher)
+    teacher = weights = None
+    if config.teacher is not None:
+        teaching = load_teacher(config, policy)
+        teacher = Teacher(teaching, config.teacher_share)
+        if config.saliency is not None:
+            weights = frame_weights(config.saliency, teaching, demonstrations, out)
+    return fit("sft", policy, config, demonstrations, out, teacher=teacher, weights=weights)
 
 
 def load_teacher(config: SftConfig, student: Policy) -> Policy:
@@ -90,6 +98,7 @@ def fit(
     out: Path,
     auxiliary: nn.Module | None = None,
     teacher: Teacher | None = None,
+    weights: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Train `policy`, continuing where `out` was left, and write `out/checkpoint` and metrics.
 
@@ -97,6 +106,7 @@ def fit(
         auxiliary: a second loss, called with the projected image patches (B, P, hidden) and the numbers (B,) of their
             frames in `demonstrations`. Its parameters are trained beside the policy's and then thrown away.
         teacher: a policy whose predictions are learnt as well.
+        weights: of all frames of `demonstrations` in the loss (T,), where the policy computes; see `Policy.loss`.
 
     Returns:
         The last row of metrics.
@@ -116,7 +126,10 @@ def fit(
                 with learner.autocast():
                     # A teacher looks with its own eyes, so that it has to be given the pictures.
                     inputs = policy.encode(batch.inputs) if teacher is None else batch.inputs
-                    losses = policy.loss(inputs, batch.actions, batch.padded, config.label_spread, batch.noise, teacher)
+                    weight = None if weights is None else weights[batch.numbers]
+                    losses = policy.loss(
+                        inputs, batch.actions, batch.padded, config.label_spread, batch.noise, teacher, weight
+                    )
                     if auxiliary is not None:
                         losses["auxiliary_loss"] = auxiliary(policy.features(inputs), batch.numbers)
                 total = losses["loss"] + losses.get("auxiliary_loss", 0.0)

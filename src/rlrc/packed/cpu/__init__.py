@@ -1,8 +1,9 @@
 """The backend for processors: packed bytes multiplied as they are, by C++ that is compiled when it is first needed.
 
 Activations are rounded to 8 bits, each row with a scale of its own, and multiplied as integers; `packed.h` has the
-formula. One code serves all processors: a file for each set of instructions (`lanes_*.h`) has what differs. They give
-the same bits, whichever the processor, the number of rows and the number of threads.
+formula. Codes of 2 and 3 bits are widened to 4 bits on the way. One code serves all processors: a file for each set of
+instructions (`lanes_*.h`) has what differs. They give the same bits, whichever the processor, the number of rows and
+the number of threads.
 """
 
 import torch

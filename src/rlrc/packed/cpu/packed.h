@@ -1,8 +1,9 @@
 // Packed weights, activations as 8-bit integers, and the product of one with the other.
 //
-// A weight is `codes` (N, W) uint8 with W = K / 2 (4 bits, even column in the low nibble) or K (8 bits), `scales`
+// A weight is `codes` (N, W) uint8, a row of K codes of 2, 3, 4 or 8 bits without gaps, the lowest bits first, `scales`
 // bfloat16 (N, G) and `zeros` (N, G) packed like the codes: w = (code - zero) * scale, a group being a multiple of 32
-// columns. The files of a checkpoint have this layout, and it is what is read here: nothing is laid out anew.
+// columns. The files of a checkpoint have this layout, and it is what is read here. Codes of 2 and 3 bits become codes
+// of 4 bits, sixteen rows at a time, when they are multiplied.
 //
 // Activations become int8, row by row, with the row's largest magnitude as 127. A row of the weight times a row of
 // activations is
@@ -57,7 +58,8 @@ struct Weight {
     int64_t groups() const { return (k + group - 1) / group; }
     int64_t blocks() const { return (k + BLOCK - 1) / BLOCK; }
     int64_t panels() const { return (n + LANES - 1) / LANES; }
-    int64_t width(int64_t count) const { return bits == 4 ? (count + 1) / 2 : count; }  // bytes of that many codes
+    int64_t width(int64_t count) const { return (count * bits + 7) / 8; }  // bytes of that many codes
+    int64_t multiplied_bits() const { return bits == 8 ? 8 : 4; }
 };
 
 // ---- activations ----------------------------------------------------------------------------------------------------
@@ -238,6 +240,43 @@ void unpack_groups(const Weight& w, int64_t panel, int64_t first, int64_t count,
     unpack_zeros<BITS>(zeros, groups, group * BITS % 8 / BITS, span);
 }
 
+// Sixteen codes of 2 or 3 bits, each in 4 bits of its own; what lies above them is left out.
+template <int BITS>
+uint64_t spread(uint64_t x) {
+    if (BITS == 3) {
+        x = (x & 0xffffff) | (x & 0xffffff000000) << 8;
+        x = (x & 0x00000fff00000fff) | (x & 0x00fff00000fff000) << 4;
+        x = (x & 0x003f003f003f003f) | (x & 0x0fc00fc00fc00fc0) << 2;
+        return (x & 0x0707070707070707) | (x & 0x3838383838383838) << 1;
+    }
+    x = (x & 0xffff) | (x & 0xffff0000) << 16;
+    x = (x & 0x000000ff000000ff) | (x & 0x0000ff000000ff00) << 8;
+    x = (x & 0x000f000f000f000f) | (x & 0x00f000f000f000f0) << 4;
+    return (x & 0x0303030303030303) | (x & 0x0c0c0c0c0c0c0c0c) << 2;
+}
+
+// Rows of `count` codes of 2 or 3 bits as rows of codes of 4 bits.
+template <int BITS>
+void widen_codes(const uint8_t* from, int64_t rows, int64_t count, std::vector<uint8_t>& to) {
+    int64_t narrow = (count * BITS + 7) / 8, wide = (count + 1) / 2;
+    to.resize(rows * wide);
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t* codes = from + r * narrow;
+        uint8_t* out = to.data() + r * wide;
+        auto move = [&](int64_t sixteen, int64_t bytes, int64_t room) {
+            uint64_t x = 0;
+            std::memcpy(&x, codes + 2 * BITS * sixteen, bytes);
+            x = spread<BITS>(x);
+            std::memcpy(out + 8 * sixteen, &x, room);
+        };
+        int64_t sixteen = 0;
+        for (; 2 * BITS * sixteen + 8 <= narrow; sixteen++) move(sixteen, 8, 8);  // eight bytes are read at once
+        for (; 16 * sixteen < count; sixteen++)
+            move(sixteen, std::min<int64_t>(2 * BITS, narrow - 2 * BITS * sixteen),
+                 std::min<int64_t>(8, wide - 8 * sixteen));
+    }
+}
+
 // ---- products -------------------------------------------------------------------------------------------------------
 //
 // Both give the same bits. `panel_times_tiles` unpacks a panel once for all activations; `panel_times_row` reads the
@@ -339,10 +378,21 @@ class Multiplier {
 public:
     // y (rows, LANES) = a panel times the tiles of activations, still without the activations' scales.
     const float* multiply(const Weight& w, int64_t panel, const std::vector<Activations>& x) {
-        return w.bits == 4 ? multiply<4>(w, panel, x) : multiply<8>(w, panel, x);
+        if (w.bits == 8) return multiply<8>(w, panel, x);
+        if (w.bits == 4) return multiply<4>(w, panel, x);
+        return multiply<4>(w.bits == 3 ? widened<3>(w, panel) : widened<2>(w, panel), 0, x);
     }
 
 private:
+    // A panel of a weight of 2 or 3 bits, as a weight of 4 bits.
+    template <int BITS>
+    Weight widened(const Weight& w, int64_t panel) {
+        int64_t first = panel * LANES, rows = std::min(LANES, w.n - first);
+        widen_codes<BITS>(w.codes + first * w.width(w.k), rows, w.k, codes_);
+        widen_codes<BITS>(w.zeros + first * w.width(w.groups()), rows, w.groups(), zeros_);
+        return {codes_.data(), w.scales + first * w.groups(), zeros_.data(), 4, w.group, rows, w.k};
+    }
+
     template <int BITS>
     const float* multiply(const Weight& w, int64_t panel, const std::vector<Activations>& x) {
         int64_t rows = 0;
@@ -360,6 +410,7 @@ private:
     Span span_;
     std::vector<float> y_;
     std::vector<Dots> room_;
+    std::vector<uint8_t> codes_, zeros_;
 };
 
 }  // namespace

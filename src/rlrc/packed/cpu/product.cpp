@@ -35,7 +35,7 @@ void write_panel(const std::vector<Activations>& x, const float* sums, const flo
 
 template <typename T>
 void product(const Weight& w, const T* x, int64_t rows, const float* bias, T* y, int threads) {
-    std::vector<Activations> tiles = quantize_tiles(x, rows, w.k, w.bits, threads);
+    std::vector<Activations> tiles = quantize_tiles(x, rows, w.k, w.multiplied_bits(), threads);
     int64_t together = std::max<int64_t>(1, w.panels() / (8 * threads));
 #pragma omp parallel num_threads(threads) if (w.n * w.k * rows > SMALL)
     {

@@ -25,6 +25,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LEAST_CAPABILITY = (8, 0)
 """The first GPUs with tensor cores for bfloat16."""
 
+KERNEL_BITS = (4, 8)
+"""Numbers of bits that the kernels read."""
+
 GROUP_MULTIPLE = 16
 """Groups must be multiples of this many columns, unless a row is one group. A lane reads up to 16 codes at once, which
 then have one scale."""
@@ -37,6 +40,8 @@ def refuses(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> s
     """Return why these kernels cannot multiply `weight` on `device` by activations of `dtype`; None where they can."""
     if dtype not in DTYPES:
         return f"they read bfloat16, float16 and float32, not {dtype}"
+    if weight.bits not in KERNEL_BITS:
+        return f"they multiply 4 and 8 bits, not {weight.bits}"
     if weight.group_size < weight.in_features and weight.group_size % GROUP_MULTIPLE:
         return f"they need groups of a multiple of {GROUP_MULTIPLE} weights, not of {weight.group_size}"
     if weight.codes.numel() >= LARGEST_WEIGHT:

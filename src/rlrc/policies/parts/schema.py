@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
+from rlrc.config import Bits
 from rlrc.errors import shorten
 from rlrc.policies.schema import Name, Number
 from rlrc.reading import FileModel
@@ -188,7 +189,7 @@ class QuantizationFields(FileModel):
     """`quantization_config` that `rlrc quantize` wrote."""
 
     quant_method: Literal["rlrc"]
-    bits: Literal[4, 8]
+    bits: Bits
     group_size: Count
     modules: Annotated[list[Name], Field(min_length=1, max_length=100_000)]
 
