@@ -6,6 +6,7 @@ gigabytes are there in seconds, on the device that computes.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,12 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from rlrc.configs.prune import Tokens
 from rlrc.packed.cpu.processor import multiplies_bfloat16
 from rlrc.packed.layers import QuantizedLinear, quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.filling import empty_model
+from rlrc.policies.groups import VISION
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.layout import random_config
 from rlrc.policies.oft.policy import OFTPolicy
@@ -27,11 +30,14 @@ from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.layout import image_processor
-from rlrc.policies.prismatic.processor import Processor
+from rlrc.policies.prismatic.processor import ImageProcessor, Processor
 from rlrc.policies.wide import widen_products
 from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.groups import coupled_groups
+from rlrc.prune.child import child_of
+from rlrc.prune.groups import chain_of, coupled_groups
+from rlrc.prune.method import Target
 from rlrc.prune.structured import plan_cut
+from rlrc.prune.tokens import TokensMethod
 from rlrc.quantize import linear_names
 
 LAYERS, TINY_LAYERS = 32, 8
@@ -58,6 +64,12 @@ class Shape(NamedTuple):
     """Layers that lose nothing; negative numbers count from the last."""
     output_bias: bool = False
     """Whether o_proj and down_proj have a bias."""
+    tower: int | None = None
+    """Number of the vision tower that stays alone; None keeps both."""
+    vision: float = 0.0
+    """Share of the heads and channels that each block of the vision towers loses."""
+    tokens: float = 0.0
+    """Share of a picture's tokens that is lost by pooling."""
     only_layers: int | None = None
     """Number of decoder layers; None is all."""
     of_oft: bool = False
@@ -76,6 +88,19 @@ SHAPES = {
     "ratio-0.25": Shape(ratio=0.25),
     "ratio-0.5": Shape(ratio=0.5),
     "ratio-0.75": Shape(ratio=0.75),
+    # Every part is made lighter, until none takes most of an action. The shares are those of its time in 4 bits, and
+    # the factors compare with "rlrc-overall"; both are seconds of one thread.
+    "balanced": Shape(
+        # Vision, 48 %: the second tower alone, with half of its heads and channels, takes 0.31 times as long.
+        tower=1,
+        vision=0.5,
+        # Prefill, 36 %, and the projector, 3 %: with 64 of 256 tokens (and the decoder below) they take 0.26 times as
+        # long.
+        tokens=0.75,
+        # Decode, 12 %: the first and the last layer stay whole and are most of what is read, so it takes 0.69 times as
+        # long. Of each layer between them one head and 256 channels are left; rounded up to these, 91 % are gone.
+        overall=0.92,
+    ),
     "oft": Shape(of_oft=True),
     "oft-rlrc": Shape(ratio=0.9, of_oft=True),
 }
@@ -84,22 +109,36 @@ SHAPES = {
 def config_of(shape: str, tiny: bool = False) -> PrismaticConfig:
     """The config of a policy of this shape; a tiny one has few and narrow layers, pruned in the same way."""
     wanted = SHAPES[shape]
-    config = dense(wanted.of_oft, wanted.only_layers or (TINY_LAYERS if tiny else LAYERS), tiny)
-    if not wanted.ratio and not wanted.overall:
-        return config
-    layers = config.text_config.num_hidden_layers
-    groups = coupled_groups(outline(config))
-    scores = [torch.zeros(group.units) for group in groups]
-    protected = frozenset(layer % layers for layer in wanted.protected)
+    made = outline(dense(wanted.of_oft, wanted.only_layers or (TINY_LAYERS if tiny else LAYERS), tiny))
     rounding = Rounding(TINY_KEPT_MULTIPLE if tiny else KEPT_MULTIPLE, "up")
     overall = min(wanted.overall, TINY_OVERALL) if tiny else wanted.overall
-    kept = choose(groups, scores, protected, "local", wanted.ratio or None, overall or None, rounding)
-    whole = config.text_config.to_dict()
-    shapes = {layer: shape for (layer, _), shape in plan_cut(layers, groups, kept).shapes.items()}
-    changed = {layer: shape for layer, shape in shapes.items() if not shape.items() <= whole.items()}
-    config.text_config.per_layer_config = changed or None
-    config.text_config.output_bias = wanted.output_bias
-    return config
+    if wanted.ratio or overall:
+        target = Target(wanted.ratio or None, overall or None, wanted.protected, rounding)
+        made = narrowed(made, None, target, wanted.output_bias)
+    if wanted.tower is not None:
+        made = made.joined_towers().alone(wanted.tower)
+    if wanted.vision:
+        made = narrowed(made, (VISION,), Target(wanted.vision, rounding=rounding))
+    if wanted.tokens:
+        target = Target(wanted.tokens, tokens=made.model.config.tokens_of_picture)
+        chain = chain_of(made)
+        made = child_of(made, chain, TokensMethod(Tokens(by="pool")).plan({}, (), len(chain), target))
+    return made.model.config
+
+
+def narrowed(policy: Policy, stacks: Sequence[str] | None, target: Target, output_bias: bool = False) -> Policy:
+    """A policy whose layers have lost heads and channels, no matter which.
+
+    Args:
+        stacks: those that lose them; None is the language model's.
+        target: its negative numbers of protected layers count from the last.
+        output_bias: whether o_proj and down_proj get a bias.
+    """
+    chain, groups = chain_of(policy, stacks), coupled_groups(policy, stacks)
+    scores = [torch.zeros(group.units) for group in groups]
+    protected = frozenset(layer % len(chain) for layer in target.protected)
+    kept = choose(groups, scores, protected, "local", target.ratio, target.overall, target.rounding)
+    return child_of(policy, chain, replace(plan_cut(len(chain), groups, kept), output_bias=output_bias))
 
 
 def dense(of_oft: bool, layers: int, tiny: bool) -> PrismaticConfig:
@@ -152,7 +191,9 @@ def outline(config: PrismaticConfig) -> Policy:
 
 def processor(config: PrismaticConfig) -> Processor:
     """Return what makes inputs of observations, with the published settings."""
-    return Processor(image_processor(*config.image_sizes), llama_like_tokenizer(), config)
+    sizes = config.image_sizes or []
+    images = image_processor(*sizes) if len(sizes) == 2 else ImageProcessor.for_size(sizes[0], 1)
+    return Processor(images, llama_like_tokenizer(), config)
 
 
 @torch.no_grad()

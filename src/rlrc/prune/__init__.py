@@ -12,7 +12,7 @@ policy needs recovery: `rlrc sft`, then `rlrc rl`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -34,12 +34,12 @@ from rlrc.policies.values import Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
+from rlrc.prune.child import child_of
 from rlrc.prune.groups import Chain, chain_of, coupled_groups, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
 from rlrc.prune.stream import StoredBlocks
-from rlrc.prune.structured import layer_shape
 from rlrc.prune.vision import vision_calibration
 
 
@@ -69,7 +69,7 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     say(task.method.announcement(task.groups, task.target))
     measured = task.measure()
     plan = task.method.plan(measured, task.groups, task.num_layers, task.target)
-    child = task.child(plan)
+    child = child_of(task.parent, task.chain, plan)
     left = chain_of(child, config.stacks)
     result: dict[str, Any] = {"metrics": task.counts(child, left), "layers": _layer_sizes(left)}
     _tell(task.chain, left, plan, result["metrics"])
@@ -187,30 +187,6 @@ class Task:
         if not self.config.method.reads_pictures:
             frames.let_vision_go()
         return source.with_frames(frames)
-
-    def child(self, plan: Plan) -> Policy:
-        """The policy that `plan` makes of the parent, as an outline."""
-        parent = self.parent
-        if plan.tower is not None:
-            return plan.tower.outline()
-        config = type(parent.model.config).from_dict(parent.model.config.to_dict())
-        shapes: dict[str, list[dict[str, int]]] = {stack.name: [] for stack in self.chain.stacks}
-        stacks, places = {stack.name: stack for stack in self.chain.stacks}, self.chain.places
-        for old in plan.layers:
-            for name, number in places[old].items():
-                shape = layer_shape(stacks[name].layers[number], name)
-                shapes[name].append(shape | plan.shapes.get((old, name), {}))
-        if lost := [name for name, those in shapes.items() if not those]:
-            raise UserError(f"keep names no layer of the stack '{lost[0]}', which needs at least one")
-        parent.reshape(config, plan.layers, shapes)
-        for stack in () if self.chain.is_vision else self.chain.stacks:  # those of vision have biases anyway
-            part = stack.config_in(config)
-            part.output_bias = part.output_bias or plan.output_bias
-        if plan.tokens is not None:
-            if config.visual_tokens is not None:
-                raise UserError(f"{self.config.policy}: its pictures have fewer tokens already; start from before that")
-            config.visual_tokens = asdict(plan.tokens)
-        return parent.rebuilt(config)
 
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""

@@ -1,0 +1,37 @@
+"""The policy that a plan makes of another one, as an outline: its config and shapes, without the weights."""
+
+from dataclasses import asdict
+
+from rlrc.errors import UserError
+from rlrc.policies.contract import Policy
+from rlrc.prune.groups import Chain
+from rlrc.prune.method import Plan
+from rlrc.prune.structured import layer_shape
+
+
+def child_of(parent: Policy, chain: Chain, plan: Plan) -> Policy:
+    """The policy that `plan` makes of the parent's layers in `chain`. Its parameters have shapes and no memory.
+
+    Raises:
+        UserError: a stack would have no layer left, or pictures with fewer tokens would lose tokens again.
+    """
+    if plan.tower is not None:
+        return plan.tower.outline()
+    config = type(parent.model.config).from_dict(parent.model.config.to_dict())
+    shapes: dict[str, list[dict[str, int]]] = {stack.name: [] for stack in chain.stacks}
+    stacks, places = {stack.name: stack for stack in chain.stacks}, chain.places
+    for old in plan.layers:
+        for name, number in places[old].items():
+            shape = layer_shape(stacks[name].layers[number], name)
+            shapes[name].append(shape | plan.shapes.get((old, name), {}))
+    if lost := [name for name, those in shapes.items() if not those]:
+        raise UserError(f"keep names no layer of the stack '{lost[0]}', which needs at least one")
+    parent.reshape(config, plan.layers, shapes)
+    for stack in () if chain.is_vision else chain.stacks:  # those of vision have biases anyway
+        part = stack.config_in(config)
+        part.output_bias = part.output_bias or plan.output_bias
+    if plan.tokens is not None:
+        if config.visual_tokens is not None:
+            raise UserError(f"{parent.source}: its pictures have fewer tokens already; start from before that")
+        config.visual_tokens = asdict(plan.tokens)
+    return parent.rebuilt(config)
