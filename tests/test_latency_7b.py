@@ -169,7 +169,7 @@ def test_durations_have_as_many_digits_as_say_something() -> None:
 
 
 def test_a_row_without_what_is_measured_today_counts_as_not_measured(rows: results.Rows) -> None:
-    for field in ("rounds", "dtype", "speedup_95"):
+    for field in ("rounds", "dtype", "speedup_95", "weight_bytes", "peak_bytes", "libraries_bytes"):
         without = {key: value for key, value in rows[GROUP[1]].items() if key != field}
         assert not results.is_complete(GROUP[1], without)
     assert not results.is_complete("rlrc-overall", {k: v for k, v in rows[GROUP[1]].items() if k != "busy_p50_ms"})
@@ -255,9 +255,40 @@ def test_shapes_are_what_their_names_say() -> None:
         shape: [number for number, layer in enumerate(text.per_layer_config) if layer.intermediate_size < whole]
         for shape, text in tiny.items()
     }
-    assert pruned["rlrc"] == pruned["rlrc-overall"] == pruned["oft-rlrc"] == [1, 2, 3, 4, 5, 6]
+    assert pruned["rlrc"] == pruned["rlrc-overall"] == pruned["oft-rlrc"] == pruned["balanced"] == [1, 2, 3, 4, 5, 6]
     assert pruned["llm-pruner-25"] == [4, 5]
     assert pruned["dense"] == pruned["oft"] == []
+
+
+def test_every_part_of_the_balanced_policy_is_lighter() -> None:
+    dense, balanced = (shapes.config_of(shape, tiny=True) for shape in ("dense", "balanced"))
+    (tower,) = balanced.towers
+    whole = dense.towers[1]
+    assert tower.head_dim == whole.hidden_size // whole.num_attention_heads
+    blocks = [tower.per_layer_config[number] for number in range(tower.num_hidden_layers - 1)]
+    assert {block.num_attention_heads for block in blocks} == {whole.num_attention_heads // 2}
+    assert {block.intermediate_size for block in blocks} == {96}  # half of 160, rounded up to a multiple of 32
+    assert balanced.visual_tokens == {"kind": "pool", "count": dense.tokens_of_picture // 4}
+    made, before = (shapes.outline(config).model for config in (balanced, dense))
+    sizes = [
+        [layer.mlp.gate_proj.out_features for layer in model.language_model.model.layers] for model in (made, before)
+    ]
+    assert [small < large for small, large in zip(*sizes, strict=True)] == [False, *[True] * 6, False]
+    assert made.projector.fc1.in_features == before.projector.fc1.in_features // 2
+    assert made.projector.fc1.out_features == before.projector.fc1.out_features
+
+
+def test_the_balanced_rows_tell_their_bytes() -> None:
+    dense, packed = (making.make([name], TINY)[name] for name in ("balanced", "balanced-4bit"))
+    assert isinstance(dense, Actor) and isinstance(packed, Actor)
+    for actor in (dense, packed):
+        assert actor.act() > 0
+        facts = actor.facts()
+        assert facts["weight_bytes"] < facts["libraries_bytes"] <= facts["peak_bytes"]
+    assert packed.facts()["weight_bytes"] < dense.facts()["weight_bytes"]
+    modules = packed._policy._policy.model.config.quantization_config["modules"]  # type: ignore[attr-defined]
+    told = [packed._policy._policy.part_of(module) for module in modules]  # type: ignore[attr-defined]
+    assert set(told) == set(shapes.PARTS)
 
 
 def test_every_policy_is_counted_in_the_bytes_that_it_is_stored_in() -> None:

@@ -14,7 +14,7 @@ from two_cameras import two_cameras
 import rlrc
 from rlrc.configs.prune import Depth, Flap, LlmPruner, Magnitude, Method, PruneConfig, Random, StateSaliency, Wanda
 from rlrc.configs.quantize import QuantizeConfig
-from rlrc.configs.train import OFTOptions
+from rlrc.configs.train import OFTOptions, Shape
 from rlrc.data import Demonstrations
 from rlrc.data.samples import chunks, observe
 from rlrc.policies.contract import Policy
@@ -53,10 +53,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=FAMILIES)
 def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
+    made(request.param).save(folder)
+    return folder
+
+
+def made(name: str, shape: Shape = SHAPE) -> Policy:
+    """A policy of FAMILIES with random weights that all matter."""
     texts = ["put carrot on plate", "put red cube on plate"]
-    family, options = FAMILIES[request.param]
-    policy = new_policy(family, SHAPE, texts, STATISTICS, 1, options)
-    if request.param == "film":
+    family, options = FAMILIES[name]
+    policy = new_policy(family, shape, texts, STATISTICS, 1, options)
+    if name == "film":
         policy = policy.rebuilt(type(policy.model.config)(**policy.model.config.to_dict() | {"film": True}))
         policy.model.to_empty(device="cpu").make_tables()
         policy.model.apply(policy.model._init_weights)
@@ -64,8 +70,7 @@ def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    policy.save(folder)
-    return folder
+    return policy
 
 
 def asked(policy: Path, dataset: Path, **options: Any) -> PruneConfig:

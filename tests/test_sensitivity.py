@@ -11,7 +11,7 @@ from small_policies import CASES, SHAPE
 from two_cameras import two_cameras
 
 import rlrc
-from rlrc.configs.prune import PruneConfig
+from rlrc.configs.prune import PruneConfig, Tower
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.sensitivity import SensitivityConfig
 from rlrc.data import Demonstrations
@@ -67,6 +67,8 @@ def test_every_part_and_stack_has_its_row(done: tuple[SensitivityConfig, dict[st
     stacks = {stack.name for stack in policy.stacks()}
     assert {part for part, kind, _ in found if kind == "width"} == stacks | {"vision"}
     assert {"decoder", "vision", "projector"} <= {part for part, kind, _ in found if kind == "bits"}
+    towers = [(part, degree) for part, kind, degree in found if kind == "tower"]
+    assert towers == ([("vision", 0), ("vision", 1)] if len(policy.vision_stacks()) > 1 else [])
     assert {("layers", "depth", 0.5), ("vision", "depth", 0.5), ("tokens", "tokens", 0.5)} <= set(found)
     assert len(set(found)) == len(found) and not any("refused" in row for row in result["rows"])
     assert result == json.loads((folder / "sensitivity.json").read_text())
@@ -80,9 +82,13 @@ def test_a_row_is_what_the_verb_makes_and_what_its_loss_is(
     reading = config.model_dump(include={"policy", "dataset", "cameras", "statistics", "device"})
     quantize(QuantizeConfig(**reading, bits=4, samples=6), tmp_path / "bits")
     prune(PruneConfig(**reading, ratio=0.5, samples=6, stacks=("decoder",)), tmp_path / "width")
-    for kind in ("bits", "width"):
+    made = [("decoder", "bits"), ("decoder", "width")]
+    if len(rlrc.load(config.policy, device="cpu").vision_stacks()) > 1:
+        prune(PruneConfig(**reading, samples=6, method=Tower(keep=0)), tmp_path / "tower")
+        made.append(("vision", "tower"))
+    for part, kind in made:
         lighter = rlrc.load(tmp_path / kind / "checkpoint", device="cpu")
-        row = next(row for row in result["rows"] if (row["part"], row["kind"]) == ("decoder", kind))
+        row = next(row for row in result["rows"] if (row["part"], row["kind"]) == (part, kind))
         assert row["bytes"] == describe(lighter)["bytes"]["total"] < result["own"]["bytes"]
         demonstrations = Demonstrations.of(config)
         frames = Frames.draw(lighter, demonstrations, 6, config.seed + 1)
@@ -120,7 +126,7 @@ def test_what_was_cut_off_goes_on(
 
 def test_what_cannot_be_is_told_in_its_row(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = policy_of("oft-l1", tmp_path / "policy")
-    options = ASKED | {"bits": (8,), "parts": ("decoder",), "widths": (), "depths": (0.8,), "tokens": ()}
+    options = ASKED | {"bits": (8,), "parts": ("decoder",), "widths": (), "depths": (0.8,), "towers": (), "tokens": ()}
     config = SensitivityConfig(policy=policy, dataset=dataset, statistics="dataset", **options)
     (tmp_path / "out").mkdir()
     rows = sensitivity(config, tmp_path / "out")["rows"]

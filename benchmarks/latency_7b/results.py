@@ -10,7 +10,10 @@ from rlrc.reading import read_json
 from rlrc.roofline import floors_ms
 
 Rows = dict[str, dict[str, Any]]
-NEEDED = {"rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95", "baseline_ms", "bf16_ms"}
+NEEDED = {
+    *("rounds", "dtype", "multipliers", "speedup_95", "speedup_over_bf16_95", "baseline_ms", "bf16_ms"),
+    *("weight_bytes", "peak_bytes", "libraries_bytes"),
+}
 """Fields without which a row counts as not measured."""
 
 

@@ -4,8 +4,8 @@ Nothing is read from disk. All matrices are cut from one block of random numbers
 gigabytes are there in seconds, on the device that computes.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +14,12 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from rlrc.configs.prune import Tokens
 from rlrc.packed.cpu.processor import multiplies_bfloat16
-from rlrc.packed.layers import QuantizedLinear, quantization_config
+from rlrc.packed.layers import quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.filling import empty_model
+from rlrc.policies.groups import VISION
 from rlrc.policies.oft.config import OFTConfig
 from rlrc.policies.oft.layout import random_config
 from rlrc.policies.oft.policy import OFTPolicy
@@ -27,11 +29,14 @@ from rlrc.policies.openvla.policy import OpenVLAPolicy
 from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.layout import image_processor
-from rlrc.policies.prismatic.processor import Processor
+from rlrc.policies.prismatic.processor import ImageProcessor, Processor
 from rlrc.policies.wide import widen_products
 from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.groups import coupled_groups
+from rlrc.prune.child import child_of
+from rlrc.prune.groups import chain_of, coupled_groups
+from rlrc.prune.method import Target
 from rlrc.prune.structured import plan_cut
+from rlrc.prune.tokens import TokensMethod
 from rlrc.quantize import linear_names
 
 LAYERS, TINY_LAYERS = 32, 8
@@ -58,6 +63,12 @@ class Shape(NamedTuple):
     """Layers that lose nothing; negative numbers count from the last."""
     output_bias: bool = False
     """Whether o_proj and down_proj have a bias."""
+    tower: int | None = None
+    """Number of the vision tower that stays alone; None keeps both."""
+    vision: float = 0.0
+    """Share of the heads and channels that each block of the vision towers loses."""
+    tokens: float = 0.0
+    """Share of a picture's tokens that is lost by pooling."""
     only_layers: int | None = None
     """Number of decoder layers; None is all."""
     of_oft: bool = False
@@ -76,6 +87,19 @@ SHAPES = {
     "ratio-0.25": Shape(ratio=0.25),
     "ratio-0.5": Shape(ratio=0.5),
     "ratio-0.75": Shape(ratio=0.75),
+    # Every part is made lighter, until none takes most of an action. The shares are those of its time in 4 bits, and
+    # the factors compare with "rlrc-overall"; both are seconds of one thread.
+    "balanced": Shape(
+        # Vision, 48 %: the second tower alone, with half of its heads and channels, takes 0.31 times as long.
+        tower=1,
+        vision=0.5,
+        # Prefill, 36 %, and the projector, 3 %: with 64 of 256 tokens (and the decoder below) they take 0.26 times as
+        # long.
+        tokens=0.75,
+        # Decode, 12 %: the first and the last layer stay whole and are most of what is read, so it takes 0.69 times as
+        # long. Of each layer between them one head and 256 channels are left; rounded up to these, 91 % are gone.
+        overall=0.92,
+    ),
     "oft": Shape(of_oft=True),
     "oft-rlrc": Shape(ratio=0.9, of_oft=True),
 }
@@ -84,22 +108,36 @@ SHAPES = {
 def config_of(shape: str, tiny: bool = False) -> PrismaticConfig:
     """The config of a policy of this shape; a tiny one has few and narrow layers, pruned in the same way."""
     wanted = SHAPES[shape]
-    config = dense(wanted.of_oft, wanted.only_layers or (TINY_LAYERS if tiny else LAYERS), tiny)
-    if not wanted.ratio and not wanted.overall:
-        return config
-    layers = config.text_config.num_hidden_layers
-    groups = coupled_groups(outline(config))
-    scores = [torch.zeros(group.units) for group in groups]
-    protected = frozenset(layer % layers for layer in wanted.protected)
+    made = outline(dense(wanted.of_oft, wanted.only_layers or (TINY_LAYERS if tiny else LAYERS), tiny))
     rounding = Rounding(TINY_KEPT_MULTIPLE if tiny else KEPT_MULTIPLE, "up")
     overall = min(wanted.overall, TINY_OVERALL) if tiny else wanted.overall
-    kept = choose(groups, scores, protected, "local", wanted.ratio or None, overall or None, rounding)
-    whole = config.text_config.to_dict()
-    shapes = {layer: shape for (layer, _), shape in plan_cut(layers, groups, kept).shapes.items()}
-    changed = {layer: shape for layer, shape in shapes.items() if not shape.items() <= whole.items()}
-    config.text_config.per_layer_config = changed or None
-    config.text_config.output_bias = wanted.output_bias
-    return config
+    if wanted.ratio or overall:
+        target = Target(wanted.ratio or None, overall or None, wanted.protected, rounding)
+        made = narrowed(made, None, target, wanted.output_bias)
+    if wanted.tower is not None:
+        made = made.joined_towers().alone(wanted.tower)
+    if wanted.vision:
+        made = narrowed(made, (VISION,), Target(wanted.vision, rounding=rounding))
+    if wanted.tokens:
+        target = Target(wanted.tokens, tokens=made.model.config.tokens_of_picture)
+        chain = chain_of(made)
+        made = child_of(made, chain, TokensMethod(Tokens(by="pool")).plan({}, (), len(chain), target))
+    return made.model.config
+
+
+def narrowed(policy: Policy, stacks: Sequence[str] | None, target: Target, output_bias: bool = False) -> Policy:
+    """A policy whose layers have lost heads and channels, no matter which.
+
+    Args:
+        stacks: those that lose them; None is the language model's.
+        target: its negative numbers of protected layers count from the last.
+        output_bias: whether o_proj and down_proj get a bias.
+    """
+    chain, groups = chain_of(policy, stacks), coupled_groups(policy, stacks)
+    scores = [torch.zeros(group.units) for group in groups]
+    protected = frozenset(layer % len(chain) for layer in target.protected)
+    kept = choose(groups, scores, protected, "local", target.ratio, target.overall, target.rounding)
+    return child_of(policy, chain, replace(plan_cut(len(chain), groups, kept), output_bias=output_bias))
 
 
 def dense(of_oft: bool, layers: int, tiny: bool) -> PrismaticConfig:
@@ -138,7 +176,7 @@ def policy(config: PrismaticConfig, bits: int = 16, memory: Memory | None = None
     if bits < 16:
         config.quantization_config = quantization_config(bits, 32, linear_names(outline(config), PARTS))
     made = outline(config)
-    fill(made.model, memory, device)
+    fill_at_random(made.model, device, torch.bfloat16, nothing if memory is None else memory.take)
     if device == "cpu" and not multiplies_bfloat16():
         widen_products(made.model)  # as `rlrc.load` does
     return made
@@ -152,58 +190,14 @@ def outline(config: PrismaticConfig) -> Policy:
 
 def processor(config: PrismaticConfig) -> Processor:
     """Return what makes inputs of observations, with the published settings."""
-    return Processor(image_processor(*config.image_sizes), llama_like_tokenizer(), config)
-
-
-@torch.no_grad()
-def fill(model: nn.Module, memory: Memory | None, device: str) -> None:
-    """Give every parameter without memory some on the device, in bf16, and bring the rest of the model there."""
-    random = torch.Generator(device).manual_seed(0)
-    block = torch.randn(2**20, generator=random, device=device).bfloat16()
-    codes = torch.randint(0, 256, (2**20,), dtype=torch.uint8, generator=random, device=device)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta:
-                lent = memory.take(parameter.shape) if memory is not None and parameter.ndim == 2 else None
-                numbers = _numbers(name, parameter.shape, block) if lent is None else lent
-                setattr(module, name, nn.Parameter(numbers, requires_grad=False))
-        if isinstance(module, QuantizedLinear):
-            _fill_packed(module, memory, codes)
-    model.to(device)
-
-
-def _numbers(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
-    if name == "bias":
-        return torch.zeros(shape, dtype=block.dtype, device=block.device)
-    if len(shape) == 1:
-        return torch.ones(shape, dtype=block.dtype, device=block.device)
-    return _repeated(block / math.sqrt(math.prod(shape[1:])), shape)
-
-
-def _repeated(block: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """A tensor that holds the numbers of a block again and again."""
-    tensor = torch.empty(shape, dtype=block.dtype, device=block.device)
-    for chunk in tensor.view(-1).split(len(block)):
-        chunk.copy_(block[: len(chunk)])
-    return tensor
-
-
-def _fill_packed(layer: QuantizedLinear, memory: Memory | None, block: torch.Tensor) -> None:
-    """Fill in random codes around the middle zero point, of the dense weight's variance; or the numbers that memory
-    holds."""
-    lent = memory and memory.take(torch.Size((math.ceil(layer.codes.numel() / 2),)))
-    if lent is None:
-        layer.codes = _repeated(block, layer.codes.shape)
-    else:
-        layer.codes = lent.view(torch.uint8)[: layer.codes.numel()].view(layer.codes.shape)
-    step = 1 / (2**layer.bits / math.sqrt(12) * math.sqrt(layer.in_features))
-    layer.scales = torch.full_like(layer.scales, step, device=block.device)
-    layer.zeros = torch.full_like(layer.zeros, 0x88 if layer.bits == 4 else 128, device=block.device)
+    sizes = config.image_sizes or []
+    images = image_processor(*sizes) if len(sizes) == 2 else ImageProcessor.for_size(sizes[0], 1)
+    return Processor(images, llama_like_tokenizer(), config)
 
 
 def empty(build: Callable[[], nn.Module], memory: Memory | None, device: str) -> nn.Module:
     """A module in bf16 with filled weights, perhaps in the `memory` of another one; buffers are computed as usual."""
     with init_empty_weights(include_buffers=False):
         module = build()
-    fill(module, memory, device)
+    fill_at_random(module, device, torch.bfloat16, nothing if memory is None else memory.take)
     return module.eval()

@@ -12,7 +12,7 @@ from rlrc.files import atomic_path
 from rlrc.tables import human_bytes
 
 COLOURS = ("#3b82c4", "#e08a3c", "#4fa373", "#b565a7", "#8a8f98", "#c9a227", "#c44e52", "#2f7f7f")
-LINES = {"bits": "-", "width": "--", "depth": ":", "tokens": "-."}
+LINES = {"bits": "-", "width": "--", "depth": ":", "tower": "", "tokens": "-."}
 UNITS = {"width": " of heads and channels", "depth": " of layers", "tokens": " of each picture's"}
 
 
@@ -20,6 +20,8 @@ def name_of(row: Mapping[str, Any]) -> str:
     """Say what was made lighter, and how."""
     if row["kind"] == "bits":
         return f"{row['part']}, {row['degree']:g} bits"
+    if row["kind"] == "tower":
+        return f"{row['part']}, one tower ({row['degree']:g})"
     return f"{row['part']}, {100 * row['degree']:g} %{UNITS[row['kind']]} gone"
 
 
@@ -106,7 +108,7 @@ def _lines(axes: Axes, rows: Sequence[dict[str, Any]], saved: Callable[[dict[str
             elinewidth=0.8,
         )
         for row, place in zip(points, zip(x, y, strict=True), strict=True):
-            text = f"{row['degree']:g}" if kind == "bits" else f"{100 * row['degree']:g} %"
+            text = f"{row['degree']:g}" if kind in ("bits", "tower") else f"{100 * row['degree']:g} %"
             axes.annotate(text, place, xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
     largest = max((abs(row["loss_change"]["mean"]) for row in rows), default=1) or 1
     axes.set_yscale("symlog", linthresh=largest / 100)

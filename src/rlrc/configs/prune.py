@@ -28,6 +28,16 @@ class MethodConfig(Config):
         return False
 
     @property
+    def changes_layers(self) -> bool:
+        """True if layers, heads, channels or weights go, so that stacks and protect say which."""
+        return True
+
+    @property
+    def takes_tower(self) -> bool:
+        """True if a vision tower goes as a whole."""
+        return False
+
+    @property
     def needs_target(self) -> bool:
         """True if a ratio must be given, because the method itself does not say how much goes."""
         return True
@@ -179,9 +189,44 @@ class Tokens(MethodConfig):
     def needs_calibration(self) -> bool:
         return False
 
+    @property
+    def changes_layers(self) -> bool:
+        return False
+
+
+class Tower(MethodConfig):
+    """Keep one of two vision towers whose features are joined, and make up for the mean of the other one by a bias."""
+
+    kind: Literal["tower"] = "tower"
+    keep: Literal[0, 1]
+    """Number of the tower that stays: 0 is the first one (OpenVLA's DINOv2), 1 the second one (its SigLIP)."""
+    bias_compensation: bool = True
+    """Add to the bias of the layer that reads the features what those of the other tower give on average, which is
+    measured on a dataset. Without it nothing is left of them."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.bias_compensation
+
+    @property
+    def reads_pictures(self) -> bool:
+        return True
+
+    @property
+    def changes_layers(self) -> bool:
+        return False
+
+    @property
+    def takes_tower(self) -> bool:
+        return True
+
+    @property
+    def needs_target(self) -> bool:
+        return False
+
 
 Method = Annotated[
-    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Tokens | Random,
+    LlmPruner | StateSaliency | Flap | Wanda | Magnitude | Depth | Tokens | Tower | Random,
     Field(discriminator="kind"),
 ]
 
@@ -231,8 +276,9 @@ class PruneConfig(StatisticsPart, PolicyPart):
             raise ValueError(
                 "give either ratio or overall" if self.method.needs_target else "the method says itself how much goes"
             )
-        if self.stacks is not None and self.method.kind == "tokens":
-            raise ValueError("tokens changes no layer; leave stacks out")
+        for option in () if self.method.changes_layers else ("stacks", "protect"):
+            if getattr(self, option):
+                raise ValueError(f"{self.method.kind} changes no layer; leave {option} out")
         if self.stacks not in (None, ("vision",)) and self.method.kind == "depth":
             raise ValueError("depth removes the layers of one number from all stacks but vision; leave stacks out")
         if self.stacks is not None and "vision" in self.stacks:
@@ -244,6 +290,13 @@ class PruneConfig(StatisticsPart, PolicyPart):
                 raise ValueError(f"{self.method.kind} weights states for the language model, not for stacks vision")
         if self.dataset is not None and self.token_ids is not None:
             raise ValueError("give either dataset or token_ids, and not both")
+        if self.method.takes_tower and self.token_ids is not None:
+            raise ValueError("token_ids hold no pictures, on which a tower's mean is measured: give a dataset")
+        if self.method.takes_tower and self.dataset is None and self.method.needs_calibration:
+            raise ValueError(
+                "tower leaves the mean of what goes as a bias, which is measured on a dataset: give one, or set the "
+                "method's bias_compensation to false (--method.no-bias-compensation)"
+            )
         if self.dataset is None and self.token_ids is None and self.method.needs_calibration:
             raise ValueError("the method needs a dataset of demonstrations (or token_ids) to calibrate on")
         return self

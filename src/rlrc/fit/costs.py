@@ -139,7 +139,7 @@ class Clock:
 
     def _seconds(self, policy: Policy, vision: bool) -> float:
         """Median seconds of one side of a call."""
-        fill_at_random(policy)
+        fill_at_random(policy.model)
         made_ready(policy, self._device)
         measure = stage_timer(policy, noise_observation(policy, 1))
         seconds = np.array([measure() for _ in range(WARM_UP + self._repeats)])[WARM_UP:]

@@ -23,9 +23,9 @@ from rlrc.policies.groups import VISION, Block
 from rlrc.policies.values import States
 from rlrc.progress import bar, quietly
 from rlrc.prune.calibrate import Frames
+from rlrc.prune.child import child_of
 from rlrc.prune.groups import Chain, chain_of
 from rlrc.prune.method import Plan
-from rlrc.prune.shrink import shrunk
 from rlrc.prune.stream import Calibration, StoredBlocks, Stream
 from rlrc.quantize import linear_names
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Variant
@@ -83,7 +83,7 @@ def _lighter(
     if variant.part == TOKENS:
         assert plan is not None
         parent = versions.parent
-        return _passing(_around(shrunk(parent, chain_of(parent), plan), config, demonstrations))
+        return _passing(_around(child_of(parent, chain_of(parent), plan), config, demonstrations))
     if variant.kind != "bits" and variant.part == LAYERS:
         assert plan is not None
         return _passing(own, _pruned(plan))

@@ -19,10 +19,10 @@ from rlrc.policies.groups import VISION, Group
 from rlrc.progress import quietly, say
 from rlrc.prune import Task
 from rlrc.prune.allocate import Rounding, choose
+from rlrc.prune.child import child_of
 from rlrc.prune.groups import chain_of
 from rlrc.prune.measured import write_measured
 from rlrc.prune.method import Plan, unchanged
-from rlrc.prune.shrink import shrunk
 from rlrc.prune.structured import plan_cut
 from rlrc.quantize import linear_names
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Kind, Variant, measured_in, pruning
@@ -103,7 +103,7 @@ class Versions:
             policy = self._narrowed(policy, choice.width, (VISION,))
         if choice.depth:
             plan = self.plans[Variant(VISION, "depth", choice.depth)]
-            policy = shrunk(policy, chain_of(policy, (VISION,)), plan)
+            policy = child_of(policy, chain_of(policy, (VISION,)), plan)
         return policy
 
     def speaking(self, choice: Choice, policy: Policy | None = None, layers: int | None = None) -> Policy:
@@ -119,7 +119,7 @@ class Versions:
             plan = Plan(tuple(range(layers or len(chain))), unchanged)
         if choice.tokens:
             plan = replace(plan, tokens=self.plans[Variant(TOKENS, "tokens", choice.tokens)].tokens)
-        return shrunk(policy, chain, plan)
+        return child_of(policy, chain, plan)
 
     def packed(self, policy: Policy, vision: int, language: int) -> Policy:
         """The outline with the packable parts of both sides in so many bits; one side at least stays whole, or both
@@ -144,7 +144,7 @@ class Versions:
             groups: Sequence[Group] = chain.groups
             scores = [torch.zeros(group.units) for group in groups]
             kept = choose(groups, scores, frozenset(), "local", share, None, Rounding())
-            policy = shrunk(policy, chain, plan_cut(len(chain), groups, kept))
+            policy = child_of(policy, chain, plan_cut(len(chain), groups, kept))
         return policy
 
 
@@ -164,7 +164,7 @@ def _plan(config: FitConfig, variant: Variant, out: Path) -> Plan:
         task.method.check(task.groups, task.num_layers, task.target)
         tensors = task.measure()
         plan = task.method.plan(tensors, task.groups, task.num_layers, task.target)
-        shrunk(task.parent, task.chain, plan)  # what cannot be fails here
+        child_of(task.parent, task.chain, plan)  # what cannot be fails here
         if not measured.exists():
             write_measured(measured, tensors, task.key)
             task.saved.forget()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rlrc.errors import UserError
+from rlrc.policies.parts.towers import JoinedTowers
 from rlrc.policies.values import Exported, LanguageModel, Likelihood, PolicySpec, Sampler, Stack, VisionPass
 
 if TYPE_CHECKING:
@@ -111,6 +112,14 @@ class Offers:
             UserError: the family has no such layers.
         """
         raise UserError(f"stacks vision: towers of the family {self.spec.family} cannot be pruned")
+
+    def joined_towers(self) -> JoinedTowers:
+        """Tell which two vision towers see the pictures together, of which one may go.
+
+        Raises:
+            UserError: the policy has one tower alone, or is quantized.
+        """
+        raise UserError(f"tower: policies of the family {self.spec.family} have one vision tower, which has to stay")
 
     @property
     def language_model(self) -> LanguageModel | None:

@@ -4,6 +4,7 @@
     rlrc prune --policy openvla-7b --dataset DEMOS --ratio 0.9 --protect 0 -1 --samples 16
     rlrc prune --policy openvla-7b method:depth --method.keep 0 31
     rlrc prune --policy openvla-7b --ratio 0.75 method:tokens --method.by pool
+    rlrc prune --policy openvla-7b --dataset DEMOS method:tower --method.keep 1
 
 The layers are those of the language model, and of the action expert where there is one. They are never in memory as a
 whole: a method measures them block by block (`stream`), then each is read once more, changed and written. A pruned
@@ -33,11 +34,11 @@ from rlrc.policies.values import Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
-from rlrc.prune.groups import Chain, chain_of, coupled_groups, describe, span
+from rlrc.prune.child import child_of
+from rlrc.prune.groups import Chain, chain_of, coupled_groups, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
-from rlrc.prune.shrink import shrunk
 from rlrc.prune.stream import StoredBlocks
 from rlrc.prune.vision import vision_calibration
 
@@ -65,10 +66,10 @@ def prune(config: PruneConfig, out: Path) -> dict[str, Any]:
     """
     task = Task.of(config, out)
     task.method.check(task.groups, task.num_layers, task.target)
-    say(describe(task.groups) if config.method.kind != "tokens" else f"a picture becomes {task.target.tokens} tokens")
+    say(task.method.announcement(task.groups, task.target))
     measured = task.measure()
     plan = task.method.plan(measured, task.groups, task.num_layers, task.target)
-    child = task.child(plan)
+    child = child_of(task.parent, task.chain, plan)
     left = chain_of(child, config.stacks)
     result: dict[str, Any] = {"metrics": task.counts(child, left), "layers": _layer_sizes(left)}
     _tell(task.chain, left, plan, result["metrics"])
@@ -110,12 +111,13 @@ class Task:
         try:
             chain = chain_of(parent, config.stacks)
             groups = coupled_groups(parent, config.stacks)
+            towers = parent.joined_towers() if config.method.takes_tower else None
         except UserError as error:
             raise UserError(f"{config.policy}: {error}") from error
         protected = _protected(config.protect, len(chain))
         rounding = Rounding(config.round_to, config.round_direction)
         tokens = parent.model.config.tokens_of_picture
-        target = Target(config.ratio, config.overall, protected, rounding, tokens)
+        target = Target(config.ratio, config.overall, protected, rounding, tokens, towers)
         demonstrations = None if config.dataset is None else Demonstrations.of(config)
         if demonstrations is not None:
             adopt_statistics(parent, demonstrations, config)
@@ -186,17 +188,13 @@ class Task:
             frames.let_vision_go()
         return source.with_frames(frames)
 
-    def child(self, plan: Plan) -> Policy:
-        """The policy that `plan` makes of the parent, as an outline."""
-        return shrunk(self.parent, self.chain, plan)
-
     def tensors(self, plan: Plan, child: Policy, metrics: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""
         left = chain_of(child, self.config.stacks).places
         prefixes, wanted = {stack.name: f"{stack.prefix}." for stack in self.chain.stacks}, child.model.state_dict()
-        for name in self.files:
-            if name in wanted and not name.startswith(tuple(prefixes.values())):
-                yield name, self.parent.stored(name)
+        known, read = self.parent.model.state_dict(), self.parent.stored
+        around = [name for name in self.files if name in known and not name.startswith(tuple(prefixes.values()))]
+        yield from ((name, read(name)) for name in around) if plan.tower is None else plan.tower.tensors(around, read)
         blocks, zeros = self.blocks, 0
         for old, place in track(list(zip(plan.layers, left, strict=True)), "write"):
             block = blocks[old]

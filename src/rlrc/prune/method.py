@@ -13,10 +13,12 @@ from rlrc.configs.prune import MethodConfig
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.parts.tokens import TokenReduction
+from rlrc.policies.parts.towers import JoinedTowers, OneTower
 from rlrc.policies.values import States
 from rlrc.progress import bar
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames
+from rlrc.prune.groups import describe
 from rlrc.prune.measured import Measured, SavedSums
 from rlrc.prune.stream import Calibration, Stream
 
@@ -40,6 +42,8 @@ class Target:
     rounding: Rounding = field(default_factory=Rounding)
     tokens: int = 0
     """Tokens that a picture becomes before pruning."""
+    towers: JoinedTowers | None = None
+    """Vision towers of which one is to go, where the method takes one."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,16 @@ class Source:
     seed: int = 0
     saved: SavedSums = field(default_factory=lambda: SavedSums(None, {}))
     calibration: Calibration | None = None
-    """Samples, where the method needs them."""
+    """Samples, where the method needs them and they are made of something else than `frames`."""
     frames: Frames | None = None
-    """Frames that the samples were made of, where they are demonstrations."""
+    """Frames that the samples are made of, where they are demonstrations."""
 
     @property
     def stream(self) -> Stream:
         """The calibration samples before the first layer."""
-        assert self.calibration is not None, "a method asks for what it does not need"
-        return Stream(self.calibration)
+        calibration = self.frames.calibration() if self.calibration is None and self.frames else self.calibration
+        assert calibration is not None, "a method asks for what it does not need"
+        return Stream(calibration)
 
     def forward(self, what: str, visit: Visit) -> Measured:
         """Send the samples through the blocks, calling `visit` for each, and go on where an earlier run was cut off.
@@ -113,7 +118,7 @@ class Source:
         return measured
 
     def with_frames(self, frames: Frames) -> "Source":
-        return replace(self, frames=frames, calibration=frames.calibration())
+        return replace(self, frames=frames)
 
 
 def packed(states: States) -> Measured:
@@ -143,6 +148,8 @@ class Plan:
     """Units, layers or tokens that stay, for the lineage; JSON-able."""
     tokens: TokenReduction | None = None
     """A way to make fewer tokens of each picture."""
+    tower: OneTower | None = None
+    """One of two vision towers, which stays alone."""
 
 
 MethodOptions = TypeVar("MethodOptions", bound=MethodConfig)
@@ -153,6 +160,10 @@ class PruningMethod(ABC, Generic[MethodOptions]):
 
     def __init__(self, config: MethodOptions) -> None:
         self.config = config
+
+    def announcement(self, groups: Sequence[Group], target: Target) -> str:
+        """Tell people what may go."""
+        return describe(groups)
 
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         """Refuse a target that cannot be reached, before anything is measured.

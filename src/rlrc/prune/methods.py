@@ -9,6 +9,7 @@ from rlrc.prune.flap import FlapMethod
 from rlrc.prune.method import PruningMethod
 from rlrc.prune.saliency import StateSaliencyMethod
 from rlrc.prune.tokens import TokensMethod
+from rlrc.prune.tower import TowerMethod
 from rlrc.prune.unstructured import MagnitudeMethod, WandaMethod
 
 METHODS: dict[type[configs.MethodConfig], type[PruningMethod[Any]]] = {
@@ -19,6 +20,7 @@ METHODS: dict[type[configs.MethodConfig], type[PruningMethod[Any]]] = {
     configs.Magnitude: MagnitudeMethod,
     configs.Depth: DepthMethod,
     configs.Tokens: TokensMethod,
+    configs.Tower: TowerMethod,
     configs.Random: RandomMethod,
 }
 

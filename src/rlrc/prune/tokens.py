@@ -15,6 +15,9 @@ from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overal
 class TokensMethod(PruningMethod[Tokens]):
     """Fewer tokens of each picture."""
 
+    def announcement(self, groups: Sequence[Group], target: Target) -> str:
+        return f"a picture becomes {target.tokens} tokens"
+
     def check(self, groups: Sequence[Group], layers: int, target: Target) -> None:
         refuse_overall(target, self.config.kind)
 

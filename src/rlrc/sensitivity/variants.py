@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlrc.configs.lightening import LighteningPart
-from rlrc.configs.prune import Depth, PruneConfig, Tokens
+from rlrc.configs.prune import Depth, PruneConfig, Tokens, Tower
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.sensitivity import SensitivityConfig
 from rlrc.data import Demonstrations
@@ -22,7 +22,7 @@ from rlrc.prune import prune
 from rlrc.quantize import linear_names, quantize
 from rlrc.sensitivity_map import name_of
 
-Kind = Literal["bits", "width", "depth", "tokens"]
+Kind = Literal["bits", "width", "depth", "tower", "tokens"]
 LAYERS, TOKENS = "layers", "tokens"
 """Parts that are none of the contract's: the layers of all stacks that run together, and what pictures become."""
 
@@ -35,7 +35,7 @@ class Variant:
     """A part by its name in the contract, or LAYERS or TOKENS."""
     kind: Kind
     degree: float
-    """Bits of a weight, or the share of the units, layers or tokens that go."""
+    """Bits of a weight, the number of the tower that stays, or the share of the units, layers or tokens that go."""
 
     def __str__(self) -> str:
         return name_of(asdict(self))
@@ -52,11 +52,13 @@ def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
         raise UserError(f"parts: this policy has no layers to quantize in '{lacking[0]}'; it has {', '.join(parts)}")
     parts = [part for part in parts if config.parts is None or part in config.parts]
     bits = [Variant(part, "bits", number) for part in parts for number in config.bits]
-    stacks = [*(stack.name for stack in policy.stacks()), *([VISION] if policy.vision_stacks() else [])]
+    vision = policy.vision_stacks()
+    stacks = [*(stack.name for stack in policy.stacks()), *([VISION] if vision else [])]
     widths = [Variant(stack, "width", degree) for stack in stacks for degree in config.widths]
-    deep = [LAYERS, *([VISION] if policy.vision_stacks() else [])]
+    deep = [LAYERS, *([VISION] if vision else [])]
     depths = [Variant(part, "depth", degree) for part in deep for degree in config.depths]
-    return [*bits, *widths, *depths, *(Variant(TOKENS, "tokens", degree) for degree in config.tokens)]
+    towers = [Variant(VISION, "tower", number) for number in config.towers if len(vision) > 1]
+    return [*bits, *widths, *depths, *towers, *(Variant(TOKENS, "tokens", degree) for degree in config.tokens)]
 
 
 class Maker:
@@ -99,24 +101,32 @@ class Maker:
 
 def pruning(config: LighteningPart, variant: Variant, measured: Path) -> PruneConfig:
     """The options of `prune` that make a version, which reads what was measured before where that is there."""
-    lighter: dict[str, Any] = {} if variant.part in (LAYERS, TOKENS) else {"stacks": (variant.part,)}
-    if variant.kind != "width":
-        lighter["method"] = Depth() if variant.kind == "depth" else Tokens(by="merge")
     return PruneConfig(
         **_reading(config),
         statistics=config.statistics,
         **config.model_dump(include={"dataset", "cameras", "action_key", "state_key", "dataset_episodes", "samples"}),
-        ratio=variant.degree,
         seed=config.seed,
         measured=measured if measured.exists() else None,
-        **lighter,
+        **_lighter(variant),
     )
 
 
 def measured_in(folder: Path, variant: Variant) -> Path:
-    """The file of what was measured for a version, which holds for every degree."""
-    return folder / f"{variant.kind}-{variant.part}.safetensors"
+    """The file of what was measured for a version, which holds for every share that goes."""
+    what = variant.degree if variant.kind == "tower" else variant.part
+    return folder / f"{variant.kind}-{what}.safetensors"
 
 
 def _reading(config: LighteningPart) -> dict[str, Any]:
     return {"policy": config.policy} | config.model_dump(include={"spec", "device", "unnorm_key"})
+
+
+def _lighter(variant: Variant) -> dict[str, Any]:
+    """The options of `prune` that say what goes."""
+    if variant.kind == "tower":
+        return {"method": Tower(keep=int(variant.degree))}  # type: ignore[arg-type]
+    methods = {"depth": Depth(), "tokens": Tokens(by="merge")}
+    options: dict[str, Any] = {"ratio": variant.degree}
+    if variant.part not in (LAYERS, TOKENS):
+        options["stacks"] = (variant.part,)
+    return options | ({"method": methods[variant.kind]} if variant.kind in methods else {})

@@ -44,7 +44,8 @@ class PrismaticConfig(PreTrainedConfig):
     `prompt_end_token_id` is appended to every prompt that does not end in it (Llama's lone space, 29871, for the
     published models; None where a tokenizer needs no such token). `action_head_only` says that `lm_head` holds the rows
     of the action ids alone, all that acting reads; None, as in published configs, that nobody has decided yet.
-    `visual_tokens` has the fields of a `TokenReduction`.
+    `visual_tokens` has the fields of a `TokenReduction`. `projector_size` is the width behind the projector's first
+    layer; None, as in published configs, is four times the width of the towers' features together.
     """
 
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=DecoderConfig, model_type="llama")}  # noqa: RUF012
@@ -59,6 +60,7 @@ class PrismaticConfig(PreTrainedConfig):
     pad_to_multiple_of: int = 64
     pad_token_id: int | None = 32000
     visual_tokens: dict[str, Any] | None = None
+    projector_size: int | None = None
     prompt_template: str = PROMPT
     prompt_end_token_id: int | None = 29871
     default_unnorm_key: str | None = None
@@ -100,6 +102,11 @@ class PrismaticConfig(PreTrainedConfig):
         return [
             VisionTowerConfig(**TIMM_TOWERS[name], image_size=size) for name, size in zip(names, sizes, strict=True)
         ]
+
+    @property
+    def features(self) -> int:
+        """Width of the features of all towers together."""
+        return sum(tower.hidden_size for tower in self.towers)
 
     @property
     def reduction(self) -> TokenReduction | None:

@@ -44,9 +44,8 @@ class Prismatic(PreTrainedModel):
 
     def __init__(self, config: PrismaticConfig) -> None:
         super().__init__(config)
-        towers = config.towers
-        self.vision_backbone = VisionBackbone(towers)
-        self.projector = Projector(sum(tower.hidden_size for tower in towers), config.text_config.hidden_size)
+        self.vision_backbone = VisionBackbone(config.towers)
+        self.projector = Projector(config.features, config.projector_size, config.text_config.hidden_size)
         self.language_model = HeterogeneousLlamaForCausalLM(config.text_config)
         if config.action_head_only:
             self.language_model.lm_head = nn.Linear(config.text_config.hidden_size, config.n_action_bins, bias=False)

@@ -13,11 +13,13 @@ from rlrc.errors import UserError
 from rlrc.policies.folder import Reading
 from rlrc.policies.groups import DECODER, Block, Group, llama_groups
 from rlrc.policies.parts.decoder import attention_mask, decoder_layer
+from rlrc.policies.parts.towers import JoinedTowers
 from rlrc.policies.prismatic.checkpoint import Supplement, read_outline, rows_of
 from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
+from rlrc.policies.prismatic.towers import config_of_one, joined_towers, of_one
 from rlrc.policies.prismatic.vision import lighter_tower, vision_pass, vision_stacks
 from rlrc.policies.statistics import Kind, action_statistics, normalise, unnormalise
 from rlrc.policies.stored import StoredPolicy
@@ -138,6 +140,17 @@ class PrismaticPolicy(StoredPolicy):
 
     def vision_pass(self, inputs: PrismaticInputs) -> VisionPass:
         return vision_pass(self.model, inputs)
+
+    def joined_towers(self) -> JoinedTowers:
+        return joined_towers(self.model.config, self._with_tower)
+
+    def _with_tower(self, number: int) -> Self:
+        """The policy with one of two vision towers, as an outline."""
+        config, processor = config_of_one(self.model.config, number), self.processor
+        policy = self.rebuilt(config)
+        images = replace(processor.images, config=of_one(processor.images.config, number))
+        policy.processor = Processor(images, processor.tokenizer, config)
+        return policy
 
     def reshape(self, config: Any, layers: Sequence[int], shapes: Mapping[str, Sequence[dict[str, int]]]) -> None:
         stacks = self.vision_stacks()

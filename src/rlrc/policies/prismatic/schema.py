@@ -11,6 +11,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator, m
 
 from rlrc.policies.parts.schema import (
     MAX_LAYERS,
+    Count,
     DecoderFields,
     DtypeName,
     ImageSize,
@@ -50,6 +51,7 @@ class ConfigFields(FileModel):
     pad_to_multiple_of: Annotated[StrictInt, Field(ge=0, le=2**20)] = 64
     pad_token_id: TokenId | None = 32000
     visual_tokens: TokenFields | None = None
+    projector_size: Count | None = None
     prompt_template: Annotated[StrictStr, Field(max_length=10_000)] = "{instruction}"
     prompt_end_token_id: TokenId | None = 29871
     default_unnorm_key: Name | None = None

@@ -115,12 +115,17 @@ def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
 
 
 class Projector(nn.Module):
-    """Vision features to the decoder's embeddings, patch by patch: (B, P, vision) -> (B, P, hidden)."""
+    """Vision features to the decoder's embeddings, patch by patch: (B, P, vision) -> (B, P, hidden).
 
-    def __init__(self, vision_size: int, hidden_size: int) -> None:
+    Args:
+        size: width behind the first layer; None is four times `vision_size`.
+    """
+
+    def __init__(self, vision_size: int, size: int | None, hidden_size: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(vision_size, 4 * vision_size)
-        self.fc2 = nn.Linear(4 * vision_size, hidden_size)
+        size = size or 4 * vision_size
+        self.fc1 = nn.Linear(vision_size, size)
+        self.fc2 = nn.Linear(size, hidden_size)
         self.fc3 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A policy as a plan leaves it, without weights: its shapes alone."""
+"""The policy that a plan makes of another one, as an outline: its config and shapes, without the weights."""
 
 from dataclasses import asdict
 
@@ -9,15 +9,14 @@ from rlrc.prune.method import Plan
 from rlrc.prune.structured import layer_shape
 
 
-def shrunk(parent: Policy, chain: Chain, plan: Plan) -> Policy:
-    """The policy that `plan` makes of the parent, as an outline.
-
-    Args:
-        chain: the parent's layers that the plan is about.
+def child_of(parent: Policy, chain: Chain, plan: Plan) -> Policy:
+    """The policy that `plan` makes of the parent's layers in `chain`. Its parameters have shapes and no memory.
 
     Raises:
-        UserError: no layer of a stack would stay, or the parent's pictures have fewer tokens already.
+        UserError: a stack would have no layer left, or pictures with fewer tokens would lose tokens again.
     """
+    if plan.tower is not None:
+        return plan.tower.outline()
     config = type(parent.model.config).from_dict(parent.model.config.to_dict())
     shapes: dict[str, list[dict[str, int]]] = {stack.name: [] for stack in chain.stacks}
     stacks, places = {stack.name: stack for stack in chain.stacks}, chain.places
