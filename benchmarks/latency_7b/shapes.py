@@ -30,6 +30,7 @@ from rlrc.policies.parts.llama_tokenizer import llama_like_tokenizer
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import ImageProcessor, Processor
+from rlrc.policies.random_weights import fill_at_random, nothing
 from rlrc.policies.wide import widen_products
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.child import child_of
