@@ -24,10 +24,10 @@ from rlrc.data.statistics import adopt_statistics
 from rlrc.errors import UserError
 from rlrc.fit import costs as costs_module
 from rlrc.fit import fit, out_of_reach
-from rlrc.fit.costs import Cost, Costs, costs_of, exact_bytes
+from rlrc.fit.costs import Cost, Costs, behind, costs_of, exact_bytes
 from rlrc.fit.losses import loss_rises
 from rlrc.fit.solve import rise_of, solve
-from rlrc.fit.versions import WHOLE, Choice, Versions, cuts
+from rlrc.fit.versions import SEEING, WHOLE, Choice, Versions, cuts
 from rlrc.inspect import describe
 from rlrc.pipeline import run
 from rlrc.policies.checkpoint import outline
@@ -74,7 +74,9 @@ def test_rises_are_those_of_versions_that_the_verbs_make(config: FitConfig, vers
     adopt_statistics(dense, demonstrations, config)
     assert own == pytest.approx(by_hand(dense, config, demonstrations), rel=1e-5)
     parts = {variant.part for variant in rises}
-    assert parts == {LAYERS, TOKENS, "vision"} and len(rises) == 7
+    towers = {variant.degree for variant in rises if variant.kind == "tower"}
+    assert parts == {LAYERS, TOKENS, "vision"} and len(rises) == 7 + len(towers)
+    assert towers == ({0, 1} if len(dense.vision_stacks()) > 1 else set())
     maker = Maker(config, demonstrations, tmp_path)  # type: ignore[arg-type]  # the options are the same
     for variant, rise in rises.items():
         if variant.kind == "bits":
@@ -87,7 +89,10 @@ def test_rises_are_those_of_versions_that_the_verbs_make(config: FitConfig, vers
 def test_rises_of_bits_are_those_of_packed_policies(config: FitConfig, versions: Versions, tmp_path: Path) -> None:
     demonstrations = Demonstrations.of(config)
     own, rises = loss_rises(versions, config, demonstrations)
-    for part, packed in (("vision", ["vision"]), (LAYERS, [part for part in versions.packable if part != "vision"])):
+    for part, packed in (
+        ("vision", list(SEEING)),
+        (LAYERS, [part for part in versions.packable if part not in SEEING]),
+    ):
         out = tmp_path / part
         quantize(QuantizeConfig(policy=config.policy, parts=tuple(packed), device="cpu"), out)  # type: ignore[arg-type]
         lighter = rlrc.load(out / "checkpoint", device="cpu")
@@ -141,7 +146,7 @@ def test_what_is_out_of_reach_is_told() -> None:
         {Choice(width): Cost(ms, size) for width, ms, size in side}
         for side in ([(0.0, 5.0, 900), (0.5, 3.0, 500)], [(0.0, 9.0, 100)])
     )
-    costs = Costs(vision, language, 1.0)
+    costs = Costs(vision, language, {Choice(): 0.0}, 1.0)
     assert solve(costs, {}, (8,), 12.9, float("inf")) is None and solve(costs, {}, (8,), float("inf"), 599) is None
     assert solve(costs, {}, (8,), 13.1, 601) is not None
     asked = FitConfig(policy=Path("p"), dataset=Path("d"), max_latency="2ms")
@@ -173,7 +178,8 @@ def test_the_choice_is_the_best_of_all() -> None:
             {each: Cost(float(random.uniform(1, 10)), int(random.integers(1, 1000))) for each in side}
             for side in (vision, language)
         ]
-        costs = Costs(sides[0], sides[1], 1.0)
+        between = {behind(one, two): float(random.uniform(0, 3)) for one in vision for two in language}
+        costs = Costs(sides[0], sides[1], between, 1.0)
         rises = {
             Variant(part, kind, degree): float(random.normal())
             for part in ("vision", LAYERS)

@@ -1,7 +1,7 @@
 """Options that say how much lighter a policy's parts may become, and on which frames that is judged."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ class LighteningPart(StatisticsPart, PolicyPart):
     vision towers."""
     tokens: tuple[Degree, ...] = Field(default=(0.25, 0.5, 0.75), max_length=32)
     """Shares of each picture's tokens that go, by merging those that are most alike."""
+    towers: tuple[Literal[0, 1], ...] = (0, 1)
+    """Numbers of the vision towers that stay alone, each tried where a policy has two whose features are joined."""
     samples: int = Field(default=64, ge=1, le=100_000)
     """Number of frames on which importance is measured, and of others on which losses are compared."""
     seed: Seed = 0

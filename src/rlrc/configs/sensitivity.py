@@ -1,7 +1,5 @@
 """Options of `sensitivity`."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from rlrc.configs.lightening import LighteningPart
@@ -13,7 +11,5 @@ class SensitivityConfig(LighteningPart):
 
     parts: tuple[Part, ...] | None = Field(default=None, min_length=1)
     """Parts whose weights are quantized, each alone. All parts are unless you name some."""
-    towers: tuple[Literal[0, 1], ...] = (0, 1)
-    """Numbers of the vision towers that stay alone, each tried where a policy has two whose features are joined."""
     repeats: int = Field(default=15, ge=6, le=100_000)
     """Number of rounds in which the policy and its lighter version are timed, in turns. An interval needs six."""

@@ -104,9 +104,8 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
 
 def out_of_reach(costs: Costs, config: FitConfig) -> str:
     """Say how light and how fast the policy gets at all."""
-    sides = (costs.vision, costs.language)
-    ms = sum(min(cost.ms for cost in side.values()) for side in sides) + costs.rest_ms
-    size = sum(min(cost.bytes for cost in side.values()) for side in sides)
+    ms = min(costs.ms(vision, language) for vision in costs.vision for language in costs.language)
+    size = sum(min(cost.bytes for cost in side.values()) for side in (costs.vision, costs.language))
     asked = " and ".join(part for part in (config.max_latency, config.max_memory) if part is not None)
     return (
         f"no choice meets {asked}: the fastest takes {ms:.3g}ms a call and the smallest {human_bytes(size)}; raise the "
@@ -132,13 +131,14 @@ def _tell(
         rows.append(
             [
                 name,
+                "-" if choice.tower is None else str(choice.tower),
                 *(f"{share:.0%}" if share else "-" for share in (choice.width, choice.depth, choice.tokens)),
                 str(choice.bits) if choice.bits < WHOLE else "-",
                 f"{rise_of(choice, part, rises):+.3f}",
                 f"{before.ms:.1f} -> {after.ms:.1f}",
             ]
         )
-    columns = ["side", "width gone", "layers gone", "tokens gone", "bits", "loss", "ms"]
+    columns = ["side", "tower", "width gone", "layers gone", "tokens gone", "bits", "loss", "ms"]
     print_table(f"{config.policy}: what goes", columns, rows)
     rows = [
         ["one call", config.max_latency or "-", f"{predicted['p50_ms']:.1f} ms", f"{whole['p50_ms']:.1f} ms"],

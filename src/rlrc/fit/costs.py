@@ -12,7 +12,7 @@ import numpy as np
 from rlrc.bench import STAGES, noise_observation, stage_timer
 from rlrc.configs.fit import FitConfig
 from rlrc.errors import UserError
-from rlrc.fit.versions import WHOLE, Choice, Versions
+from rlrc.fit.versions import SEEING, WHOLE, Choice, Versions
 from rlrc.inspect import describe
 from rlrc.policies.checkpoint import made_ready
 from rlrc.policies.contract import Policy
@@ -42,13 +42,26 @@ class Costs:
     """What each choice costs."""
 
     vision: dict[Choice, Cost]
+    """Milliseconds of the towers alone, and bytes with the projector's."""
     language: dict[Choice, Cost]
+    projector: dict[Choice, float]
+    """Milliseconds of the projector, by `behind`."""
     rest_ms: float
     """Time of a call that no choice changes: pictures to tensors, tokens to actions."""
 
     def ms(self, vision: Choice, language: Choice) -> float:
         """Milliseconds of a call of the policy that two choices make together."""
-        return self.vision[vision].ms + self.language[language].ms + self.rest_ms
+        return (
+            self.vision[vision].ms
+            + self.projector[behind(vision, language)]
+            + self.language[language].ms
+            + self.rest_ms
+        )
+
+
+def behind(vision: Choice, language: Choice) -> Choice:
+    """The part of both choices that the projector's time depends on."""
+    return Choice(bits=vision.bits, tower=vision.tower, tokens=language.tokens)
 
 
 def costs_of(versions: Versions, config: FitConfig) -> Costs:
@@ -59,16 +72,18 @@ def costs_of(versions: Versions, config: FitConfig) -> Costs:
     """
     require_alike(versions.parent)
     shapes = language_shapes(versions)
-    with bar("costs", len(versions.vision) + 2 * len(shapes)) as progress:
+    between = {behind(vision, language): None for vision in versions.vision for language in shapes}
+    with bar("costs", len(versions.vision) + len(between) + 2 * len(shapes)) as progress:
         clock = Clock(versions, config, progress)
         vision = {choice: clock.vision(choice) for choice in versions.vision}
+        projector = {choice: clock.projector(choice) for choice in between}
         language: dict[Choice, Cost] = {}
         for shape in shapes:
             try:
                 language |= clock.language(shape)
             except UserError as error:
                 say(f"{shape}: cannot be ({error})")
-    return Costs(vision, language, float(np.median(clock.rest)))
+    return Costs(vision, language, projector, float(np.median(clock.rest)))
 
 
 def language_shapes(versions: Versions) -> list[Choice]:
@@ -109,7 +124,15 @@ class Clock:
         light = versions.speaking(self._little_language, versions.seeing(choice), layers=1)
         packed = versions.packed(light, choice.bits, WHOLE)
         self._progress.advance()
-        return Cost(1000 * self._seconds(packed, vision=True), _bytes(packed, vision=True))
+        return Cost(1000 * self._seconds(packed, "vision"), _bytes(packed, vision=True))
+
+    def projector(self, choice: Choice) -> float:
+        """Milliseconds of the projector behind a tower, in so many bits, for so many tokens."""
+        versions, little = self._versions, self._little_vision if choice.tower is None else Choice(tower=choice.tower)
+        few = replace(self._little_language, tokens=choice.tokens)
+        light = versions.speaking(few, versions.seeing(little), layers=1)
+        self._progress.advance()
+        return 1000 * self._seconds(versions.packed(light, choice.bits, WHOLE), "projector")
 
     def language(self, shape: Choice) -> dict[Choice, Cost]:
         """The cost of a choice for language, and of the same with fewer layers."""
@@ -122,7 +145,7 @@ class Clock:
         one, two = (_bytes(of(layers), vision=False) for layers in (1, min(2, count)))
         most = count if count < 3 else max(2, min(count, int(MADE_BYTES // max(1, two - one))))
         few = max(1, most // 2)
-        points = {layers: self._seconds(of(layers), vision=False) for layers in dict.fromkeys((few, most))}
+        points = {layers: self._seconds(of(layers), "prefill", "decode") for layers in dict.fromkeys((few, most))}
         self._progress.advance(2)
         found = {}
         for depth in versions.degrees(LAYERS, "depth"):
@@ -137,21 +160,20 @@ class Clock:
             self._sizes[choice] = _bytes(lighter, vision=False)
         return self._sizes[choice]
 
-    def _seconds(self, policy: Policy, vision: bool) -> float:
-        """Median seconds of one side of a call."""
+    def _seconds(self, policy: Policy, *mine: str) -> float:
+        """Median seconds of some stages of a call."""
         fill_at_random(policy.model)
         made_ready(policy, self._device)
         measure = stage_timer(policy, noise_observation(policy, 1))
         seconds = np.array([measure() for _ in range(WARM_UP + self._repeats)])[WARM_UP:]
         stages = dict(zip(STAGES, np.median(seconds, axis=0).tolist(), strict=True))
         self.rest.append(1000 * (stages["preprocess"] + stages["other"]))
-        mine = ("vision",) if vision else ("projector", "prefill", "decode")
         return float(sum(stages[stage] for stage in mine))
 
 
 def _bytes(policy: Policy, vision: bool) -> int:
     sizes = describe(policy)["bytes"]
-    seeing = sizes.get(VISION, 0)
+    seeing = sum(sizes.get(part, 0) for part in SEEING)
     return int(seeing if vision else sizes["total"] - seeing)
 
 

@@ -7,7 +7,7 @@ actions change, with the whole policy in memory.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from torch import nn
 from rlrc.configs.fit import FitConfig
 from rlrc.configs.quantize import GROUP_SIZE
 from rlrc.data import Demonstrations
-from rlrc.fit.versions import Versions
+from rlrc.fit.versions import SEEING, Versions
 from rlrc.packed.layers import PACKABLE, empty_packed, shrinks
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.groups import VISION, Block
+from rlrc.policies.parts.towers import OneTower
 from rlrc.policies.values import States
 from rlrc.progress import bar, quietly
 from rlrc.prune.calibrate import Frames
@@ -71,7 +72,7 @@ def loss_rises(
 
 
 def _variants(versions: Versions) -> list[Variant]:
-    sides = [LAYERS, *([VISION] if VISION in versions.packable else [])]
+    sides = [LAYERS, *([VISION] if set(SEEING) & set(versions.packable) else [])]
     return [*versions.plans, *(Variant(side, "bits", number) for side in sides for number in versions.bits)]
 
 
@@ -89,11 +90,13 @@ def _lighter(
         return _passing(own, _pruned(plan))
     around = _around(versions.parent, config, demonstrations)
     if variant.kind == "bits":
-        sides = [part for part in versions.packable if (part == VISION) == (variant.part == VISION)]
+        sides = [part for part in versions.packable if (part in SEEING) == (variant.part == VISION)]
         _pack_around(around.policy, sides, int(variant.degree))
         in_blocks = variant.part == LAYERS
         return _passing(around, _packing(versions.parent, sides, int(variant.degree)) if in_blocks else _unchanged)
     assert plan is not None
+    if plan.tower is not None:
+        return _passing(replace(around, policy=_with_one_tower(around.policy, plan.tower)))
     _prune_in_place(chain_of(around.policy, (VISION,)), plan)
     return _passing(around)
 
@@ -154,6 +157,16 @@ def _prune_in_place(chain: Chain, plan: Plan) -> None:
     for index in sorted(set(range(len(chain))) - set(plan.layers), reverse=True):
         ((stack, number),) = places[index].items()
         del layers[stack][number]  # type: ignore[attr-defined]
+
+
+def _with_one_tower(policy: Policy, tower: OneTower) -> Policy:
+    """The policy with one vision tower alone; of its weights those around the layers of language are there."""
+    child, there = tower.outline(), policy.model.state_dict()
+    names = [name for name, tensor in there.items() if not tensor.is_meta]
+    for name, tensor in tower.tensors(names, there.__getitem__):
+        owner, _, leaf = name.rpartition(".")
+        setattr(child.model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+    return child  # type: ignore[no-any-return]
 
 
 def _passing(frames: Frames, edit: Callable[[int, Block], bool] = _unchanged) -> Passing:

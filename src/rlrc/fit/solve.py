@@ -1,12 +1,13 @@
 """The choice that meets a budget and lets the loss rise least: one choice for each side, by integer programming."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from rlrc.fit.costs import Cost, Costs
+from rlrc.fit.costs import Cost, Costs, behind
 from rlrc.fit.versions import WHOLE, Choice
 from rlrc.policies.groups import VISION
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Kind, Variant
@@ -34,14 +35,23 @@ def solve(
     smaller share holds at least at a larger one. All that is packed has the same number of bits, as in `quantize`.
     """
     answers = []
-    for number in (WHOLE, *bits):
-        sides = [
-            {choice: cost for choice, cost in side.items() if choice.bits in (WHOLE, number)}
-            for side in (costs.vision, costs.language)
+    levels = dict.fromkeys(choice.tokens for choice in costs.language)
+    for number, tokens in itertools.product((WHOLE, *bits), levels):
+        # The projector's time depends on both sides, and on nothing else of language than its tokens.
+        vision = {
+            choice: Cost(cost.ms + costs.projector[behind(choice, Choice(tokens=tokens))], cost.bytes)
+            for choice, cost in costs.vision.items()
+            if choice.bits in (WHOLE, number)
+        }
+        language = {
+            choice: cost
+            for choice, cost in costs.language.items()
+            if choice.bits in (WHOLE, number) and choice.tokens == tokens
+        }
+        losses = [
+            [rise_of(choice, part, rises) for choice in side] for side, part in ((vision, VISION), (language, LAYERS))
         ]
-        parts = zip(sides, (VISION, LAYERS), strict=True)
-        losses = [[rise_of(choice, part, rises) for choice in side] for side, part in parts]
-        found = _solve(sides, losses, most_ms - costs.rest_ms, most_bytes)
+        found = _solve((vision, language), losses, most_ms - costs.rest_ms, most_bytes)
         if found is not None:
             answers.append(found)
     return min(answers, key=lambda answer: answer.rise, default=None)
@@ -61,6 +71,7 @@ def rise_of(choice: Choice, part: str, rises: Mapping[Variant, float]) -> float:
         largest(part, "width", lambda degree: degree <= choice.width)
         + largest(part, "depth", lambda degree: degree <= choice.depth)
         + largest(TOKENS, "tokens", lambda degree: degree <= choice.tokens)
+        + largest(part, "tower", lambda degree: degree == choice.tower)
         + largest(part, "bits", lambda degree: choice.bits <= degree)
     )
 

@@ -1,7 +1,7 @@
 """The shapes that a policy can get: what each part may lose, and the outline of any choice among that.
 
-A policy has two sides that are lightened and timed on their own: vision, and all else, which here is called language:
-the language model, an action expert that runs with it, the projector between, and what they embed.
+A policy has two sides that are lightened and timed on their own: vision, with the projector behind it, and all else,
+which here is called language: the language model, an action expert that runs with it, and what they embed.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,8 @@ from rlrc.prune.structured import plan_cut
 from rlrc.quantize import linear_names
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Kind, Variant, measured_in, pruning
 
+SEEING = (VISION, "projector")
+"""Parts of the side of vision."""
 WHOLE = 16
 """Bits of a weight that is not packed."""
 MOST_AT_ONCE = 0.6
@@ -43,6 +45,8 @@ class Choice:
     bits: int = WHOLE
     tokens: float = 0.0
     """Share of each picture's tokens; of the side of language, which reads them."""
+    tower: int | None = None
+    """Number of the vision tower that stays alone."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Versions:
         degrees: dict[Kind, Sequence[float]] = {"width": config.widths, "depth": config.depths}
         wanted = [Variant(part, kind, each) for part in sides for kind in degrees for each in degrees[kind]]
         wanted += [Variant(TOKENS, "tokens", each) for each in config.tokens]
+        wanted += [Variant(VISION, "tower", each) for each in config.towers if len(parent.vision_stacks()) > 1]
         plans = {}
         for variant in wanted:
             try:
@@ -89,16 +94,21 @@ class Versions:
 
     @property
     def vision(self) -> list[Choice]:
-        """All choices for vision."""
-        bits = (WHOLE, *self.bits) if VISION in self.packable else (WHOLE,)
+        """All choices for vision. Layers of a tower that stays alone become narrower and not fewer."""
+        bits = (WHOLE, *self.bits) if set(SEEING) & set(self.packable) else (WHOLE,)
         if not self.has_vision:
             return [Choice(bits=number) for number in bits]
         widths, depths = (self.degrees(VISION, kind) for kind in ("width", "depth"))
-        return [Choice(width, depth, number) for width in widths for depth in depths for number in bits]
+        towers = [int(variant.degree) for variant in self.plans if variant.kind == "tower"]
+        shapes = [Choice(width, depth) for width in widths for depth in depths]
+        shapes += [Choice(width, tower=tower) for width in widths for tower in towers]
+        return [replace(shape, bits=number) for shape in shapes for number in bits]
 
-    def seeing(self, choice: Choice, policy: Policy | None = None) -> Policy:
-        """The outline of a policy whose vision has become lighter; its weights are not packed yet."""
-        policy = policy or self.parent
+    def seeing(self, choice: Choice) -> Policy:
+        """The outline of the policy whose vision has become lighter; its weights are not packed yet."""
+        policy = self.parent
+        if choice.tower is not None:
+            policy = child_of(policy, chain_of(policy), self.plans[Variant(VISION, "tower", choice.tower)])
         if choice.width:
             policy = self._narrowed(policy, choice.width, (VISION,))
         if choice.depth:
@@ -127,7 +137,7 @@ class Versions:
         bits = min(vision, language)
         if bits == WHOLE:
             return policy
-        sides = {part: vision if part == VISION else language for part in self.packable}
+        sides = {part: vision if part in SEEING else language for part in self.packable}
         names = [
             name
             for name in linear_names(policy, [part for part, number in sides.items() if number < WHOLE])

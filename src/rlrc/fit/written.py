@@ -7,7 +7,7 @@ import yaml
 
 from rlrc.configs.fit import FitConfig
 from rlrc.fit.solve import Answer
-from rlrc.fit.versions import WHOLE, Versions, cuts
+from rlrc.fit.versions import SEEING, WHOLE, Versions, cuts
 from rlrc.policies.groups import VISION
 
 HEADER = """\
@@ -60,7 +60,7 @@ def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[d
     bits = min(answer.vision.bits, answer.language.bits)
     if bits < WHOLE:
         packs = {True: answer.vision.bits < WHOLE, False: answer.language.bits < WHOLE}
-        parts = [part for part in versions.packable if packs[part == VISION]]
+        parts = [part for part in versions.packable if packs[part in SEEING]]
         how = {"bits": bits, "parts": parts, "samples": config.samples, "rounding": "gptq"}
         yield {"verb": "quantize", "policy": policy, **reading, **how}
 
@@ -70,6 +70,8 @@ def _cuts(answer: Answer) -> Iterator[dict[str, Any]]:
     vision, language = answer.vision, answer.language
     if language.tokens:
         yield {"ratio": language.tokens, "method": {"kind": "tokens", "by": "merge"}}
+    if vision.tower is not None:
+        yield {"method": {"kind": "tower", "keep": vision.tower}}
     if vision.depth:
         yield {"ratio": vision.depth, "method": {"kind": "depth"}, "stacks": [VISION]}
     if language.depth:
