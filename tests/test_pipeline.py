@@ -232,6 +232,15 @@ def test_a_mistake_in_a_job_is_told(folder: Path) -> None:
         schedule(stages, Path("runs/toy"), 2, pool, lambda name, stage, out: stage.run(restart=True))
 
 
+def test_a_study_may_name_another_way_of_acting_by_its_evaluation(folder: Path) -> None:
+    ways = [{"verb": "evaluate", "name": "cold", "policy": "base"}]
+    write_recipe(ways, study={"policies": {"dense": "base", "0.5": "cold"}})
+    assert list(resolve(read_recipe(Path("toy.yaml")), Path("runs/toy"))) == ["cold"]
+    write_recipe(ways, study={"policies": {"dense": "base"}, "seeds": ["cold"]})
+    with pytest.raises(UserError, match="study: 'cold' is no stage that makes a policy"):
+        resolve(read_recipe(Path("toy.yaml")), Path("runs/toy"))
+
+
 def test_a_study_that_names_no_policy_is_refused(folder: Path) -> None:
     write_recipe(STAGES, study={"policies": {"dense": "base", "sft": "demos"}})
     with pytest.raises(UserError, match="study: 'demos' is no stage that makes a policy"):

@@ -37,12 +37,18 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
         if verb == "report" and not measures(stages):
             raise UserError(f"{where}: there is nothing to report, since no stage before it evaluates or benchmarks")
+    ways = [name for name in recipe.study.policies.values() if _verb(name, stages) == "evaluate"] if recipe.study else []
     named = [("study", name) for name in (recipe.study.stages if recipe.study else [])]
     named += [("budget", recipe.budget.policy)] if recipe.budget else []
     for key, name in named:
-        if name != "base" and (name not in stages or VERBS[stages[name].verb].artifact != "checkpoint"):
+        verb = VERBS.get(_verb(name, stages))
+        if name not in ("base", *ways) and (verb is None or verb.artifact != "checkpoint"):
             raise UserError(f"recipe {recipe.name}: {key}: '{shorten(name)}' is no stage that makes a policy")
     return stages
+
+
+def _verb(name: str, stages: dict[str, Stage]) -> str:
+    return stages[name].verb if name in stages else ""
 
 
 def measures(stages: dict[str, Stage]) -> bool:
