@@ -4,8 +4,8 @@
     python benchmarks/fit.py --policy FOLDER --samples 2 --budgets 4s,3GB
 
 Fine-tuning changes no shape, so it is left out: the recipe's cuts and its rounding are carried out, and the result is
-measured by `bench`. Each budget is chosen in a process of its own, whose largest size in memory is kept. With another
-policy, its rows stand beside those of the others in the file.
+measured by `bench`. Each budget is chosen in a process of its own, whose largest size in memory is kept. Rows of other
+policies and budgets stay in the file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rlrc.pipeline import run
 from rlrc.progress import say
 from rlrc.reading import read_json, read_yaml
 
-BUDGETS = ("20ms", "2MB", "12ms,1.5MB")
+BUDGETS = ("15ms", "2MB", "13ms,1.5MB")
 DEMONSTRATIONS = 64
 
 
@@ -47,7 +47,6 @@ def main() -> None:
     if not (demonstrations / "dataset").exists():
         demonstrations.mkdir(parents=True, exist_ok=True)
         collect(CollectConfig(episodes=DEMONSTRATIONS, cameras=tuple(options.cameras)), demonstrations)
-    rows = []
     for budget in options.budgets:
         config = FitConfig(
             policy=options.policy,
@@ -56,11 +55,16 @@ def main() -> None:
             sft_steps=0,
             **asked(budget),
         )
-        rows.append(one(config, place / budget.replace(",", "-"), options.repeats))
-        say(f"{budget}: predicted {rows[-1]['predicted']}, measured {rows[-1]['measured']}")
-    before = read_json(options.out)["rows"] if options.out.exists() else []
-    others = [row for row in before if row["policy"] != str(options.policy)]
-    write_json(options.out, {"machine": machine(), "rows": [*others, *rows]})
+        row = one(config, place / budget.replace(",", "-"), options.repeats)
+        say(f"{budget}: predicted {row['predicted']}, measured {row['measured']}")
+        keep(row, options.out)
+
+
+def keep(row: dict[str, Any], path: Path) -> None:
+    """Write a row in the place of an earlier one of the same policy and budget, or behind all others."""
+    before = read_json(path)["rows"] if path.exists() else []
+    others = [other for other in before if (other["policy"], other["budget"]) != (row["policy"], row["budget"])]
+    write_json(path, {"machine": machine(), "rows": [*others, row]})
 
 
 def asked(budget: str) -> dict[str, str]:
