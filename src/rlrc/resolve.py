@@ -37,18 +37,25 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
         stages[name] = _locate(Stage(verb, config, folder / name, {}), recipe, stages, hashes, where)
         if verb == "report" and not measures(stages):
             raise UserError(f"{where}: there is nothing to report, since no stage before it evaluates or benchmarks")
-    ways = [name for name in recipe.study.policies.values() if _verb(name, stages) == "evaluate"] if recipe.study else []
-    named = [("study", name) for name in (recipe.study.stages if recipe.study else [])]
-    named += [("budget", recipe.budget.policy)] if recipe.budget else []
-    for key, name in named:
-        verb = VERBS.get(_verb(name, stages))
-        if name not in ("base", *ways) and (verb is None or verb.artifact != "checkpoint"):
-            raise UserError(f"recipe {recipe.name}: {key}: '{shorten(name)}' is no stage that makes a policy")
+    _check_policies(recipe, stages)
     return stages
 
 
-def _verb(name: str, stages: dict[str, Stage]) -> str:
-    return stages[name].verb if name in stages else ""
+def _check_policies(recipe: Recipe, stages: dict[str, Stage]) -> None:
+    """Check the stages that a study and a budget name: they make a policy, or let one act in another way.
+
+    Raises:
+        UserError: one of them does not.
+    """
+    verbs = {name: stage.verb for name, stage in stages.items()}
+    makers = {"base", *(name for name, verb in verbs.items() if VERBS[verb].artifact == "checkpoint")}
+    study = recipe.study
+    ways = {name for name in study.policies.values() if verbs.get(name) == "evaluate"} if study else set()
+    named = [("study", name, makers | ways) for name in (study.stages if study else [])]
+    named += [("budget", recipe.budget.policy, makers)] if recipe.budget else []
+    for key, name, known in named:
+        if name not in known:
+            raise UserError(f"recipe {recipe.name}: {key}: '{shorten(name)}' is no stage that makes a policy")
 
 
 def measures(stages: dict[str, Stage]) -> bool:

@@ -65,12 +65,7 @@ def behind(vision: Choice, language: Choice) -> Choice:
 
 
 def costs_of(versions: Versions, config: FitConfig) -> Costs:
-    """Time all choices for vision, and all for language.
-
-    Raises:
-        UserError: the layers are of several shapes, since the policy has been pruned already.
-    """
-    require_alike(versions.parent)
+    """Time all choices for vision, and all for language."""
     shapes = language_shapes(versions)
     between = {behind(vision, language): None for vision in versions.vision for language in shapes}
     with bar("costs", len(versions.vision) + len(between) + 2 * len(shapes)) as progress:

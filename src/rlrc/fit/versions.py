@@ -16,7 +16,7 @@ from rlrc.errors import UserError
 from rlrc.packed.layers import quantization_config, shrinks
 from rlrc.policies.contract import Policy
 from rlrc.policies.groups import VISION, Group
-from rlrc.progress import quietly, say
+from rlrc.progress import bar, quietly, say
 from rlrc.prune import Task
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.child import child_of
@@ -68,22 +68,20 @@ class Versions:
 
     @classmethod
     def of(cls, parent: Policy, config: FitConfig, out: Path) -> "Versions":
-        """Measure what pruning needs to know, of which files in `out` are kept.
-
-        Raises:
-            UserError: nothing of what is asked for can go; or a weight or the loss is not finite.
-        """
+        """Measure what pruning needs to know, of which files in `out` are kept; what cannot go is told and left out."""
         sides = [LAYERS, *([VISION] if parent.vision_stacks() else [])]
         degrees: dict[Kind, Sequence[float]] = {"width": config.widths, "depth": config.depths}
         wanted = [Variant(part, kind, each) for part in sides for kind in degrees for each in degrees[kind]]
         wanted += [Variant(TOKENS, "tokens", each) for each in config.tokens]
         wanted += [Variant(VISION, "tower", each) for each in config.towers if len(parent.vision_stacks()) > 1]
         plans = {}
-        for variant in wanted:
-            try:
-                plans[variant] = _plan(config, variant, out)
-            except UserError as error:
-                say(f"{variant}: cannot be ({error})")
+        with bar("importance", len(wanted)) as progress:
+            for variant in wanted:
+                try:
+                    plans[variant] = _plan(config, variant, out)
+                except UserError as error:
+                    say(f"{variant}: cannot be ({error})")
+                progress.advance(note=str(variant))
         packable = tuple(part for part in config.parts if part in parent.parts)
         return cls(parent, plans, config.bits, packable)
 
