@@ -1,17 +1,31 @@
 """Options of `fit`."""
 
+import re
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rlrc.configs.lightening import LighteningPart
 from rlrc.configs.quantize import Part
 
-Duration = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,9})?(ms|s)$")]
-Size = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,9})?(kB|MB|GB|KiB|MiB|GiB)$")]
-
 MILLISECONDS = {"ms": 1.0, "s": 1000.0}
 BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+
+
+def _amount(units: dict[str, float]) -> AfterValidator:
+    """A check that a text is a number with one of the units behind it."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(rf"\d{{1,9}}(\.\d{{1,9}})?({'|'.join(units)})", text) is None:
+            unit = next(iter(units))
+            raise ValueError(f"'{text[:40]}' is no number with a unit, such as 200{unit} (units: {', '.join(units)})")
+        return text
+
+    return AfterValidator(check)
+
+
+Duration = Annotated[str, _amount(MILLISECONDS)]
+Size = Annotated[str, _amount(BYTES)]
 
 
 class FitConfig(LighteningPart):
