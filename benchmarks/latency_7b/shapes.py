@@ -32,11 +32,10 @@ from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import ImageProcessor, Processor
 from rlrc.policies.random_weights import fill_at_random, nothing
 from rlrc.policies.wide import widen_products
-from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.child import child_of
-from rlrc.prune.groups import chain_of, coupled_groups
+from rlrc.prune.allocate import Rounding
+from rlrc.prune.child import child_of, plan_by_count
+from rlrc.prune.groups import chain_of
 from rlrc.prune.method import Target
-from rlrc.prune.structured import plan_cut
 from rlrc.prune.tokens import TokensMethod
 from rlrc.quantize import linear_names
 
@@ -134,11 +133,9 @@ def narrowed(policy: Policy, stacks: Sequence[str] | None, target: Target, outpu
         target: its negative numbers of protected layers count from the last.
         output_bias: whether o_proj and down_proj get a bias.
     """
-    chain, groups = chain_of(policy, stacks), coupled_groups(policy, stacks)
-    scores = [torch.zeros(group.units) for group in groups]
-    protected = frozenset(layer % len(chain) for layer in target.protected)
-    kept = choose(groups, scores, protected, "local", target.ratio, target.overall, target.rounding)
-    return child_of(policy, chain, replace(plan_cut(len(chain), groups, kept), output_bias=output_bias))
+    chain = chain_of(policy, stacks)
+    target = replace(target, protected=frozenset(layer % len(chain) for layer in target.protected))
+    return child_of(policy, chain, replace(plan_by_count(policy, stacks, target), output_bias=output_bias))
 
 
 def dense(of_oft: bool, layers: int, tiny: bool) -> PrismaticConfig:

@@ -1,5 +1,6 @@
 """Options of `fit`."""
 
+import math
 import re
 from typing import Annotated, Self
 
@@ -12,20 +13,31 @@ MILLISECONDS = {"ms": 1.0, "s": 1000.0}
 BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 
 
-def _amount(units: dict[str, float]) -> AfterValidator:
-    """A check that a text is a number with one of the units behind it."""
+def _amount(text: str, units: dict[str, float]) -> float:
+    """The amount that a number with a unit behind it stands for.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(rf"(\d{{1,9}}(?:\.\d{{1,9}})?)({'|'.join(units)})", text)
+    if found is None:
+        unit = next(iter(units))
+        raise ValueError(f"'{text[:40]}' is no number with a unit, such as 200{unit} (units: {', '.join(units)})")
+    return float(found[1]) * units[found[2]]
+
+
+def _checked(units: dict[str, float]) -> AfterValidator:
+    """A check that a text is such an amount."""
 
     def check(text: str) -> str:
-        if re.fullmatch(rf"\d{{1,9}}(\.\d{{1,9}})?({'|'.join(units)})", text) is None:
-            unit = next(iter(units))
-            raise ValueError(f"'{text[:40]}' is no number with a unit, such as 200{unit} (units: {', '.join(units)})")
+        _amount(text, units)
         return text
 
     return AfterValidator(check)
 
 
-Duration = Annotated[str, _amount(MILLISECONDS)]
-Size = Annotated[str, _amount(BYTES)]
+Duration = Annotated[str, _checked(MILLISECONDS)]
+Size = Annotated[str, _checked(BYTES)]
 
 
 class FitConfig(LighteningPart):
@@ -57,16 +69,9 @@ class FitConfig(LighteningPart):
     @property
     def most_ms(self) -> float:
         """The budget of time in milliseconds; infinite where there is none."""
-        return _in_units(self.max_latency, MILLISECONDS)
+        return math.inf if self.max_latency is None else _amount(self.max_latency, MILLISECONDS)
 
     @property
     def most_bytes(self) -> float:
         """The budget of memory in bytes; infinite where there is none."""
-        return _in_units(self.max_memory, BYTES)
-
-
-def _in_units(text: str | None, units: dict[str, float]) -> float:
-    if text is None:
-        return float("inf")
-    number = text.rstrip("kKMGTiBms")
-    return float(number) * units[text.removeprefix(number)]
+        return math.inf if self.max_memory is None else _amount(self.max_memory, BYTES)

@@ -37,13 +37,7 @@ from rlrc.tables import human_bytes, print_table
 FILE, RECIPE = "fit.json", "fit.yaml"
 
 
-def check(config: FitConfig) -> None:
-    """Look at the dataset; nothing is started.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    Demonstrations.check(config)
+check = Demonstrations.check
 
 
 def fit(config: FitConfig, out: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What each choice costs."""
+    """These are the costs of each choice."""
 
     vision: dict[Choice, Cost]
     """Milliseconds of the towers alone, and bytes with the projector's."""

@@ -16,7 +16,7 @@ from rlrc.configs.fit import FitConfig
 from rlrc.configs.quantize import GROUP_SIZE
 from rlrc.data import Demonstrations
 from rlrc.fit.versions import SEEING, Versions
-from rlrc.packed.layers import PACKABLE, empty_packed, shrinks
+from rlrc.packed.layers import PACKABLE
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.groups import VISION, Block
@@ -28,7 +28,7 @@ from rlrc.prune.child import child_of
 from rlrc.prune.groups import Chain, chain_of
 from rlrc.prune.method import Plan
 from rlrc.prune.stream import Calibration, StoredBlocks, Stream
-from rlrc.quantize import linear_names
+from rlrc.quantize import linear_names, quantize_linears
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Variant
 
 
@@ -142,10 +142,8 @@ def _pack_around(policy: Policy, parts: Sequence[str], bits: int) -> None:
 
 
 def _pack(module: nn.Module, names: Sequence[str], bits: int) -> None:
-    for name in names:
-        layer = module.get_submodule(name)
-        if shrinks(layer, bits, GROUP_SIZE):  # type: ignore[arg-type]
-            module.set_submodule(name, empty_packed(layer, bits, GROUP_SIZE).fill(layer))  # type: ignore[arg-type]
+    with quietly():
+        quantize_linears(module, names, bits, GROUP_SIZE)
 
 
 def _prune_in_place(chain: Chain, plan: Plan) -> None:

@@ -8,22 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from rlrc.configs.fit import FitConfig
 from rlrc.configs.quantize import GROUP_SIZE
 from rlrc.errors import UserError
 from rlrc.packed.layers import quantization_config, shrinks
 from rlrc.policies.contract import Policy
-from rlrc.policies.groups import VISION, Group
+from rlrc.policies.groups import VISION
 from rlrc.progress import bar, quietly, say
 from rlrc.prune import Task
-from rlrc.prune.allocate import Rounding, choose
-from rlrc.prune.child import child_of
+from rlrc.prune.child import child_of, plan_by_count
 from rlrc.prune.groups import chain_of
 from rlrc.prune.measured import write_measured
-from rlrc.prune.method import Plan, unchanged
-from rlrc.prune.structured import plan_cut
+from rlrc.prune.method import Plan, Target, unchanged
 from rlrc.quantize import linear_names
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Kind, Variant, measured_in, pruning
 
@@ -148,11 +144,8 @@ class Versions:
     def _narrowed(self, policy: Policy, width: float, stacks: tuple[str] | None = None) -> Policy:
         """Cut in as many steps as the recipe does, so that the same number of units is left."""
         for share in cuts(width):
-            chain = chain_of(policy, stacks)
-            groups: Sequence[Group] = chain.groups
-            scores = [torch.zeros(group.units) for group in groups]
-            kept = choose(groups, scores, frozenset(), "local", share, None, Rounding())
-            policy = child_of(policy, chain, plan_cut(len(chain), groups, kept))
+            plan = plan_by_count(policy, stacks, Target(share))
+            policy = child_of(policy, chain_of(policy, stacks), plan)
         return policy
 
 

@@ -9,14 +9,13 @@ from rlrc.configs.fit import FitConfig
 from rlrc.fit.solve import Answer
 from rlrc.fit.versions import SEEING, WHOLE, Versions, cuts
 from rlrc.policies.groups import VISION
+from rlrc.prune import READING
 
 HEADER = """\
 # Written by `rlrc fit`: {budget}.
 # Predicted on this machine: {ms:.1f} ms a call, {bytes:,} bytes of weights.
 # `rlrc run` carries it out. Options of sft and rl that suit the policy, such as the learning rate, are yours to set.
 """
-READING = {"dataset", "cameras", "action_key", "state_key", "dataset_episodes", "unnorm_key", "statistics", "spec"}
-"""Options that each stage reads the dataset and the policy with."""
 SHORT = 8
 """The last fine-tuning is this many times as long as those between cuts."""
 
@@ -41,7 +40,7 @@ def recipe_text(config: FitConfig, versions: Versions, answer: Answer, budget: d
 
 def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[dict[str, Any]]:
     """The stages that make the policy, each from the one before."""
-    reading = config.model_dump(mode="json", include=READING, exclude_defaults=True)
+    reading = config.model_dump(mode="json", include=READING | {"dataset"}, exclude_defaults=True)
     policy = "base"
     pruned = list(_cuts(answer))
     for number, cut in enumerate(pruned, start=1):

@@ -42,14 +42,7 @@ from rlrc.prune.methods import method_of
 from rlrc.prune.stream import StoredBlocks
 from rlrc.prune.vision import vision_calibration
 
-
-def check(config: PruneConfig) -> None:
-    """Look at the dataset; nothing is started.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    Demonstrations.check(config)
+check = Demonstrations.check
 
 
 def prune(config: PruneConfig, out: Path) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """The policy that a plan makes of another one, as an outline: its config and shapes, without the weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+
+import torch
 
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
-from rlrc.prune.groups import Chain
-from rlrc.prune.method import Plan
-from rlrc.prune.structured import layer_shape
+from rlrc.prune.allocate import choose
+from rlrc.prune.groups import Chain, chain_of, coupled_groups
+from rlrc.prune.method import Plan, Target
+from rlrc.prune.structured import layer_shape, plan_cut
 
 
 def child_of(parent: Policy, chain: Chain, plan: Plan) -> Policy:
@@ -35,3 +39,18 @@ def child_of(parent: Policy, chain: Chain, plan: Plan) -> Policy:
             raise UserError(f"{parent.source}: its pictures have fewer tokens already; start from before that")
         config.visual_tokens = asdict(plan.tokens)
     return parent.rebuilt(config)
+
+
+def plan_by_count(policy: Policy, stacks: Sequence[str] | None, target: Target) -> Plan:
+    """Plan to take as many heads and channels as the target says, no matter which: for the shapes alone.
+
+    Args:
+        stacks: those that lose them; None is the language model's and those that run with it.
+
+    Raises:
+        UserError: a layer would keep nothing, or the target is out of reach.
+    """
+    groups = coupled_groups(policy, stacks)
+    scores = [torch.zeros(group.units) for group in groups]
+    kept = choose(groups, scores, target.protected, "local", target.ratio, target.overall, target.rounding)
+    return plan_cut(len(chain_of(policy, stacks)), groups, kept)

@@ -21,7 +21,7 @@ from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
-from rlrc.packed.layers import PACKABLE, empty_packed, get_linear, quantization_config
+from rlrc.packed.layers import PACKABLE, empty_packed, get_linear, quantization_config, shrinks
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.folder import stored_bytes
@@ -42,13 +42,7 @@ class PackedLayer:
     """Signal-to-quantization-noise ratio of the weight; None where nothing was lost."""
 
 
-def check(config: QuantizeConfig) -> None:
-    """Look at the dataset; nothing is started.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    Demonstrations.check(config)
+check = Demonstrations.check
 
 
 def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
@@ -196,19 +190,18 @@ def quantize_linears(
         linear = get_linear(model, name)
         weight = linear.weight.detach()
         require_finite_tensor(f"{name}.weight", weight, "quantize")
+        if not shrinks(linear, bits, group_size):
+            left[name] = f"{bits}-bit codes and scales of shape {tuple(weight.shape)} take more bytes than bf16"
+            continue
         quantized = empty_packed(linear, bits, group_size)
         if moments is None:
             quantized.fill(linear)
         else:
             quantized.store(slice(None), *quantize_compensating(weight, moments[name], bits, group_size))
             quantized.take_bias(linear)
-        bf16_bytes = 2 * weight.numel()
-        if quantized.nbytes >= bf16_bytes:
-            left[name] = f"{bits}-bit codes and scales of shape {tuple(weight.shape)} take more bytes than bf16"
-            continue
         model.set_submodule(name, quantized)
         packed.append(
-            PackedLayer(name, bf16_bytes, quantized.nbytes, sqnr_db(weight.flatten(1), quantized.dequantize()))
+            PackedLayer(name, 2 * weight.numel(), quantized.nbytes, sqnr_db(weight.flatten(1), quantized.dequantize()))
         )
     return packed, left
 

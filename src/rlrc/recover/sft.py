@@ -38,13 +38,7 @@ LOG_EVERY = 10
 """Steps between two rows of metrics. States are written with rows only, so that a resumed run logs the same ones."""
 
 
-def check(config: SupervisedConfig) -> None:
-    """Look at the dataset; nothing is started.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    Demonstrations.check(config)
+check = Demonstrations.check
 
 
 def sft(config: SftConfig, out: Path) -> dict[str, Any]:

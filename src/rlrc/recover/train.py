@@ -44,13 +44,7 @@ class StateRegression(nn.Module):
         return self.weight * F.mse_loss(self.head(patches.flatten(1)).float(), self.targets[frames])
 
 
-def check(config: TrainConfig) -> None:
-    """Look at the dataset; nothing is started.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    Demonstrations.check(config)
+check = Demonstrations.check
 
 
 def train(config: TrainConfig, out: Path) -> dict[str, Any]:

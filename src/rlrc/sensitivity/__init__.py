@@ -39,13 +39,7 @@ WARM_UP = 2
 Row = dict[str, Any]
 
 
-def check(config: SensitivityConfig) -> None:
-    """Look at the dataset; nothing is started.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    Demonstrations.check(config)
+check = Demonstrations.check
 
 
 def sensitivity(config: SensitivityConfig, out: Path) -> dict[str, Any]:
