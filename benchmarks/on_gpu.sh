@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in under nine minutes: tests, latencies, throughput, memory, steps of training.
+# What only a GPU can show, in under ten minutes: tests, latencies, throughput, memory, steps of training.
 #
 #   benchmarks/on_gpu.sh [FOLDER]        FOLDER takes logs, JSON and the table README.md; results/gpu unless given
 #   TINY=1 DEVICE=cpu benchmarks/on_gpu.sh runs/on_gpu       a rehearsal on a machine without a GPU
@@ -29,12 +29,12 @@ step machine 30 "$python" -c "
 import platform, torch, transformers, triton
 print(platform.platform(), 'torch', torch.__version__, 'transformers', transformers.__version__, 'triton', triton.__version__)
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'there is no GPU here')"
-step tests 110 "$python" -m pytest -q -p no:cacheprovider -rs tests/test_gpu.py \
+step tests 90 "$python" -m pytest -q -n 8 -p no:cacheprovider -rs tests/test_gpu.py \
     tests/test_packed_cuda.py::test_numbers_on_this_gpu \
-    tests/test_quantize.py::test_cuda_packs_and_computes_as_the_processor_does
+    tests/test_quantize.py::test_cuda_packs_as_the_processor_does_and_multiplies_what_is_packed
 # Rows that end first are those that matter most: what runs out of time has its finished groups in the file.
-step latency 225 "$python" benchmarks/latency_7b --device "$device" $tiny --out "$out/latency.json" \
-    --only rlrc dense-packed dense ratio-0.25 ratio-0.5 ratio-0.75 rlrc-overall oft
+step latency 300 "$python" benchmarks/latency_7b --device "$device" $tiny --out "$out/latency.json" \
+    --only rlrc balanced dense-packed oft ratio-0.25 ratio-0.5 ratio-0.75 rlrc-overall dense
 step throughput 75 "$python" benchmarks/on_gpu/throughput.py --device "$device" $tiny --out "$out/throughput.json"
 step training 75 "$python" benchmarks/on_gpu/training.py --device "$device" $tiny --out "$out/training.json"
 "$python" benchmarks/on_gpu/table.py "$out"

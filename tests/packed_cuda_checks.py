@@ -68,10 +68,23 @@ def layer(in_features: int, out_features: int, bits: int, group_size: int, seed:
     return packed
 
 
+def runs_matrix(rows: int, packed: QuantizedLinear) -> bool:
+    return rows <= products.MATRIX_ROWS and packed.out_features >= products.MATRIX_OUTPUTS
+
+
+@pytest.fixture(autouse=True)
+def few_outputs_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix kernel is for many outputs, which would take the interpreter long."""
+    monkeypatch.setattr(products, "MATRIX_OUTPUTS", 0)
+
+
 def assert_product(y: torch.Tensor, packed: QuantizedLinear, x: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Hold y against float64: with few rows the weight is exact, with many it is rounded to x's dtype."""
-    few = x.numel() // packed.in_features <= products.VECTOR_ROWS
-    weight = packed.dequantize(torch.float32 if few else x.dtype).double()
+    """Hold y against float64: the weight is exact with few rows, and else rounded to x's dtype; with many a bias is
+    too."""
+    rows = x.numel() // packed.in_features
+    weight = packed.dequantize(torch.float32 if rows <= products.VECTOR_ROWS else x.dtype).double()
+    if bias is not None and rows > products.VECTOR_ROWS and not runs_matrix(rows, packed):
+        bias = bias.to(x.dtype)
     expected = F.linear(x.double(), weight, None if bias is None else bias.double())
     assert y.dtype == x.dtype and y.shape == expected.shape
     summing = 5e-7 * F.linear(x.double().abs(), weight.abs())
@@ -102,8 +115,11 @@ def test_groups(bits: int, group_size: int) -> None:
         assert_product(cuda.linear(packed.packed_weight, x), packed, x, None)
 
 
+@pytest.mark.parametrize("matrix_outputs", [0, 36])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_numbers_of_rows(dtype: torch.dtype) -> None:
+def test_numbers_of_rows(dtype: torch.dtype, matrix_outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 5 rows on, or 17, the weight is unpacked: where there are fewer outputs, or not."""
+    monkeypatch.setattr(products, "MATRIX_OUTPUTS", matrix_outputs)
     packed = layer(72, 35, 4, 32)
     for rows in (8, 17, 33, 130):
         x = torch.randn(rows, 72).to(dtype)

@@ -1,5 +1,6 @@
 """What only a GPU can show: recorded actions, packed weights beside PyTorch's own kernel, training steps."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -96,12 +97,15 @@ def test_training_on_a_gpu(tmp_path: Path) -> None:
         ["collect", "--world", "tabletop", "--episodes", 4, "--out", data],
         ["sft", "--policy", checkpoint, "--dataset", data / "dataset", "--steps", 12, "--batch-size", 8, "--out",
          tmp_path / "sft"],
-        ["rl", "--policy", tmp_path / "sft" / "checkpoint", "--world", "tabletop", "--num-envs", 8, "--iterations", 1,
-         "--batch-size", 8, "--out", tmp_path / "rl"],
+        ["rl", "--policy", tmp_path / "sft" / "checkpoint", "--world", "tabletop", "--num-envs", 8, "--iterations", 3,
+         "--batch-size", 8, "--learning-rate", 1e-3, "--out", tmp_path / "rl"],
     ]  # fmt: skip
     for step in steps:
         command = [sys.executable, "-m", "rlrc", *map(str, step)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+    # What acts is recorded once, and has to act with the weights of each iteration.
+    gaps = [json.loads(line)["acting_gap"] for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
+    assert len(gaps) == 3 and max(gaps) < 0.3, gaps
     acted = rlrc.load(tmp_path / "rl" / "checkpoint")
     assert acted.device.type == "cuda"

@@ -79,7 +79,7 @@ def rows() -> results.Rows:
         hosts.append(Here(names))
         return hosts[-1]
 
-    rows, missing = turns.take_turns(GROUP, GROUP, ROUNDS, True, open_host)
+    rows, missing = turns.take_turns(GROUP, GROUP, ROUNDS, True, False, open_host)
     assert not missing
     assert all(host.ended for host in hosts)
     return completed(rows, GROUP)
@@ -191,9 +191,10 @@ def test_rows_of_an_older_benchmark_stay_until_they_are_measured_again(rows: res
 
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     optional = f"{names.TWO_LAYERS}-dynamic-int8"
-    assert turns.warm_up({optional: Refuses()}) == {optional: "no engine"}  # type: ignore[dict-item]
-    with pytest.raises(processes.Failed, match="no engine"):
-        turns.warm_up({names.TWO_LAYERS: Refuses()})  # type: ignore[dict-item]
+    for roomy in (True, False):
+        assert turns.warm_up({optional: Refuses()}, roomy) == {optional: "no engine"}  # type: ignore[dict-item]
+        with pytest.raises(processes.Failed, match="no engine"):
+            turns.warm_up({names.TWO_LAYERS: Refuses()}, roomy)  # type: ignore[dict-item]
     monkeypatch.setattr(names, "find_spec", lambda package: None)
     assert names.refusal(f"{names.TWO_LAYERS}-4bit", "cpu", None) == "bitsandbytes is not installed"
     assert names.refusal("rlrc", "cpu", None) is None

@@ -28,9 +28,7 @@ REGISTERS = {
     "vector 4 bits, 4 rows": 128,
     "vector 4 bits, 1 row, three weights": 80,
     "matrix 4 bits, 16 rows": 128,
-    "matrix 4 bits, 64 rows": 168,
-    "matrix 4 bits, 280 rows": 255,
-    "matrix 4 bits, 280 rows, float32": 128,
+    "matrix 4 bits, 16 rows, float32": 128,
     "look up 4 bits": 80,
     "norm": 64,
     "add and norm": 64,
@@ -38,9 +36,9 @@ REGISTERS = {
     "rotary": 64,
 }
 """Most registers of a thread. A multiprocessor has 65,536: with 80, six programs of four warps are on it at once; with
-128, four; with 168, three; the largest program has eight warps and one of them fits."""
+128, four."""
 
-EVERYWHERE = "vector 4 bits, 1 row$|matrix 4 bits, 16 rows|matrix 4 bits, 280 rows$"
+EVERYWHERE = "vector 4 bits, 1 row$|matrix 4 bits, 16 rows$"
 """Cases that are compiled for every GPU; one GPU gets them all."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fresh import fresh
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -169,13 +170,13 @@ def test_a_group_may_be_wider_than_the_layer_and_takes_no_more_memory() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("bits", [4, 8])
-def test_cuda_packs_and_computes_as_the_processor_does(bits: int) -> None:
+def test_cuda_packs_as_the_processor_does_and_multiplies_what_is_packed(bits: int) -> None:
     dense, x = linear(128, 64, bias=True), torch.randn(5, 128)
     here = QuantizedLinear.from_linear(dense, bits)
     there = QuantizedLinear.from_linear(dense.cuda(), bits)
     assert (here.codes == there.codes.cpu()).float().mean() > 0.999
-    moved = here.to("cuda")
-    torch.testing.assert_close(moved(x.cuda()).cpu(), here.cpu()(x), rtol=1e-3, atol=1e-3)
+    expected = F.linear(x, here.dequantize(), here.bias)
+    torch.testing.assert_close(here.to("cuda")(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", BITS)

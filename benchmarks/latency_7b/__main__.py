@@ -45,6 +45,8 @@ from rlrc.roofline import rates
 from rlrc.stats import FEWEST_FOR_MEDIAN
 
 RESULTS, TINY_RESULTS = Path("results/latency_7b"), Path("runs/latency_7b-tiny")
+ROOMY_BYTES = 75e9
+"""Memory of a GPU in which all policies of a group have room, each with weights of its own."""
 
 
 def main() -> None:
@@ -53,6 +55,7 @@ def main() -> None:
         hold_to(options.instructions)
     head = described(options)
     setting = Setting(options.device, options.tiny)
+    roomy = options.device == "cuda" and torch.cuda.get_device_properties(0).total_memory >= ROOMY_BYTES
     rows, earlier, missing = stored(options.out, options.device, options.instructions)
     for group in options.only or GROUPS:
         names = [name for name in GROUPS[group] if name not in missing]
@@ -63,7 +66,7 @@ def main() -> None:
         say(f"{group}: {' | '.join(names)}")
         rates_now = measured_rates(options.device)
         open_host = partial(Host, make=partial(make, setting=setting))
-        measured, failed = take_turns(names, wanted, options.rounds, group == BUSY, open_host)
+        measured, failed = take_turns(names, wanted, options.rounds, group == BUSY, roomy, open_host)
         missing |= failed
         for name, row in measured.items():
             rows[name] = row | {"group": names, "rates": rates_now} | origin(head, options.device)
@@ -110,8 +113,9 @@ def origin(head: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def measured_rates(device: str) -> dict[str, float]:
-    """The machine's rates, as `rlrc.roofline` has them, measured in a process of their own."""
-    return in_fresh_process(rates, device)
+    """The machine's rates, as `rlrc.roofline` has them; on a CPU in a process of their own, whose memory goes with
+    it."""
+    return rates(device) if device == "cuda" else in_fresh_process(rates, device)
 
 
 if __name__ == "__main__":

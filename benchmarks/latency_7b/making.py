@@ -81,8 +81,9 @@ class Rlrc:
         return " and ".join(f"W{self._bits}{ACTIVATIONS[backend]}" for backend in sorted(backends))
 
     def stages(self, observation: Observation) -> dict[str, float] | None:
-        """The milliseconds of each stage. VLA-Cache has its own way through the decoder, which no clock follows."""
-        if self._actor is not self._policy:
+        """The milliseconds of each stage. No clock follows VLA-Cache, which has its own way through the decoder, nor a
+        GPU, on which an action is one graph and its stages alone are something else."""
+        if self._actor is not self._policy or self._policy.records:
             return None
         measure = stage_timer(self._policy, observation)
         rounds = max(FEWEST_STAGE_ROUNDS, ACTIONS_A_TURN[self._policy.device.type])

@@ -67,7 +67,8 @@ def publish(stored: Path) -> None:
     bars = [
         Bar(row["name"], row["stages_ms"], row["roofline"]["floors_ms"]) for row in result["rows"] if "stages_ms" in row
     ]
-    draw_stages(stored.with_suffix(".png"), bars)
+    if bars:
+        draw_stages(stored.with_suffix(".png"), bars)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -100,6 +101,12 @@ def page(result: dict[str, Any]) -> str:
             "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
             "integers can go below, and of float32 too where the processor has no instructions for bf16).",
             stages_table(rows),
+        ),
+        *section(
+            "The least time",
+            "A whole action beside its floor: the least time that this GPU could take, from its memory bandwidth and "
+            "its rate of bf16 products, both measured.",
+            floors_table(rows),
         ),
         *section(
             "Measured earlier",
@@ -206,6 +213,17 @@ def stages_table(rows: Rows) -> Table:
             ]
             body.append([label(name), row["dtype"], *taken])
     return ["policy", "weights and activations", *STAGES], body
+
+
+def floors_table(rows: Rows) -> Table:
+    """An action and its floor, where no clock follows the stages."""
+    body = []
+    for name, row in rows.items():
+        over = row.get("roofline", {}).get("over_floor", {})
+        if "action" in over:
+            floor = sum(row["roofline"]["floors_ms"].values())
+            body.append([label(name), row["dtype"], duration(row["p50_ms"]), duration(floor), f"{over['action']:.1f}x"])
+    return ["policy", "weights and activations", "one call", "floor", "times the floor"], body
 
 
 def machine_lines(machine: dict[str, Any], rows: Rows) -> list[str]:

@@ -72,16 +72,22 @@ def result(head: dict[str, Any], rows: Rows, missing: dict[str, str], earlier: R
 
 
 def compare_with_floors(rows: Iterable[dict[str, Any]]) -> None:
-    """Give the rows that have stages their floors, from the best rates that their processor showed in any group: what
-    it can do, whatever else its host was doing."""
-    measured = [row for row in rows if "stages_ms" in row]
+    """Give the rows whose work is known their floors, from the best rates that their processor showed in any group:
+    what it can do, whatever else its host was doing. Where no clock follows the stages, the action has their sum."""
+    measured = [row for row in rows if "work" in row]
     for processor in {processor_of(row) for row in measured}:
         mine = [row for row in measured if processor_of(row) == processor]
         best = {key: max(row["rates"][key] for row in mine) for key in mine[0]["rates"]}
         for row in mine:
-            floors = {stage: round(least, 3) for stage, least in floors_ms(row["work"], best).items()}
-            over = {stage: round(row["stages_ms"][stage] / least, 2) for stage, least in floors.items()}
-            row["roofline"] = {"rates": best, "floors_ms": floors, "over_floor": over}
+            floors = floors_ms(row["work"], best)
+            taken = row.get("stages_ms", {"action": row["p50_ms"]})
+            bounds = floors if "stages_ms" in row else {"action": sum(floors.values())}
+            over = {stage: round(taken[stage] / least, 2) for stage, least in bounds.items()}
+            row["roofline"] = {
+                "rates": best,
+                "floors_ms": {stage: round(least, 3) for stage, least in floors.items()},
+                "over_floor": over,
+            }
 
 
 def processor_of(row: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
@@ -22,20 +23,21 @@ PEAKS = ("peak_bytes", "reserved_bytes")
 
 
 def take_turns(
-    group: Sequence[str], wanted: Collection[str], rounds: int, busy: bool, open_host: Open
+    group: Sequence[str], wanted: Collection[str], rounds: int, busy: bool, roomy: bool, open_host: Open
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Measure the policies of a group in turn, each in a process of its own but for those that share weights.
 
     Args:
         wanted: those that rows are made for; the others act for comparison.
         busy: measure once more while another process keeps one core busy.
+        roomy: there is memory for all of them at once, so none shares weights, and all are made at the same time.
 
     Returns:
         Rows by name, and why those of other people's packages that do not run here are missing.
     """
-    hosts = start(group, open_host)
+    hosts = {name: open_host([name]) for name in group} if roomy else start(group, open_host)
     try:
-        missing = warm_up(hosts)
+        missing = warm_up(hosts, roomy)
         names = [name for name in group if name not in missing]
         seconds = run_rounds(hosts, names, rounds)
         rows = {name: row_of(group[0], name, seconds) | facts_of(hosts[name], name) for name in names if name in wanted}
@@ -63,22 +65,28 @@ def start(group: Sequence[str], open_host: Open) -> dict[str, Host]:
     return hosts | dict.fromkeys(shared, open_host(shared)) if shared else hosts
 
 
-def warm_up(hosts: dict[str, Host]) -> dict[str, str]:
-    """Make the policies one after another, since that takes more memory than to hold them, and let each act until
-    what has to be compiled is. Returns why optional ones cannot.
+def warm_up(hosts: dict[str, Host], roomy: bool) -> dict[str, str]:
+    """Make the policies, and let each act until what has to be compiled is. Returns why optional ones cannot.
+
+    Args:
+        roomy: make all at the same time; else one after another, since to make them takes more memory than to hold
+            them.
 
     Raises:
         Failed: one that is not optional cannot.
     """
-    missing = {}
-    for name, host in hosts.items():
+
+    def failure(name: str) -> str | None:
         try:
-            host.ask(name, "warm_up")
+            hosts[name].ask(name, "warm_up")
         except Failed as error:
             if not is_optional(name):
                 raise
-            missing[name] = str(error)
-    return missing
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(hosts) if roomy else 1) as threads:
+        return {name: why for name, why in zip(hosts, threads.map(failure, hosts), strict=True) if why is not None}
 
 
 def orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
@@ -98,9 +106,10 @@ def run_rounds(hosts: dict[str, Host], names: Sequence[str], rounds: int) -> Sec
 
 
 def facts_of(host: Host, name: str) -> dict[str, Any]:
-    """What the policy says of itself, and its stages and their work where a clock follows them."""
+    """What the policy says of itself, its stages where a clock follows them, and their work where it is known."""
     facts, stages, work = (host.ask(name, question) for question in ("facts", "stages", "work"))
-    return facts if stages is None else facts | {"stages_ms": stages, "work": work}
+    known = {"stages_ms": stages, "work": work}
+    return facts | {key: value for key, value in known.items() if value is not None}
 
 
 def row_of(first: str, name: str, seconds: Seconds) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One chunk of SmolVLA and of pi0 at their published sizes: dense, compressed, and by other people's code.
 
     python benchmarks/latency_flow                        writes results/latency_flow/cpu.json and cpu.md
+    python benchmarks/latency_flow --device cuda          on a GPU; writes cuda.json and cuda.md
     python benchmarks/latency_flow --tiny --out FOLDER    rehearses it with tiny policies, in a minute
 
 Weights are random, which changes no time: three cameras, ten steps of denoising, chunks of fifty. The compressed
@@ -11,7 +12,6 @@ disk (below runs/latency_flow, where finished checkpoints are found again) and a
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from rlrc.bench import (
     interleaved,
     machine,
     noise_observation,
+    now,
     peak_memory,
     stage_timer,
     timed_action,
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=("smolvla", "pi0"), default=["smolvla", "pi0"])
     parser.add_argument("--rounds", type=int, default=7, help="that count, six at least")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny policies")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "latency_flow")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "latency_flow")
@@ -70,30 +72,36 @@ def main() -> None:
     rows, pruning = [], []
     for family in options.families:
         folder = options.work / (f"{family}-tiny" if options.tiny else family)
-        pruning.append({"family": family} | make_checkpoints(family, options.tiny, folder))
-        rows += measured(family, list(contenders(family, folder)), options.rounds)
-        result = {"machine": machine(), "tiny": options.tiny, "rounds": options.rounds}
-        write_json(options.out / "cpu.json", result | {"rows": rows, "pruning": pruning})
-    write_text(options.out / "cpu.md", page(result | {"rows": rows, "pruning": pruning}))
-    say((options.out / "cpu.md").read_text())
+        pruning.append({"family": family} | make_checkpoints(family, options.tiny, options.device, folder))
+        rows += measured(family, list(contenders(family, options.device, folder)), options.rounds)
+        result = {"machine": machine(), "device": options.device, "tiny": options.tiny, "rounds": options.rounds}
+        result |= {"rows": rows, "pruning": pruning}
+        write_json(options.out / f"{options.device}.json", result)
+    write_text(options.out / f"{options.device}.md", page(result))
+    say(page(result))
 
 
-def contenders(family: str, folder: Path) -> Iterator[Contender]:
+def contenders(family: str, device: str, folder: Path) -> Iterator[Contender]:
     """All of a family, the baseline first."""
-    dense = rlrc.load(folder / "dense", device="cpu")
-    size, peak = describe(dense)["bytes"]["total"], peak_memory(folder / "dense", "cpu")["peak"]
+    dense = rlrc.load(folder / "dense", device=device)
+    size, peak = describe(dense)["bytes"]["total"], peak_of(folder / "dense", device)
     if family == "pi0":
-        native = Native(folder / "dense", dense)
-        peak_there = in_fresh_process(native_peak, folder / "dense")
+        native = Native(folder / "dense", dense, device)
+        peak_there = in_fresh_process(native_peak, folder / "dense", device)
         yield Contender(family, "transformers", native.timed, None, native.nbytes, peak_there)
     else:
         yield Contender(family, "torch", plainly(dense), None, size, peak)
     yield Contender(family, "rlrc", timed_action(dense), dense, size, peak)
     for name in ("dense-4bit", "rlrc", "rlrc-4bit"):
         path = folder / name / "checkpoint"
-        policy = rlrc.load(path, device="cpu")
-        peak, size = peak_memory(path, "cpu")["peak"], describe(policy)["bytes"]["total"]
+        policy = rlrc.load(path, device=device)
+        peak, size = peak_of(path, device), describe(policy)["bytes"]["total"]
         yield Contender(f"{family}-{name}", "rlrc", timed_action(policy), policy, size, peak)
+
+
+def peak_of(path: Path, device: str) -> int:
+    """The most memory (bytes) that loading a policy and acting takes: of the process, or on a GPU of its tensors."""
+    return peak_memory(path, device)["peak" if device == "cpu" else "allocated"]
 
 
 def plainly(policy: Policy) -> Callable[[], float]:
@@ -102,15 +110,15 @@ def plainly(policy: Policy) -> Callable[[], float]:
 
     @torch.no_grad()
     def act() -> float:
-        started = time.perf_counter()
+        started = now(policy.device)
         inputs = policy.prepare(observation)
         shape, steps = (1, model.config.horizon, model.config.padded_dim), model.config.num_steps
-        prefix, x = model.read_prefix(inputs), torch.randn(shape)
+        prefix, x = model.read_prefix(inputs), torch.randn(shape, device=policy.device)
         for number in range(steps):
-            times = torch.full((1,), 1 - number / steps, dtype=torch.float64)
+            times = torch.full((1,), 1 - number / steps, dtype=torch.float64, device=policy.device)
             x = x - model.velocity(prefix, x, times, inputs.state) / steps
-        policy.to_physical(x[..., : len(policy.spec.action)].numpy())
-        return time.perf_counter() - started
+        policy.to_physical(x[..., : len(policy.spec.action)].float().cpu().numpy())
+        return now(policy.device) - started
 
     return act
 

@@ -26,7 +26,7 @@ SAMPLES = 8
 """Frames on which importance is measured."""
 
 
-def make_checkpoints(family: str, tiny: bool, folder: Path) -> dict[str, Any]:
+def make_checkpoints(family: str, tiny: bool, device: str, folder: Path) -> dict[str, Any]:
     """Make what `folder` lacks: the dense policy, the pruned one, and both in 4 bits; return what pruning took."""
     folder.mkdir(parents=True, exist_ok=True)
     dense, pruned, taken = folder / "dense", folder / "rlrc" / "checkpoint", folder / "pruning.json"
@@ -36,10 +36,10 @@ def make_checkpoints(family: str, tiny: bool, folder: Path) -> dict[str, Any]:
         frames = folder / "frames"
         if not frames.exists():
             write_noise(frames, rlrc.load(dense))
-        write_json(taken, in_fresh_process(_prune, dense, frames, folder / "rlrc"))
+        write_json(taken, in_fresh_process(_prune, dense, frames, device, folder / "rlrc"))
     for name, path in (("dense-4bit", dense), ("rlrc-4bit", pruned)):
         if not (folder / name / "checkpoint").exists():
-            quantize(QuantizeConfig(policy=path, bits=4, parts=PARTS, device="cpu"), folder / name)
+            quantize(QuantizeConfig(policy=path, bits=4, parts=PARTS, device=device), folder / name)
     return dict(read_json(taken))
 
 
@@ -57,8 +57,8 @@ def write_noise(path: Path, policy: Policy) -> None:
             writer.append(task, columns)
 
 
-def _prune(dense: Path, frames: Path, out: Path) -> dict[str, Any]:
+def _prune(dense: Path, frames: Path, device: str, out: Path) -> dict[str, Any]:
     started = time.perf_counter()
-    result = prune(PruneConfig(policy=dense, dataset=frames, ratio=0.9, samples=SAMPLES, device="cpu"), out)
+    result = prune(PruneConfig(policy=dense, dataset=frames, ratio=0.9, samples=SAMPLES, device=device), out)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "peak_bytes": peak_resident(), "samples": SAMPLES, **result["metrics"]}

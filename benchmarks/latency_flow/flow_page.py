@@ -10,7 +10,7 @@ INTRODUCTION = (
     "interval. All weights are random, which changes no time. `transformers` is its own pi0 class with the same "
     "weights, `torch` are rlrc's modules called step by step. Compressed policies (rlrc) have lost 90 % of the heads "
     "and channels of the language model and the expert. Peak memory is that of a fresh process that loads the policy "
-    "and acts."
+    "and acts; on a GPU, that of its tensors there."
 )
 STAGES = ("preprocess", "vision", "prefill", "decode")
 
@@ -45,13 +45,15 @@ def page(result: dict[str, Any]) -> str:
         ]
         for entry in result["pruning"]
     ]
+    machine = result["machine"]
+    processors = [machine["cpu"], *([machine["gpu"]] * (result["device"] == "cuda"))]
     blocks = [
-        "# One chunk of SmolVLA and pi0 on a CPU",
+        f"# One chunk of SmolVLA and pi0 on a {'GPU' if result['device'] == 'cuda' else 'CPU'}",
         INTRODUCTION,
         *(["**This is a rehearsal with tiny policies: it says nothing about the published ones.**"] * result["tiny"]),
         markdown_table(head, body),
         "Pruning by Taylor importance, in a process of its own:",
         markdown_table(["family", "parameters", "afterwards", "frames", "time", "peak memory"], pruning),
-        f"Machine: {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['rounds']} rounds.",
+        f"Machine: {' and '.join(processors)}, {machine['cores']} cores, {result['rounds']} rounds.",
     ]
     return "\n\n".join(blocks) + "\n"

@@ -1,6 +1,5 @@
 """transformers' own pi0 (`PI0ForConditionalGeneration`): the same weights by another implementation."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from rlrc.bench import noise_observation, peak_resident
+from rlrc.bench import noise_observation, now, peak_resident
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.inputs import FlowInputs
@@ -90,28 +89,31 @@ class Native:
 
     Args:
         policy: the same in rlrc, whose weights are not needed: it prepares what the model reads.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, folder: Path, policy: Any) -> None:
+    def __init__(self, folder: Path, policy: Any, device: str) -> None:
         self._policy, self._observation = policy, noise_observation(policy, 1)
-        self._model = load_native(folder, policy.model.config, torch.bfloat16)
+        self._device = torch.device(device)
+        self._model = load_native(folder, policy.model.config, torch.bfloat16).to(self._device)
         self.nbytes = sum(tensor.nbytes for tensor in self._model.state_dict().values())
 
     def timed(self) -> float:
         """Act once, from pictures to actions, and return the seconds."""
-        started = time.perf_counter()
+        started = now(self._device)
         state = self._policy.normalised_state(self._observation)
         inputs = self._policy.processor(self._observation, state, torch.device("cpu"))
-        given = native_inputs(inputs, self._policy.model.config)
+        given = {key: value.to(self._device) for key, value in native_inputs(inputs, self._policy.model.config).items()}
         for name in ("pixel_values", "state"):
             given[name] = given[name].to(torch.bfloat16)
-        chunk = self._model.sample_actions(**given).float()
+        chunk = self._model.sample_actions(**given).float().cpu()
         self._policy.to_physical(chunk[..., : len(self._policy.spec.action)].numpy())
-        return time.perf_counter() - started
+        return now(self._device) - started
 
 
-def native_peak(folder: Path) -> int:
-    """Largest resident size (bytes) of this process, which must be a fresh one, when the policy has acted."""
-    native = Native(folder, outline(folder))
+def native_peak(folder: Path, device: str) -> int:
+    """The most memory (bytes) that this process, which must be a fresh one, has taken when the policy has acted: its
+    resident size, or on a GPU its tensors."""
+    native = Native(folder, outline(folder), device)
     native.timed()
-    return peak_resident()
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident()

@@ -33,7 +33,8 @@ def rates(device: torch.device | str = "cpu") -> dict[str, float]:
     on_cuda = torch.device(device).type == "cuda"
     rows, queued = (ROWS_ON_CUDA, QUEUED_ON_CUDA) if on_cuda else (ROWS, 1)
     memory = torch.ones(READ_BYTES // 8, dtype=torch.int64, device=device)
-    x, weight = (torch.ones(count, WIDTH, dtype=torch.bfloat16, device=device) for count in (rows, WIDTH))
+    # Random numbers, since some GPUs multiply equal ones faster.
+    x, weight = (torch.randn(count, WIDTH, dtype=torch.bfloat16, device=device) for count in (rows, WIDTH))
     return {
         "bytes_per_second": memory.nbytes / _fastest(memory.sum, queued),
         "operations_per_second": 2 * rows * weight.numel() / _fastest(lambda: F.linear(x, weight), queued),

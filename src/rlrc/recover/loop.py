@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,13 +144,25 @@ class Learner:
         seed = int(rng(self.config.seed, purpose, *key, self.rank).integers(2**63))
         return torch.Generator(device or self.device).manual_seed(seed)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+    def autocast(self, cached: bool = True) -> AbstractContextManager[None]:
+        """Compute in the precision of the config.
+
+        Args:
+            cached: cast each weight once for all the time, and not at each use.
+        """
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cached)
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Compute without gradients, and the weights of layers that stand for packed ones once for all the time."""
-        with self.autocast(), torch.no_grad(), parametrize.cached():
+        """Compute without gradients, and the weights of layers that stand for packed ones once for all the time.
+
+        On a GPU all weights are computed at each use: an action is recorded there as a graph, which would go on to read
+        what was computed of weights that have been trained since.
+        """
+        recorded = self.device.type == "cuda"
+        once = nullcontext() if recorded else parametrize.cached()
+        with self.autocast(cached=not recorded), torch.no_grad(), once:
             yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:

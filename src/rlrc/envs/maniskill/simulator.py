@@ -3,7 +3,7 @@
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from zipfile import BadZipFile
 
@@ -14,6 +14,8 @@ from rlrc.errors import UserError
 def start() -> str:
     """Import ManiSkill and find what draws; once a process. Returns ManiSkill's name of the device that draws.
 
+    A GPU draws where Vulkan's drivers know one, else the processor: so VK_DRIVER_FILES can choose the processor too.
+
     Raises:
         UserError: the extra is not installed, or there is no Vulkan device; the message says what to install.
     """
@@ -22,10 +24,13 @@ def start() -> str:
     import sapien.render
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     sapien.render.set_log_level("off")  # It would say the same as the error below, in many lines.
+    if torch.cuda.is_available():
+        with suppress(RuntimeError):
+            sapien.render.RenderSystem("cuda")
+            return "gpu"
     try:
-        sapien.render.RenderSystem(device)
+        sapien.render.RenderSystem("cpu")
     except RuntimeError as error:
         raise UserError(
             "ManiSkill draws with Vulkan and finds no device for it; without a GPU use Mesa 25 or newer, on Debian 12: "
@@ -33,7 +38,7 @@ def start() -> str:
             "&& apt-get update && apt-get install -y -t bookworm-backports mesa-vulkan-drivers libvulkan1 "
             f"({' '.join(str(error).split())})"
         ) from error
-    return "gpu" if device == "cuda" else "cpu"
+    return "cpu"
 
 
 def start_physx_on_gpu() -> None:

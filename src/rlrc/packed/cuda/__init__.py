@@ -68,7 +68,7 @@ def linear(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None = No
     """Multiply x (..., in) by the weight and add a bias (out) of a float dtype: (..., out) in x's dtype.
 
     Sums are float32 and rounded once at the end. Up to `products.VECTOR_ROWS` rows the weight is not rounded; with more
-    it is rounded to x's dtype.
+    it is rounded to x's dtype, and with more than `products.MATRIX_ROWS` a bias is too.
     """
     return joined((weight,), x, None if bias is None else (bias,))[0]
 

@@ -1,7 +1,9 @@
-"""Products with packed weights on a GPU: two kernels, and the rule that chooses between them and their sizes.
+"""Products with packed weights on a GPU: three ways, and the rule that chooses between them and their sizes.
 
-Few rows are limited by how fast weights are read (`vector_kernel`), many by how fast numbers are multiplied
-(`matrix_kernel`). Both add in float32 and in an order that is fixed when they are compiled: there are no atomic
+Few rows are limited by how fast weights are read (`vector_kernel`), and with some more the tensor cores do the same
+work with fewer instructions (`matrix_kernel`). Many rows are limited by how fast numbers are multiplied, which nobody
+does faster than the GPU maker's own library: for them the weight is unpacked into memory of its own, and PyTorch
+multiplies. Both kernels add in float32 and in an order that is fixed when they are compiled: there are no atomic
 additions, and a program computes its outputs over all inputs alone. Splitting the inputs among programs would need a
 second launch, which takes as long as reading a weight of 8 MB on a fast GPU (about 2 microseconds).
 
@@ -15,10 +17,12 @@ measured. So equal inputs give equal bits, and a row's result depends on the oth
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from rlrc.packed.cuda.tiles import FUSED, as_words, read_tile
+from rlrc.packed.cuda.unpacking import unpack
 from rlrc.packed.layout import PackedWeight
 
 VECTOR_ROWS = 4
@@ -32,6 +36,11 @@ one, need fewer. The counts are those of the compiled code; no GPU has measured 
 PROGRAMS = 512
 """Programs that the `vector` kernel has at least, where there are enough outputs: two to four on each multiprocessor of
 the largest GPUs, since a multiprocessor with little to wait for cannot keep memory busy."""
+
+MATRIX_ROWS, MATRIX_OUTPUTS = 16, 4096
+"""Most rows that the `matrix` kernel multiplies, and fewest outputs; with more rows, or fewer outputs for its programs,
+unpacking first is faster. Both were measured on an H200 (results/gpu/products.json).
+"""
 
 LANES = 32
 """Threads in a warp."""
@@ -62,27 +71,23 @@ def vector_sizes(rows: int, outputs: int, words: int) -> Sizes:
     return Sizes(per_program, tile_rows, warps * LANES, warps)
 
 
-def matrix_sizes(rows: int, per_word: int, dtype: torch.dtype) -> Sizes:
+def matrix_sizes(per_word: int, dtype: torch.dtype) -> Sizes:
     """Return the sizes of the `matrix` kernel.
 
-    Up to 16 rows memory is the limit: few outputs a program make many programs, and 128 inputs at once keep more bytes
-    on their way. With more rows the tiles grow until arithmetic is the limit. Weights are the left factor, because
-    tensor cores of compute capability 9.0 take that one from registers, where the codes are unpacked. Float32 is
-    multiplied without tensor cores, so as to stay exact, and needs smaller tiles for its registers.
+    Memory is the limit: few outputs a program make many programs, and 128 inputs at once keep more bytes on their way.
+    Weights are the left factor, because tensor cores of compute capability 9.0 take that one from registers, where the
+    codes are unpacked. Float32 is multiplied without tensor cores, so as to stay exact, and needs smaller tiles for its
+    registers.
     """
     if dtype == torch.float32:
-        return Sizes(32, 16 if rows <= 16 else 32, 32 // per_word, 4, 2)
-    if rows <= 16:
-        return Sizes(32, 16, 128 // per_word, 4, 4)
-    if rows <= 64:
-        return Sizes(64, 32 if rows <= 32 else 64, 64 // per_word, 4, 3)
-    return Sizes(128, 128, 64 // per_word, 8, 3)
+        return Sizes(32, MATRIX_ROWS, 32 // per_word, 4, 2)
+    return Sizes(32, MATRIX_ROWS, 128 // per_word, 4, 4)
 
 
 def product(
     weights: tuple[PackedWeight, ...], x: torch.Tensor, biases: tuple[torch.Tensor, ...] | None
 ) -> list[torch.Tensor]:
-    """Multiply x (..., in) by weights (out, in) of equal width, bits and group size, in one launch.
+    """Multiply x (..., in) by weights (out, in) of equal width, bits and group size; few rows take one launch.
 
     Args:
         biases: one (out) of a float dtype for each weight, or None.
@@ -92,9 +97,13 @@ def product(
     """
     width = weights[0].in_features
     flat = x.reshape(-1, width)
+    outs = [weight.out_features for weight in weights]
+    if len(flat) > (MATRIX_ROWS if sum(outs) >= MATRIX_OUTPUTS else VECTOR_ROWS):
+        added = [None] * len(weights) if biases is None else [bias.to(x.dtype) for bias in biases]
+        return [F.linear(x, unpack(weight, x.dtype, None), bias) for weight, bias in zip(weights, added, strict=True)]
     if width > 1 and flat.stride(1) != 1:
         flat = flat.contiguous()
-    rows, outs = len(flat), [weight.out_features for weight in weights]
+    rows = len(flat)
     y = x.new_empty(rows * sum(outs))
     if rows and y.numel():
         _launch(weights, flat, biases, y)
@@ -110,7 +119,7 @@ def _launch(
     if rows <= VECTOR_ROWS:
         kernel, sizes = vector_kernel, vector_sizes(rows, sum(outs), words.length)
     else:
-        kernel, sizes = matrix_kernel, matrix_sizes(rows, words.per_word, x.dtype)
+        kernel, sizes = matrix_kernel, matrix_sizes(words.per_word, x.dtype)
     blocks = sum(triton.cdiv(out, sizes.outputs) for out in outs)
     kernel[(blocks, triton.cdiv(rows, sizes.rows))](
         x,

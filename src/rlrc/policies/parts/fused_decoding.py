@@ -25,11 +25,13 @@ def begin_decoding(decoder: LlamaModel, mask: torch.Tensor | None, positions: to
 
 
 def is_fusible(decoder: LlamaModel) -> bool:
-    """Return whether the kernels compute what the decoder's layers compute, on its device."""
+    """Return whether the kernels compute what the decoder's layers compute, on its device. Under autocast they do not:
+    its layers give other dtypes than they take, and the kernels want one."""
     layers: Any = decoder.layers
     weight = decoder.norm.weight
     return (
         weight.dtype in cuda.DTYPES
+        and not torch.is_autocast_enabled("cuda")
         and cuda.missing(weight.device) is None
         and all(isinstance(layer.mlp.act_fn, SiLUActivation) and layer.self_attn.head_dim % 2 == 0 for layer in layers)
     )
