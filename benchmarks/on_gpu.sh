@@ -29,12 +29,13 @@ step machine 30 "$python" -c "
 import platform, torch, transformers, triton
 print(platform.platform(), 'torch', torch.__version__, 'transformers', transformers.__version__, 'triton', triton.__version__)
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'there is no GPU here')"
-step tests 90 "$python" -m pytest -q -n 8 -p no:cacheprovider -rs tests/test_gpu.py \
-    tests/test_packed_cuda.py::test_numbers_on_this_gpu \
+TRITON_INTERPRET=0 step tests 90 "$python" -m pytest -q -n 8 -p no:cacheprovider -rs tests/test_gpu.py \
+    tests/packed_cuda_checks.py \
     tests/test_quantize.py::test_cuda_packs_as_the_processor_does_and_multiplies_what_is_packed
 # Rows that end first are those that matter most: what runs out of time has its finished groups in the file.
-step latency 300 "$python" benchmarks/latency_7b --device "$device" $tiny --out "$out/latency.json" \
+step latency 240 "$python" benchmarks/latency_7b --device "$device" $tiny --out "$out/latency.json" \
     --only rlrc balanced dense-packed oft ratio-0.25 ratio-0.5 ratio-0.75 rlrc-overall dense
+step products 60 "$python" benchmarks/on_gpu/products.py --device "$device" --out "$out/products.json"
 step throughput 75 "$python" benchmarks/on_gpu/throughput.py --device "$device" $tiny --out "$out/throughput.json"
 step training 75 "$python" benchmarks/on_gpu/training.py --device "$device" $tiny --out "$out/training.json"
 "$python" benchmarks/on_gpu/table.py "$out"
