@@ -143,6 +143,28 @@ def test_the_summary_counts_the_episodes(written: Path) -> None:
     assert sum(e.success_at_end for e in episodes if e.policy == "rl" and e.variant == "main") == 184 + 150
 
 
+def test_stages_that_differ_by_their_seed_are_one_policy(folder: Path) -> None:
+    """Each was evaluated with its seed, so that a pair is the same episode of the same seed."""
+    wins = {"base": (30, 50), "prune": (40, 45)}
+    for policy, of_seeds in wins.items():
+        for seed, (stage, won) in enumerate(
+            zip((policy, {"base": "sft", "prune": "rl"}[policy]), of_seeds, strict=True)
+        ):
+            cells = [replace(episode(split, n, n < won), seed=seed) for split in ("ind", "ood") for n in range(N)]
+            write_episodes(folder / f"{stage}-eval" / "episodes.parquet", cells)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["study"] = {"policies": {"taylor": ["base", "sft"], "random": ["prune", "rl"]}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    summary = gather(folder).summary()
+    assert [(row["policy"], row["n"], row["successes"]) for row in summary["rows"] if row["split"] == "ood"] == [
+        ("taylor", 2 * N, 80),
+        ("random", 2 * N, 85),
+    ]
+    pair = next(pair for pair in summary["paired"] if pair["split"] == "ood")
+    assert (pair["n"], pair["points"]) == (2 * N, pytest.approx(100 * 5 / (2 * N)))
+    assert pair["p"] == pytest.approx(0.301758, abs=1e-6), "10 pairs one way and 5 the other"
+
+
 def test_claims_follow_the_episodes(folder: Path) -> None:
     held = verdicts(folder)
     failed = [claim for claim, holds in held.items() if not holds]

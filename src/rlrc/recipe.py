@@ -41,10 +41,11 @@ class StudyPlan(Config):
     name: str | None = Field(default=None, pattern=NAME)
     """Name that begins the names of the evidence's files where another study's lie beside them. Without it they are
     called `summary.json` and so on."""
-    policies: dict[str, str]
-    """Names of policies in tables, each with its stage; the first one is what the others are compared with. Claims are
-    checked of the policies called dense, pruned, sft, 8-bit, 4-bit, sft-tokens, more-sft, sft-longer, rl, rl-4bit and
-    rl-scratch."""
+    policies: dict[str, str | tuple[str, ...]]
+    """Names of policies in tables, each with its stage; the first one is what the others are compared with. Several
+    stages, which differ by their seed alone and are evaluated with it, are one policy with the episodes of all. Claims
+    are checked of the policies called dense, pruned, sft, 8-bit, 4-bit, sft-tokens, more-sft, sft-longer, rl, rl-4bit
+    and rl-scratch."""
     seeds: tuple[str, ...] = ()
     """Reinforcement-learning stages that differ by nothing but their seed."""
     sft_steps: dict[int, str] = Field(default={})
@@ -60,8 +61,14 @@ class StudyPlan(Config):
         """All stages that the plan names."""
         by_ratio = (name for names in self.ratios.values() for name in names)
         by_part = (name for degrees in self.parts.values() for name in degrees.values())
-        named = [*self.policies.values(), *self.seeds, *self.sft_steps.values(), *by_ratio, *by_part]
+        by_policy = (name for names in self.of_policies.values() for name in names)
+        named = [*by_policy, *self.seeds, *self.sft_steps.values(), *by_ratio, *by_part]
         return list(dict.fromkeys(named))
+
+    @property
+    def of_policies(self) -> dict[str, tuple[str, ...]]:
+        """The stages of each policy in tables."""
+        return {label: (named,) if isinstance(named, str) else named for label, named in self.policies.items()}
 
 
 class Budget(Config):

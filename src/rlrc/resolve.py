@@ -50,7 +50,8 @@ def _check_policies(recipe: Recipe, stages: dict[str, Stage]) -> None:
     verbs = {name: stage.verb for name, stage in stages.items()}
     makers = {"base", *(name for name, verb in verbs.items() if VERBS[verb].artifact == "checkpoint")}
     study = recipe.study
-    ways = {name for name in study.policies.values() if verbs.get(name) == "evaluate"} if study else set()
+    in_tables = [name for names in study.of_policies.values() for name in names] if study else []
+    ways = {name for name in in_tables if verbs.get(name) == "evaluate"}
     named = [("study", name, makers | ways) for name in (study.stages if study else [])]
     named += [("budget", recipe.budget.policy, makers)] if recipe.budget else []
     for key, name, known in named:

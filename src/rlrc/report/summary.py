@@ -45,7 +45,7 @@ class PolicyRow:
     rates: dict[str, Rate] = field(default_factory=dict)
     """Rates by condition: 'ind', 'ood', 'ood/texture', ..."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
-    """Comparisons with the reference, by condition; absent for the reference itself."""
+    """Comparisons with the reference, by condition; absent for the reference itself, and where no episode is shared."""
     cost: dict[str, Any] | None = None
     """The policy's entry in bench.json."""
 
@@ -109,7 +109,7 @@ def summarise_run(folder: Path) -> Summary:
     for number, this in enumerate(rows.values()):
         for condition, episodes in by_condition(this.episodes).items():
             this.rates[condition] = success_rate(episodes)
-            if number > 0 and condition in reference:
+            if number > 0 and {e.key for e in episodes} & {e.key for e in reference.get(condition, ())}:
                 this.comparisons[condition] = compare(episodes, reference[condition])
     return Summary(recipe, stages, list(rows.values()), bench)
 

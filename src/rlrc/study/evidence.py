@@ -40,7 +40,11 @@ class Evidence:
     @property
     def policies(self) -> dict[str, PolicyRow]:
         """The rows of the main table."""
-        return {label: self.measured[stage] for label, stage in self.plan.policies.items() if stage in self.measured}
+        measured = {
+            label: [self.measured[stage] for stage in stages if stage in self.measured]
+            for label, stages in self.plan.of_policies.items()
+        }
+        return {label: pooled(rows) for label, rows in measured.items() if rows}
 
     @property
     def reference(self) -> str:
@@ -56,11 +60,11 @@ class Evidence:
         return None if row is None else row.rates.get(condition)
 
     def compare(self, policy: str, reference: str, condition: str) -> Comparison | None:
-        """`policy` minus `reference`, paired; None if either was not measured."""
+        """`policy` minus `reference`, paired; None if either was not measured, or not over the same seeds."""
         if self.rate(policy, condition) is None or self.rate(reference, condition) is None:
             return None
         ours, theirs = (by_condition(self.policies[name].episodes)[condition] for name in (policy, reference))
-        return compare(ours, theirs)
+        return compare(ours, theirs) if {e.seed for e in ours} == {e.seed for e in theirs} else None
 
     def by_class(self, policy: str) -> dict[str, list[Episode]]:
         """A policy's episodes of the challenges, pooled by class: vision, semantics, execution."""
@@ -141,6 +145,15 @@ class Evidence:
     def all_episodes(self) -> list[Episode]:
         """Every episode of every evaluated policy, named by its stage."""
         return [replace(e, policy=stage) for stage, row in self.measured.items() for e in row.episodes]
+
+
+def pooled(rows: Sequence[PolicyRow]) -> PolicyRow:
+    """One row with the episodes of several, which differ by their seed, and the size of the first."""
+    if len(rows) == 1:
+        return rows[0]
+    episodes = [episode for row in rows for episode in row.episodes]
+    rates = {condition: success_rate(cell) for condition, cell in by_condition(episodes).items()}
+    return replace(rows[0], episodes=episodes, rates=rates)
 
 
 def latency(cost: dict[str, Any]) -> dict[str, float]:
