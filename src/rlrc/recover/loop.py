@@ -144,25 +144,18 @@ class Learner:
         seed = int(rng(self.config.seed, purpose, *key, self.rank).integers(2**63))
         return torch.Generator(device or self.device).manual_seed(seed)
 
-    def autocast(self, cached: bool = True) -> AbstractContextManager[None]:
-        """Compute in the precision of the config.
-
-        Args:
-            cached: cast each weight once for all the time, and not at each use.
-        """
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=cached)
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Compute without gradients, and the weights of layers that stand for packed ones once for all the time.
 
-        On a GPU all weights are computed at each use: an action is recorded there as a graph, which would go on to read
-        what was computed of weights that have been trained since.
+        Where an action is recorded as a graph, on a GPU without autocast, these weights are computed at each use: the
+        graph would go on to read what was computed before the training since.
         """
-        recorded = self.device.type == "cuda"
-        once = nullcontext() if recorded else parametrize.cached()
-        with self.autocast(cached=not recorded), torch.no_grad(), once:
+        recorded = self.device.type == "cuda" and self.config.precision == "fp32"
+        with self.autocast(), torch.no_grad(), nullcontext() if recorded else parametrize.cached():
             yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
