@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from fresh import fresh
 from PIL import Image
 from simulators import need_putonplate
 
@@ -308,6 +309,12 @@ def test_a_gpu_simulates_what_the_cpu_does(recorded: Path) -> None:
 def test_without_a_gpu_its_simulation_does_not_start(recorded: Path) -> None:
     with pytest.raises(UserError, match="PyTorch finds none"):
         envs.make("putonplate:gpu", num_envs=4, num_workers=2).reset()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_processor_draws_where_vulkan_knows_no_gpu(recorded: Path) -> None:
+    code = "import torch; torch.cuda.is_available = lambda: True; from rlrc.envs.maniskill.simulator import start"
+    assert fresh(f"{code}; print(start())").strip() == "cpu"
 
 
 def test_physx_that_cannot_be_fetched_is_told(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
