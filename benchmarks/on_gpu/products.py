@@ -27,10 +27,9 @@ from rlrc.packed.layout import PackedWeight
 SHAPES = ((4096, 4096), (4096, 11008), (1024, 4096), (4096, 512))
 """(inputs, outputs) of OpenVLA-7B's decoder and vision, and of a pruned decoder's queries."""
 ROWS = (1, 4, 8, 16, 32, 64, 128, 280, 600)
-ALL = 10**9
-WAYS = {"vector": (ALL, ALL), "matrix": (0, ALL), "unpacked": (0, 0)}
-"""The limits of rows, VECTOR_ROWS and MATRIX_ROWS, that force each way."""
-MOST_ROWS = {"vector": 8, "matrix": 16, "unpacked": ALL}
+WAYS = {"vector": {"VECTOR_ROWS": 8}, "matrix": {"VECTOR_ROWS": 0}, "unpacked": {"VECTOR_ROWS": 0, "MATRIX_ROWS": 0}}
+"""The limits of rows that force each way."""
+MOST_ROWS = {"vector": 8, "matrix": products.MATRIX_ROWS, "unpacked": max(ROWS)}
 """Most rows for which a way is measured: its tiles hold no more, or it is far behind."""
 CACHE_BYTES = 2**28
 """Bytes of the weights that take turns: more than any GPU's cache."""
@@ -39,6 +38,8 @@ REPLAYS = 7
 
 def main() -> None:
     chosen = options.parse(__doc__)
+    if chosen.device == "cpu":
+        raise SystemExit("products.py measures kernels of a GPU; there is none here")
     rows: list[dict[str, Any]] = []
     for inputs, outputs in SHAPES:
         dense = nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16, device=chosen.device)
@@ -48,10 +49,10 @@ def main() -> None:
             row: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "rows": count}
             row["bf16"] = microseconds(dense.weight, lambda weight, x=x: F.linear(x, weight))
             for bits, layer in layers.items():
-                for way, (vector_rows, matrix_rows) in WAYS.items():
+                for way, limits in WAYS.items():
                     if count > MOST_ROWS[way]:
                         continue
-                    with patch.multiple(products, VECTOR_ROWS=vector_rows, MATRIX_ROWS=matrix_rows, MATRIX_OUTPUTS=0):
+                    with patch.multiple(products, MATRIX_OUTPUTS=0, **limits):
                         row[f"{way}-{bits}bit"] = microseconds(
                             layer.packed_weight, lambda weight, x=x: cuda.linear(weight, x)
                         )

@@ -151,11 +151,10 @@ class Learner:
     def acting(self) -> Iterator[None]:
         """Compute without gradients, and the weights of layers that stand for packed ones once for all the time.
 
-        Where an action is recorded as a graph, on a GPU without autocast, these weights are computed at each use: the
-        graph would go on to read what was computed before the training since.
+        Where the policy records its actions as graphs, these weights are computed at each use: a graph would go on to
+        read what was computed before the training since.
         """
-        recorded = self.device.type == "cuda" and self.config.precision == "fp32"
-        with self.autocast(), torch.no_grad(), nullcontext() if recorded else parametrize.cached():
+        with self.autocast(), torch.no_grad(), nullcontext() if self.policy.records else parametrize.cached():
             yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:

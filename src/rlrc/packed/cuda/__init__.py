@@ -76,7 +76,7 @@ def linear(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None = No
 def joined(
     weights: tuple[PackedWeight, ...], x: torch.Tensor, biases: tuple[torch.Tensor, ...] | None = None
 ) -> list[torch.Tensor]:
-    """Multiply x (..., in) by several weights in one launch, such as those of queries, keys and values.
+    """Multiply x (..., in) by several weights, such as those of queries, keys and values; few rows take one launch.
 
     A result can differ in its last bits from the one of `linear`, since sizes follow from all outputs together.
 

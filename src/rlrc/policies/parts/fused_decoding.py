@@ -85,7 +85,7 @@ class FusedDecoding(Decoding):
 
 
 def products(linears: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    """Multiply x (B, T, in) by several layers' weights, in one kernel where these are packed alike."""
+    """Multiply x (B, T, in) by several layers' weights, in one kernel where these are packed alike and rows are few."""
     packed = [linear for linear in linears if isinstance(linear, QuantizedLinear)]
     weights = tuple(linear.packed_weight for linear in packed)
     biases: list[Any] = [linear.bias for linear in packed]
