@@ -21,7 +21,6 @@ from rlrc.policies.flow.denoising import (
     euler,
     log_density,
     sde_step,
-    standard_log_density,
 )
 from rlrc.policies.flow.exploring import Explorer
 from rlrc.policies.values import Exploration, Sampler
@@ -182,10 +181,32 @@ def test_what_is_sampled_has_the_density_that_the_likelihood_says(kind: str) -> 
     close(sample.logprobs.mean(), -likelihood.entropy.mean(), atol=0.03, rtol=0)
 
 
-def test_the_standard_normal() -> None:
-    x = torch.tensor([0.0, 1.5])
-    close(standard_log_density(x), torch.distributions.Normal(0.0, 1.0).log_prob(x))
-    close(entropy(torch.tensor([0.3])), torch.distributions.Normal(0.0, torch.tensor([0.3])).entropy())
+@pytest.mark.parametrize("kind", ["flow-sde", "flow-noise"])
+@torch.no_grad()
+def test_temperature_scales_all_that_is_random(kind: str) -> None:
+    """The starting noise too: otherwise PPO would train a policy that nobody asks, one that starts from full noise."""
+    from small_policies import CASES, look, make
+
+    policy = make(CASES["pi0"])
+    policy.with_noise_network(0)
+    inputs = policy.encode(policy.prepare(look(policy, 1)[np.zeros(400, int)]))
+    chunks = {}
+    for temperature in (1e-6, 0.25, 1.0):
+        sampler = Sampler(temperature, steps=4, exploration=Exploration(kind))  # type: ignore[arg-type]
+        sample = policy.sample(inputs, sampler, torch.Generator().manual_seed(1))
+        start = sample.latent["chain"][:, 0]
+        if kind == "flow-sde":  # the chain keeps its random step alone
+            start = start[sample.latent["step"] == 0]
+        assert abs(float(start.std()) / temperature - 1) < 0.05
+        chunks[temperature] = float(sample.actions.std(dim=0).mean())
+    assert chunks[1e-6] < 1e-4 < chunks[0.25] < chunks[1.0]
+
+
+def test_the_normal_distribution() -> None:
+    x, mean, deviation = torch.tensor([0.0, 1.5]), torch.tensor([0.5, 0.5]), torch.tensor([0.3, 2.0])
+    normal = torch.distributions.Normal(mean, deviation)
+    close(log_density(x, Step(mean, deviation)), normal.log_prob(x))
+    close(entropy(deviation), normal.entropy())
 
 
 def test_the_networks_deviations_stay_within_bounds() -> None:

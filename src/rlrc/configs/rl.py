@@ -47,7 +47,8 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     word_dropout: Share = 0.0
     """Probability that a word of an episode's instruction is shown as unknown."""
     temperature: float = Field(default=1.0, ge=1e-3, le=100)
-    """Temperature at which actions are sampled. PPO improves the policy that it samples from."""
+    """Temperature at which actions are sampled. PPO improves the policy that it samples from. Where a policy denoises,
+    the starting noise and the random steps are multiplied by it."""
     exploration: Literal["flow-sde", "flow-noise"] | None = None
     """Random denoising steps of a policy that denoises (pi0, SmolVLA), which give its actions a likelihood: one random
     step of each action (flow-sde), or all of them with a deviation that a small network learns beside the policy

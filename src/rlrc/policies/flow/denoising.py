@@ -59,11 +59,6 @@ def entropy(deviation: torch.Tensor) -> torch.Tensor:
     return 0.5 * (1 + LOG_TWO_PI) + deviation.log()
 
 
-def standard_log_density(x: torch.Tensor) -> torch.Tensor:
-    """Log-density of each number of starting noise."""
-    return -0.5 * (x.square() + LOG_TWO_PI)
-
-
 class NoiseNetwork(nn.Module):
     """Flow-Noise's deviations: states of the expert (N, H, width) to (N, H, padded_dim).
 

@@ -15,7 +15,6 @@ from rlrc.policies.flow.denoising import (
     euler,
     log_density,
     sde_step,
-    standard_log_density,
 )
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.model import FlowModel, Prefix, step_times
@@ -31,7 +30,8 @@ class Explorer:
 
     Args:
         network: gives the deviations of Flow-Noise; None of Flow-SDE.
-        temperature: factor of the random steps' deviations, in samples and likelihoods alike.
+        temperature: factor of the starting noise and of the random steps' deviations, in samples and likelihoods
+            alike. At 0 all steps are Euler's, from zeros.
 
     Raises:
         UserError: the exploration needs more steps, or a network that is not there.
@@ -58,7 +58,7 @@ class Explorer:
         config, device, rows = self._model.config, inputs.input_ids.device, len(inputs)
         shape = (rows, config.horizon, config.padded_dim)
         prefix = self._model.read_prefix(inputs)
-        x = draw(torch.randn, shape, generator, device)
+        x = self._temperature * draw(torch.randn, shape, generator, device)
         # One step is random in each row. pi_RL draws it once for all rows; a row's own draw does not depend on others.
         share = draw(torch.rand, (rows,), generator, device)
         chosen = (share * self._steps).long().clamp(max=self._steps - 1)
@@ -106,7 +106,8 @@ class Explorer:
             step = self._step(chain[:, 0], velocity, latent["step"], None)
             return log_density(chain[:, 1], step)[..., own], entropy(step.deviation)[..., own]
         # The mean over the starting noise and all steps, as pi_RL's joint log-probability.
-        logprobs, entropies = standard_log_density(chain[:, 0]), entropy(torch.ones_like(chain[:, 0]))
+        start = Step(torch.zeros_like(chain[:, 0]), torch.full_like(chain[:, 0], self._temperature))
+        logprobs, entropies = log_density(chain[:, 0], start), entropy(start.deviation)
         for number in range(self._steps):
             numbers = torch.full((len(chain),), number, device=chain.device)
             velocity, deviation = self._look(prefix, chain[:, number], numbers, inputs)
@@ -130,7 +131,5 @@ class Explorer:
         self, x: torch.Tensor, velocity: torch.Tensor, numbers: torch.Tensor, deviation: torch.Tensor | None
     ) -> Step:
         if deviation is None:
-            step = sde_step(x, velocity, numbers, self._steps, self._level)
-        else:
-            step = Step(euler(x, velocity, self._steps), deviation)
-        return Step(step.mean, step.deviation * self._temperature)
+            return sde_step(x, velocity, numbers, self._steps, self._level * self._temperature)
+        return Step(euler(x, velocity, self._steps), deviation * self._temperature)
