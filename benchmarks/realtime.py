@@ -1,13 +1,13 @@
 """Success against the time that a policy takes to think, in a world that does not wait for it.
 
-    rlrc run recipes/conveyor.yaml         trains the policies: about an hour and a half on two cores
-    python benchmarks/realtime.py          about an hour more; run again, it goes on where it was
+    rlrc run recipes/conveyor.yaml         trains the policies: about two hours on two cores
+    python benchmarks/realtime.py          about two hours more; run again, it goes on where it was
 
-Each policy plays the same 256 episodes of the conveyor at every latency, speed and mode (see `act/realtime.py`), and
-once more with its own latency, measured on this machine. Writes results/realtime/summary.json, chart.png and README.md
-with tables. The chart marks the latencies of the shipped policies, measured here in the same way, and those of
-OpenVLA-7B's shapes, from results/latency_7b/cpu.json. Nothing else should run on the machine while it measures
-latencies, which it does first; the episodes do not depend on it.
+Each policy plays the same 256 episodes of the conveyor at every latency, speed and mode (see `act/realtime.py`; only a
+policy that denoises has real-time chunking), and once more with its own latency, measured on this machine. Writes
+results/realtime/summary.json, chart.png and README.md with tables. The chart marks the latencies of the shipped
+policies, measured here in the same way, and those of OpenVLA-7B's shapes, from results/latency_7b/cpu.json. Nothing
+else should run on the machine while it measures latencies, which it does first; the episodes do not depend on it.
 """
 
 import argparse
@@ -38,14 +38,35 @@ LATENCIES_MS = (0, 40, 100, 200, 400, 600, 800, 1600, 3200)
 SPEEDS = (1, 4)
 """Speeds of the belt, cm/s: the slowest and the fastest of those that were trained on."""
 MODES: tuple[Realtime, ...] = ("synchronous", "asynchronous")
-POLICIES = {"OpenVLA": "openvla", "OpenVLA-OFT": "oft"}
-"""Name of each policy -> the stage of recipes/conveyor.yaml that made it."""
-SHIPPED = ("tabletop-base", "tabletop-rlrc", "tabletop-oft-base")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy that recipes/conveyor.yaml trains."""
+
+    stage: str
+    """The stage that makes it."""
+    modes: tuple[Realtime, ...] = MODES
+    temperature: float | None = None
+    """Temperature at which it acts; None takes its own."""
+
+
+CONTENDERS = {
+    "OpenVLA": Contender("openvla"),
+    "OpenVLA-OFT": Contender("oft"),
+    "SmolVLA": Contender("smolvla", modes=(*MODES, "rtc"), temperature=0),
+}
+SHIPPED = ("tabletop-base", "tabletop-rlrc", "tabletop-oft-base", "tabletop-smolvla-base")
 LARGE = {"dense": "7B dense", "rlrc": "7B RLRC", "rlrc-4bit": "7B RLRC, 4 bits"}
 """Rows of results/latency_7b/cpu.json, and what the chart calls them."""
 NEAR = 1.4
 """Ratio of two latencies below which the chart has no room for two labels."""
-LINES = {"synchronous": "-", "asynchronous": "--"}
+LINES: dict[Realtime, str] = {"synchronous": "-", "asynchronous": "--", "rtc": ":"}
+NAMES: dict[Realtime, str] = {
+    "synchronous": "synchronous",
+    "asynchronous": "asynchronous",
+    "rtc": "real-time chunking",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=256, help="for each point")
     parser.add_argument("--out", type=Path, default=Path("results/realtime"))
     options = parser.parse_args()
-    policies = {name: options.run / stage / "checkpoint" for name, stage in POLICIES.items()}
+    policies = {name: options.run / contender.stage / "checkpoint" for name, contender in CONTENDERS.items()}
     policies = {name: path for name, path in policies.items() if path.exists()}
     if not policies:
         parser.error(f"{options.run} has no policies: rlrc run recipes/conveyor.yaml")
@@ -104,7 +125,7 @@ def play_all(policies: dict[str, Path], out: Path, episodes: int) -> Iterator[Po
     for latency_ms in (None, *LATENCIES_MS):
         for name, path in policies.items():
             for speed in SPEEDS:
-                for mode in MODES:
+                for mode in CONTENDERS[name].modes:
                     yield play(name, path, speed, mode, latency_ms, out, episodes)
 
 
@@ -119,6 +140,7 @@ def play(name: str, path: Path, speed: int, mode: Realtime, latency_ms: float | 
         num_envs=64,
         num_workers=1,
         videos=0,
+        temperature=CONTENDERS[name].temperature,
         realtime=mode,
         latency_ms=latency_ms,
     )
@@ -141,28 +163,27 @@ def draw(points: list[Point], marks: list[dict[str, Any]]) -> Figure:
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
         curves(axes, [point for point in points if point.policy == name and not point.measured])
         show_marks(axes, marks)
-        axes.set_title(f"{name}, chunks of {8 if name == 'OpenVLA-OFT' else 1}", pad=62)
+        axes.set_title(f"{name}, chunks of {1 if name == 'OpenVLA' else 8}", pad=62)
         axes.set_xscale("symlog", linthresh=40, linscale=0.4)
         axes.set_xticks(LATENCIES_MS, [str(value) for value in LATENCIES_MS], rotation=60)
         axes.set_xlim(0, 20_000)
         axes.set_ylim(0, 100)
         axes.set_xlabel("time from a picture to its actions, ms")
-    first = figure.axes[0]
-    first.set_ylabel("success at the end of the episode, %")
-    first.legend(loc="upper right", fontsize=7)
+        axes.legend(loc="upper right", fontsize=7)
+    figure.axes[0].set_ylabel("success at the end of the episode, %")
     return figure
 
 
 def curves(axes: Axes, points: list[Point]) -> None:
     for colour, speed in zip(COLOURS, SPEEDS, strict=False):
-        for mode, style in LINES.items():
+        for mode in dict.fromkeys(point.mode for point in points):
             mine = sorted((p.latency_ms, p) for p in points if p.speed == speed and p.mode == mode)
             rates = [Rate.of(point.successes, point.n) for _, point in mine]
             bounds = [100 * rate.low for rate in rates], [100 * rate.high for rate in rates]
             at = [latency for latency, _ in mine]
-            label = f"{speed} cm/s, {mode}"
+            label = f"{speed} cm/s, {NAMES[mode]}"
             heights = [100 * rate.rate for rate in rates]
-            axes.plot(at, heights, style, marker="o", markersize=3, color=colour, label=label)
+            axes.plot(at, heights, LINES[mode], marker="o", markersize=3, color=colour, label=label)
             axes.fill_between(at, *bounds, color=colour, alpha=0.12, linewidth=0)
 
 
@@ -189,21 +210,22 @@ def show_marks(axes: Axes, marks: list[dict[str, Any]]) -> None:
 
 def page(points: list[Point], marks: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(point.policy for point in points))
-    columns = [(speed, mode) for speed in SPEEDS for mode in MODES]
     parts = [
         "# A world that does not wait",
         "Success on the moving belt against the time from a picture to its actions. Synchronous: the robot holds still "
-        "while the policy thinks. Asynchronous: it carries out the rest of the chunk before. `benchmarks/realtime.py` "
+        "while the policy thinks. Asynchronous: it carries out the rest of the chunk before. Real-time chunking: the "
+        "new chunk also goes on from that one. SmolVLA starts from zeros (temperature 0). `benchmarks/realtime.py` "
         "wrote this page; a cell has Wilson's 95 % interval and n.",
         "![Success against latency](chart.png)",
     ]
     for name in names:
         rows = []
         mine = [point for point in points if point.policy == name]
+        columns = [(speed, mode) for speed in SPEEDS for mode in CONTENDERS[name].modes]
         for latency, measured in dict.fromkeys((p.latency_ms, p.measured) for p in mine if not p.measured):
             rows.append([f"{latency:g}", *(cell(mine, *column, latency, measured) for column in columns)])
         rows.append(["its own, measured", *(cell(mine, *column, None, True) for column in columns)])
-        head = ["latency, ms", *(f"{speed} cm/s, {mode}" for speed, mode in columns)]
+        head = ["latency, ms", *(f"{speed} cm/s, {NAMES[mode]}" for speed, mode in columns)]
         parts += [f"## {name}", markdown_table(head, rows)]
     parts += [
         "## Latencies that the chart marks",
