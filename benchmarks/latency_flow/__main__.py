@@ -2,13 +2,16 @@
 
     python benchmarks/latency_flow                        writes results/latency_flow/cpu.json and cpu.md
     python benchmarks/latency_flow --device cuda          on a GPU; writes cuda.json and cuda.md
+    python benchmarks/latency_flow --families smolvla     measures these anew, and keeps the rows of the others
     python benchmarks/latency_flow --tiny --out FOLDER    rehearses it with tiny policies, in a minute
 
 Weights are random, which changes no time: three cameras, ten steps of denoising, chunks of fifty. The compressed
 policies have lost 90 % of the heads and channels of the language model and the expert, by Taylor importance on frames
-of noise; time and memory of that pruning are measured too. Packed ones have every linear layer in 4 bits. The policies
-of a family act in turn in every round, so nothing else should run on the machine. It takes 24 GB of memory, 25 GB of
-disk (below runs/latency_flow, where finished checkpoints are found again) and about 40 minutes on two cores.
+of noise; time and memory of that pruning are measured too. Packed ones have every linear layer in 4 bits. A balanced
+one has also lost half of the blocks of its vision tower, two thirds of the heads and channels of the others, and three
+quarters of the tokens of a picture (chosen at random or in turn, which changes no time). The policies of a family act
+in turn in every round, so nothing else should run on the machine. It takes 24 GB of memory, 25 GB of disk (below
+runs/latency_flow, where finished checkpoints are found again) and about 40 minutes on two cores.
 """
 
 import argparse
@@ -39,6 +42,7 @@ from rlrc.inspect import describe
 from rlrc.jobs import in_fresh_process
 from rlrc.policies.contract import Policy
 from rlrc.progress import say
+from rlrc.reading import read_json
 from rlrc.stats import median_interval
 
 ROOT = Path(__file__).parents[2]
@@ -69,16 +73,38 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "latency_flow")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "latency_flow")
     options = parser.parse_args()
-    rows, pruning = [], []
+    path = options.out / f"{options.device}.json"
+    here: dict[str, Any] = {"machine": machine(), "device": options.device, "tiny": options.tiny}
+    result = here | kept(path, here)
     for family in options.families:
         folder = options.work / (f"{family}-tiny" if options.tiny else family)
-        pruning.append({"family": family} | make_checkpoints(family, options.tiny, options.device, folder))
-        rows += measured(family, list(contenders(family, options.device, folder)), options.rounds)
-        result = {"machine": machine(), "device": options.device, "tiny": options.tiny, "rounds": options.rounds}
-        result |= {"rows": rows, "pruning": pruning}
-        write_json(options.out / f"{options.device}.json", result)
-    write_text(options.out / f"{options.device}.md", page(result))
+        pruning = make_checkpoints(family, options.tiny, options.device, folder)
+        run = {"family": family, "commit": here["machine"]["commit"], "rounds": options.rounds, "pruning": pruning}
+        rows = measured(family, list(contenders(family, options.device, folder)), options.rounds)
+        result["runs"] = [*others(result["runs"], family), run]
+        result["rows"] = [*others(result["rows"], family), *rows]
+        write_json(path, result)
+    write_text(path.with_suffix(".md"), page(result))
     say(page(result))
+
+
+def kept(path: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """Rows and runs of an earlier result; none unless it comes from the same machine with the same libraries."""
+
+    def conditions(result: dict[str, Any]) -> dict[str, Any]:
+        machine_of = {name: value for name, value in result["machine"].items() if name != "commit"}
+        return {"machine": machine_of, "device": result["device"], "tiny": result["tiny"]}
+
+    if not path.exists():
+        return {"rows": [], "runs": []}
+    if conditions(earlier := read_json(path)) == conditions(here):
+        return {"rows": earlier["rows"], "runs": earlier["runs"]}
+    say(f"{path}: its rows come from another machine or other libraries, and are replaced")
+    return {"rows": [], "runs": []}
+
+
+def others(entries: list[dict[str, Any]], family: str) -> list[dict[str, Any]]:
+    return [entry for entry in entries if entry["family"] != family]
 
 
 def contenders(family: str, device: str, folder: Path) -> Iterator[Contender]:
@@ -92,7 +118,7 @@ def contenders(family: str, device: str, folder: Path) -> Iterator[Contender]:
     else:
         yield Contender(family, "torch", plainly(dense), None, size, peak)
     yield Contender(family, "rlrc", timed_action(dense), dense, size, peak)
-    for name in ("dense-4bit", "rlrc", "rlrc-4bit"):
+    for name in ("dense-4bit", "rlrc", "rlrc-4bit", "balanced-4bit"):
         path = folder / name / "checkpoint"
         policy = rlrc.load(path, device=device)
         peak, size = peak_of(path, device), describe(policy)["bytes"]["total"]

@@ -9,7 +9,7 @@ import numpy as np
 import rlrc
 from rlrc.bench import peak_resident
 from rlrc.configs.make_random import MakeRandomConfig
-from rlrc.configs.prune import PruneConfig
+from rlrc.configs.prune import Depth, PruneConfig, Random, Tokens
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data.lerobot import write_dataset
 from rlrc.files import write_json
@@ -27,7 +27,11 @@ SAMPLES = 8
 
 
 def make_checkpoints(family: str, tiny: bool, device: str, folder: Path) -> dict[str, Any]:
-    """Make what `folder` lacks: the dense policy, the pruned one, and both in 4 bits; return what pruning took."""
+    """Make what `folder` lacks: the dense policy, the pruned one, the balanced one, and all in 4 bits.
+
+    Returns:
+        What pruning took.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dense, pruned, taken = folder / "dense", folder / "rlrc" / "checkpoint", folder / "pruning.json"
     if not dense.exists():
@@ -37,10 +41,28 @@ def make_checkpoints(family: str, tiny: bool, device: str, folder: Path) -> dict
         if not frames.exists():
             write_noise(frames, rlrc.load(dense))
         write_json(taken, in_fresh_process(_prune, dense, frames, device, folder / "rlrc"))
-    for name, path in (("dense-4bit", dense), ("rlrc-4bit", pruned)):
+    balanced = lightened(pruned, device, folder)
+    for name, path in (("dense-4bit", dense), ("rlrc-4bit", pruned), ("balanced-4bit", balanced)):
         if not (folder / name / "checkpoint").exists():
             quantize(QuantizeConfig(policy=path, bits=4, parts=PARTS, device=device), folder / name)
     return dict(read_json(taken))
+
+
+def lightened(policy: Path, device: str, folder: Path) -> Path:
+    """Lighten the vision tower and the tokens of a policy as well, step by step; return the last checkpoint."""
+    loaded = rlrc.load(policy)
+    blocks, tokens = len(loaded.vision_stacks()[0].layers), loaded.num_patches // len(loaded.spec.cameras)
+    steps: dict[str, dict[str, Any]] = {
+        "depth": {"stacks": ("vision",), "method": Depth(keep=tuple(range(0, blocks, 2)))},
+        "width": {"stacks": ("vision",), "method": Random(), "ratio": 0.67},
+    }
+    if tokens > 1:  # a tiny SmolVLA has one token a picture
+        steps["tokens"] = {"method": Tokens(by="pool"), "ratio": 0.75}
+    for name, options in steps.items():
+        if not (folder / name / "checkpoint").exists():
+            prune(PruneConfig(policy=policy, device=device, **options), folder / name)
+        policy = folder / name / "checkpoint"
+    return policy
 
 
 def write_noise(path: Path, policy: Policy) -> None:

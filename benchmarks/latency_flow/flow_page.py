@@ -9,7 +9,9 @@ INTRODUCTION = (
     "family act in turn; a speed is the median over rounds of the ratio to the family's first row, with its 95 % "
     "interval. All weights are random, which changes no time. `transformers` is its own pi0 class with the same "
     "weights, `torch` are rlrc's modules called step by step. Compressed policies (rlrc) have lost 90 % of the heads "
-    "and channels of the language model and the expert. Peak memory is that of a fresh process that loads the policy "
+    "and channels of the language model and the expert; balanced ones also half of the vision tower's blocks, two "
+    "thirds of the heads and channels of the others, and three quarters of a picture's tokens. Peak memory is that of "
+    "a fresh process that loads the policy "
     "and acts; on a GPU, that of its tensors there."
 )
 STAGES = ("preprocess", "vision", "prefill", "decode")
@@ -36,16 +38,18 @@ def page(result: dict[str, Any]) -> str:
         )
     pruning = [
         [
-            entry["family"],
+            run["family"],
             f"{entry['parameters_before']:,}",
             f"{entry['parameters']:,}",
             str(entry["samples"]),
             f"{entry['seconds']:,.0f} s",
             human_bytes(entry["peak_bytes"]),
         ]
-        for entry in result["pruning"]
+        for run in result["runs"]
+        for entry in [run["pruning"]]
     ]
     machine = result["machine"]
+    rounds = ", ".join(f"{run['rounds']} rounds of {run['family']} ({run['commit']})" for run in result["runs"])
     processors = [machine["cpu"], *([machine["gpu"]] * (result["device"] == "cuda"))]
     blocks = [
         f"# One chunk of SmolVLA and pi0 on a {'GPU' if result['device'] == 'cuda' else 'CPU'}",
@@ -54,6 +58,6 @@ def page(result: dict[str, Any]) -> str:
         markdown_table(head, body),
         "Pruning by Taylor importance, in a process of its own:",
         markdown_table(["family", "parameters", "afterwards", "frames", "time", "peak memory"], pruning),
-        f"Machine: {' and '.join(processors)}, {machine['cores']} cores, {result['rounds']} rounds.",
+        f"Machine: {' and '.join(processors)}, {machine['cores']} cores; {rounds}.",
     ]
     return "\n\n".join(blocks) + "\n"
