@@ -99,8 +99,8 @@ private:
     void multiply_packed(const Linear& layer, int64_t panel, Multiplier& multiplier, float* out) {
         Weight w{(const uint8_t*)layer.weight, layer.scales, layer.zeros, layer.bits, layer.group, layer.n, layer.k};
         std::vector<Activations>& x = layer.bits == 8 ? eight_ : four_;
-        if (x.empty()) x.push_back(quantize_rows(x_, 1, k_, w.multiplied_bits()));
-        const float* sums = multiplier.multiply(w, panel, x);
+        if (x.empty()) quantize_rows(x_, 1, k_, w.multiplied_bits(), x.emplace_back());
+        const float* sums = multiplier.multiply(w, panel, {x.data(), 1});
         for (int64_t i = 0; i < LANES; i++) out[i] = sums[i] * x[0].scales[0];
     }
 

@@ -73,6 +73,20 @@ struct Activations {
     float scales[TILE];
 };
 
+// Neighbouring tiles.
+struct Tiles {
+    const Activations* first;
+    int64_t count;
+
+    const Activations* begin() const { return first; }
+    const Activations* end() const { return first + count; }
+    int64_t rows() const {
+        int64_t sum = 0;
+        for (const Activations& tile : *this) sum += tile.rows;
+        return sum;
+    }
+};
+
 // The scale that brings a row of activations to int8; NaN where the row holds NaN or an infinity.
 template <typename T>
 float activation_scale(const T* x, int64_t k) {
@@ -125,10 +139,10 @@ inline void place(const int8_t* codes, int64_t columns, int64_t bits, int row, A
     }
 }
 
+// What `a` held before is written over, and its memory is kept.
 template <typename T>
-Activations quantize_rows(const T* x, int rows, int64_t k, int64_t bits) {
+void quantize_rows(const T* x, int rows, int64_t k, int64_t bits, Activations& a) {
     int64_t blocks = (k + BLOCK - 1) / BLOCK, columns = (blocks + 15) / 16 * 16 * BLOCK;
-    Activations a;
     a.rows = rows;
     a.codes.resize(rows * columns * bits / 8);
     a.odd.resize(bits == 4 ? rows * columns / 2 : 0);
@@ -144,7 +158,6 @@ Activations quantize_rows(const T* x, int rows, int64_t k, int64_t bits) {
         }
         place(codes.data(), columns, bits, m, a);
     }
-    return a;
 }
 
 // ---- weights --------------------------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ void add_span(const Span& span, const Activations& x, int64_t first, int64_t cou
 }
 
 template <int BITS>
-void panel_times_tiles(const Weight& w, int64_t panel, const std::vector<Activations>& x, Span& span, float* y) {
+void panel_times_tiles(const Weight& w, int64_t panel, Tiles x, Span& span, float* y) {
     for (int64_t first = 0; first < w.blocks(); first += SPAN) {
         int64_t count = std::min(SPAN, w.blocks() - first), row = 0;
         unpack_groups<BITS>(w, panel, first, count, span);
@@ -377,7 +390,7 @@ void panel_times_row(const Weight& w, int64_t panel, const Activations& x, Span&
 class Multiplier {
 public:
     // y (rows, LANES) = a panel times the tiles of activations, still without the activations' scales.
-    const float* multiply(const Weight& w, int64_t panel, const std::vector<Activations>& x) {
+    const float* multiply(const Weight& w, int64_t panel, Tiles x) {
         if (w.bits == 8) return multiply<8>(w, panel, x);
         if (w.bits == 4) return multiply<4>(w, panel, x);
         return multiply<4>(w.bits == 3 ? widened<3>(w, panel) : widened<2>(w, panel), 0, x);
@@ -394,15 +407,14 @@ private:
     }
 
     template <int BITS>
-    const float* multiply(const Weight& w, int64_t panel, const std::vector<Activations>& x) {
-        int64_t rows = 0;
-        for (const Activations& tile : x) rows += tile.rows;
+    const float* multiply(const Weight& w, int64_t panel, Tiles x) {
+        int64_t rows = x.rows();
         y_.assign(rows * LANES, 0.0f);
         if (rows > 1) {
             panel_times_tiles<BITS>(w, panel, x, span_, y_.data());
         } else {
             room_.resize(w.blocks() + 3);
-            panel_times_row<BITS>(w, panel, x[0], span_, room_.data(), y_.data());
+            panel_times_row<BITS>(w, panel, *x.first, span_, room_.data(), y_.data());
         }
         return y_.data();
     }
