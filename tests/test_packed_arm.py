@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from rlrc.native import build, processor
 from rlrc.packed import cpu
-from rlrc.packed.cpu import build, processor
 from rlrc.packed.cpu.decode import PRODUCTS, LayerWeights, LinearWeights, TokenDecoder
+from rlrc.packed.cpu.library import HERE
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.packed.layout import PackedWeight
 
@@ -36,7 +37,7 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     (level,) = (level for level in processor.LEVELS if level.name == request.param)
     driver = Path(__file__).parent / "arm" / "driver.cpp"
     flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
-    subprocess.run([COMPILER, *flags, *level.flags, "-static", f"-I{build.HERE}", driver, "-o", program], check=True)
+    subprocess.run([COMPILER, *flags, *level.flags, "-static", f"-I{HERE}", driver, "-o", program], check=True)
     return [EMULATOR, "-cpu", EMULATED[request.param], str(program)]
 
 

@@ -12,8 +12,9 @@ from fresh import fresh
 from torch import nn
 
 from rlrc.errors import UserError
+from rlrc.native import build, processor
 from rlrc.packed import cpu
-from rlrc.packed.cpu import build, processor
+from rlrc.packed.cpu.library import LIBRARY
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.packed.layout import grouped, unpack
 
@@ -30,7 +31,7 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         pytest.skip(f"no kernels here: {cpu.missing()}")
     monkeypatch.setenv(processor.INSTRUCTIONS, request.param)
     build._load.cache_clear()
-    assert f"kernels-{request.param}-" in build.library()._name
+    assert f"kernels-{request.param}-" in LIBRARY.loaded()._name
     yield request.param
     build._load.cache_clear()
 
@@ -176,7 +177,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A quick compiler: it gives the library that this process has loaded, and writes a line to the log beside it."""
     library = tmp_path / "library.so"
-    library.write_bytes(Path(build.library()._name).read_bytes()[: -build.DIGEST_BYTES])
+    library.write_bytes(Path(LIBRARY.loaded()._name).read_bytes()[: -build.DIGEST_BYTES])
     script = tmp_path / "compiler"
     script.write_text(f'#!/bin/bash\necho compiled >> "{script}.log"\nsleep 0.2\ncp "{library}" "${{@: -1}}"\n')
     script.chmod(0o755)
@@ -191,7 +192,7 @@ def times_compiled(compiler: Path) -> int:
 
 def load_anew() -> str | None:
     """What a process does that needs the kernels first; why there are none."""
-    return build._load.__wrapped__()[1]
+    return build._load.__wrapped__(LIBRARY)[1]
 
 
 @needs_kernels
@@ -233,7 +234,7 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(
     cache: Path, compiler: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", str(compiler))
-    code = "import sys\nsys.stderr = sys.stdout\nfrom rlrc.packed.cpu import build\nprint(build.missing())"
+    code = "import sys\nsys.stderr = sys.stdout\nfrom rlrc.packed import cpu\nprint(cpu.missing())"
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(fresh, [code] * 3)) == ["None\n"] * 3
     (kept,) = cache.iterdir()
@@ -241,7 +242,7 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(
 
 
 def test_the_name_in_the_cache_follows_the_instructions() -> None:
-    assert len({build.identity(level) for level in processor.LEVELS}) == len(processor.LEVELS)
+    assert len({LIBRARY.identity(level) for level in processor.LEVELS}) == len(processor.LEVELS)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rlrc.configs.train import Shape
+from rlrc.native import processor
 from rlrc.packed import cpu, reference
-from rlrc.packed.cpu import processor
 from rlrc.policies.openvla.tiny import new_policy
 from rlrc.quantize import QuantizeConfig, quantize
 
@@ -40,7 +40,7 @@ with torch.no_grad():
     logits = policy.model.action_logits(inputs, policy.sample(inputs).latent["tokens"][:, 0])[0]
 print(json.dumps({
     "action": action.tolist(), "logits": logits.float().tolist(), "imported": imported, "early": early,
-    "settings": settings, "threads": cpu.threads(), "missing": cpu.missing(),
+    "settings": settings, "threads": torch.get_num_threads(), "missing": cpu.missing(),
 }))
 """
 

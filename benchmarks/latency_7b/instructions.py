@@ -25,7 +25,7 @@ HIGHER = ("512", "amx", "vnni", "native", "deep learning")
 LIBRARIES = ("rlrc", "torch", "torch.compile", "oneDNN", "MKL")
 LOOK = """
 import torch
-from rlrc.packed.cpu import processor
+from rlrc.native import processor
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor import config
 print("rlrc:", processor.instructions())

@@ -12,7 +12,7 @@ from names import BASELINE, RLRC, VLA_CACHE, run_of
 
 from rlrc.bench import STAGES, stage_timer
 from rlrc.configs.evaluate import VlaCacheConfig
-from rlrc.packed.cpu.processor import multiplies_bfloat16
+from rlrc.native.processor import multiplies_bfloat16
 from rlrc.packed.layers import who_multiplies
 from rlrc.policies.openvla.vla_cache import VlaCache
 from rlrc.policies.values import Observation

@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from rlrc.configs.prune import Tokens
-from rlrc.packed.cpu.processor import multiplies_bfloat16
+from rlrc.native.processor import multiplies_bfloat16
 from rlrc.packed.layers import quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.filling import empty_model

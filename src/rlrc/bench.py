@@ -26,7 +26,7 @@ from rlrc.configs.bench import BenchConfig
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.jobs import in_fresh_process
-from rlrc.packed.cpu import processor
+from rlrc.native import processor
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device

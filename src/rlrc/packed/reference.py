@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from rlrc.packed.cpu.processor import multiplies_bfloat16
+from rlrc.native.processor import multiplies_bfloat16
 from rlrc.packed.layout import PackedWeight, dequantized
 
 NAME = "reference"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rlrc.packed.cpu.processor import multiplies_bfloat16
+from rlrc.native.processor import multiplies_bfloat16
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import Reading

@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from rlrc.configs.learner import LearnerConfig
 from rlrc.errors import UserError
 from rlrc.files import atomic_path
-from rlrc.packed.cpu.processor import multiplies_bfloat16
+from rlrc.native.processor import multiplies_bfloat16
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.progress import MetricsLog, bar, read_metrics, say

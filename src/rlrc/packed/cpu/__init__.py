@@ -8,14 +8,17 @@ the number of threads.
 
 import torch
 
-from rlrc.packed.cpu.build import library, missing
+from rlrc.native.arguments import address, threads
+from rlrc.packed.cpu.library import LIBRARY
 from rlrc.packed.layout import PackedWeight, dequantized
 
-__all__ = ["BLOCK", "NAME", "address", "library", "linear", "missing", "refuses", "threads", "unpack"]
+__all__ = ["BLOCK", "NAME", "linear", "missing", "refuses", "unpack"]
 
 NAME = "cpu"
 
 unpack = dequantized
+
+missing = LIBRARY.missing
 
 BLOCK = 32
 """Groups must be multiples of this many columns."""
@@ -41,18 +44,7 @@ def linear(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None) -> 
     tensors = (weight.codes, weight.scales, weight.zeros)
     shape = (weight.bits, weight.group_size, weight.out_features, weight.in_features)
     bf16 = int(x.dtype == torch.bfloat16)
-    library().packed_product(
+    LIBRARY.loaded().packed_product(
         *map(address, tensors), *shape, bf16, address(x), rows, address(bias), address(y), threads()
     )
     return y
-
-
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Return the address of the numbers of a tensor on the CPU; the caller keeps it alive."""
-    assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
-    return None if tensor is None else tensor.data_ptr()
-
-
-def threads() -> int:
-    """Return the number of threads that the kernels use: as many as PyTorch."""
-    return torch.get_num_threads()

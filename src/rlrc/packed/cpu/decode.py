@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rlrc.packed.cpu import address, library, threads
+from rlrc.native.arguments import address, threads
+from rlrc.packed.cpu.library import LIBRARY
 from rlrc.packed.layout import PackedWeight
 
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -89,7 +90,7 @@ class TokenDecoder:
         hidden, cosine, sine = hidden.float().clone(), cosine.float().contiguous(), sine.float().contiguous()
         at = (address(tensor) for tensor in (hidden, cosine, sine))
         token = Token(*at, len(hidden), position, self._capacity, self._eps)
-        library().decode_token(ctypes.byref(self._layers), len(self._layers), ctypes.byref(token), threads())
+        LIBRARY.loaded().decode_token(ctypes.byref(self._layers), len(self._layers), ctypes.byref(token), threads())
         return hidden
 
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.attention import attend
 from rlrc.policies.flow.config import FlowVisionConfig
-from rlrc.policies.parts.vit import attend, convolutions
+from rlrc.policies.parts.vit import convolutions
 
 LAYERS = "encoder.layers"
 """Name of a tower's list of layers."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.attention import attend
 from rlrc.policies.parts.config import VisionTowerConfig
 
 
@@ -69,14 +70,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(batch, length, -1))
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What each position reads of all others; all (B, heads, T, head_dim)."""
-    if q.requires_grad and q.device.type == "cpu":
-        # The backward pass of the fused CPU kernel takes several times as long as the three plain operations.
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Mlp(nn.Module):

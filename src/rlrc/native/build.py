@@ -1,4 +1,4 @@
-"""Compiles the C++ of this room for this processor, and keeps the library in the user's cache folder.
+"""Compiles C++ of our own for this processor, and keeps the library in the user's cache folder.
 
 The folder only saves the few seconds that compiling takes. Where it cannot be used, each process compiles for itself,
 so what a policy computes never depends on what lies there. The compiler may not contract a product and a sum into one
@@ -11,58 +11,75 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rlrc.errors import UserError
 from rlrc.files import atomic_path, cache_folder
-from rlrc.packed.cpu.processor import Level, level
+from rlrc.native.processor import Level
 from rlrc.progress import say
 
-HERE = Path(__file__).parent
-SOURCES = (HERE / "product.cpp", HERE / "decode.cpp")
-HEADERS = tuple(sorted(HERE.glob("*.h")))
 COMPILER = shlex.split(os.environ.get("CXX") or "g++")
 FLAGS = ("-O3", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def missing() -> str | None:
-    """Return why the kernels cannot be used on this machine, or None if they can; they are compiled if they were not
-    yet."""
-    return _load()[1]
+@dataclass(frozen=True)
+class Native:
+    """A library of C++ that is compiled when it is first needed."""
+
+    name: str
+    sources: tuple[Path, ...]
+    headers: tuple[Path, ...]
+    level: Callable[[], Level | str]
+    """Returns the instructions for which it is compiled, or why there are none for it."""
+    functions: dict[str, tuple[type, ...]]
+    """Types of the arguments of each function; none returns anything."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.sources))
+
+    def missing(self) -> str | None:
+        """Return why it cannot be used on this machine, or None if it can; it is compiled if it was not yet."""
+        return _load(self)[1]
+
+    def loaded(self) -> ctypes.CDLL:
+        """The compiled code; only where `missing()` is None."""
+        library, reason = _load(self)
+        assert library is not None, reason
+        return library
+
+    def identity(self, level: Level) -> str:
+        """Return a hash of the code, and of how it is compiled for a level."""
+        code = [path.read_text() for path in (*self.headers, *self.sources)]
+        text = "\n".join([*code, *COMPILER, *FLAGS, *level.flags])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def declare(self, library: ctypes.CDLL) -> ctypes.CDLL:
+        """Tell ctypes the types of the functions."""
+        for name, arguments in self.functions.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        return library
 
 
-def library() -> ctypes.CDLL:
-    """The compiled code; only where `missing()` is None."""
-    loaded, reason = _load()
-    assert loaded is not None, reason
-    return loaded
-
-
-def identity(level: Level) -> str:
-    """Return a hash of the code of the kernels, and of how it is compiled for a level."""
-    code = [path.read_text() for path in (*HEADERS, *SOURCES)]
-    text = "\n".join([*code, *COMPILER, *FLAGS, *level.flags])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
+@lru_cache
+def _load(native: Native) -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled library, or why there is none."""
-    best = level()
+    best = native.level()
     if isinstance(best, str):
         return None, best
-    name = f"kernels-{best.name}-{identity(best)}.so"
+    name = f"{native.name}-{best.name}-{native.identity(best)}.so"
     with suppress(OSError, RuntimeError):  # there is no such file, or this user has no home
-        return _declare(_open(cache_folder() / name)), None
+        return native.declare(_open(cache_folder() / name)), None
     if shutil.which(COMPILER[0]) is None:
         return None, f"there is no C++ compiler ('{COMPILER[0]}'; Debian and Ubuntu: apt-get install g++)"
     try:
-        return _declare(_compiled(name, best)), None
+        return native.declare(_compiled(native, name, best)), None
     except subprocess.CalledProcessError as error:
         return None, f"'{COMPILER[0]}' failed: {(error.stderr.splitlines() or ['no message'])[0]}"
     except OSError as error:
@@ -81,7 +98,7 @@ def _open(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _compiled(name: str, level: Level) -> ctypes.CDLL:
+def _compiled(native: Native, name: str, level: Level) -> ctypes.CDLL:
     """Compile for a level, keep the library for processes to come, and load it.
 
     Raises:
@@ -91,7 +108,7 @@ def _compiled(name: str, level: Level) -> ctypes.CDLL:
     with TemporaryDirectory(prefix="rlrc-kernels-") as folder:
         fresh = Path(folder) / name
         subprocess.run(
-            [*COMPILER, *FLAGS, *level.flags, *SOURCES, "-o", fresh], capture_output=True, text=True, check=True
+            [*COMPILER, *FLAGS, *level.flags, *native.sources, "-o", fresh], capture_output=True, text=True, check=True
         )
         content = fresh.read_bytes()
         try:
@@ -106,12 +123,3 @@ def _compiled(name: str, level: Level) -> ctypes.CDLL:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
-
-
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    weight: list[Any] = [pointer, pointer, pointer, size, size, size, size]
-    library.packed_product.argtypes = [*weight, flag, pointer, size, pointer, pointer, flag]
-    library.decode_token.argtypes = [pointer, size, pointer, flag]
-    library.packed_product.restype = library.decode_token.restype = None
-    return library

@@ -1,0 +1,1 @@
+"""This machine's processor, and C++ of our own that is compiled for it."""
