@@ -37,7 +37,7 @@ FLOORS = [
         *("process", "progress", "reading", "stats", "tables", "served", "version", "video"),
     },
     {"native"},
-    {"attention", "packed"},
+    {"bfloat16", "packed"},
     {"policies"},
     {"envs", "data"},
     {"prune", "quantize"},

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from rlrc.bench import (
     stage_timer,
     timed_action,
 )
+from rlrc.bfloat16 import library
 from rlrc.files import write_json, write_text
 from rlrc.inspect import describe
 from rlrc.jobs import in_fresh_process
@@ -131,10 +133,11 @@ def peak_of(path: Path, device: str) -> int:
 
 
 def plainly(policy: Policy) -> Callable[[], float]:
-    """Act by the same modules in PyTorch alone: the model's own forward passes, step by step."""
+    """Act by the same modules in PyTorch alone: the model's own forward passes, step by step, without our kernels."""
     observation, model = noise_observation(policy, 1), policy.model
 
     @torch.no_grad()
+    @patch.object(library, "missing", lambda: "the baseline is PyTorch's")
     def act() -> float:
         started = now(policy.device)
         inputs = policy.prepare(observation)

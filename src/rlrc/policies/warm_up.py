@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rlrc import attention
+from rlrc.bfloat16 import library
 from rlrc.packed import cpu
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.contract import Policy
@@ -25,7 +25,7 @@ def warm_up(policy: Policy) -> None:
     packed = any(isinstance(module, QuantizedLinear) for module in policy.model.modules())
     if on_processor and (packed or policy.model.dtype == torch.bfloat16):
         cpu.missing()
-        attention.missing()
+        library.missing()
     large = sum(tensor.nbytes for tensor in policy.model.state_dict().values()) > SMALL_BYTES
     if not policy.can_read_instructions or (on_processor and large):
         return

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from rlrc.attention import attend
+from rlrc.bfloat16.attention import attend
+from rlrc.bfloat16.gelu import gelu_tanh
 from rlrc.policies.flow.config import FlowVisionConfig
 from rlrc.policies.parts.vit import convolutions
 
@@ -63,7 +63,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(channels, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu_tanh(self.fc1(x)))
 
 
 class VisionLayer(nn.Module):

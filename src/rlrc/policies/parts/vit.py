@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlrc.attention import attend
+from rlrc.bfloat16.attention import attend
 from rlrc.policies.parts.config import VisionTowerConfig
 
 

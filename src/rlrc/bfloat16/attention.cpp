@@ -1,11 +1,9 @@
-// Attention of every position to every other, in bfloat16, for processors with AVX-512 BF16; called by `__init__.py`.
+// Attention of every position to every other, in bfloat16, for processors with AVX-512 BF16; called by `attention.py`.
 //
 // A head's keys and values are laid out once, so that an instruction multiplies pairs of neighbouring numbers of sixteen
 // of them. Then six queries at a time: their scores with all keys in float32, e to the power of each over the largest,
 // rounded to bfloat16, and the values mixed by those, over what they add up to before they are rounded. Nothing depends
 // on the number of threads, or on what else is in the batch.
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +11,8 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+
+#include "exponential.h"
 
 namespace {
 
@@ -31,17 +31,6 @@ inline __m512i pair_at(const uint16_t* from) {
 
 // The first sums += products of two pairs in each lane.
 inline __m512 add_pairs(__m512 sums, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }
-
-// e^x for x <= 0, to 2e-7 of itself, and NaN for NaN: 2^f is a polynomial in -0.5 <= f <= 0.5.
-inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // e^-200 is 0
-    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), whole = _mm512_roundscale_ps(power, 0);
-    const __m512 f = _mm512_sub_ps(power, whole);
-    __m512 y = _mm512_set1_ps(1.5403530e-4f);
-    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
-        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c));
-    return _mm512_scalef_ps(y, whole);
-}
 
 // Keys and values of a head. What is added to fill up blocks is zero.
 class Head {
