@@ -8,10 +8,10 @@ INTRODUCTION = (
     "Written by `benchmarks/latency_flow`; do not edit. Times are medians over rounds, in which the policies of a "
     "family act in turn; a speed is the median over rounds of the ratio to the family's first row, with its 95 % "
     "interval. All weights are random, which changes no time. `transformers` is its own pi0 class with the same "
-    "weights, `torch` are rlrc's modules called step by step, without our kernels. Compressed policies (rlrc) have lost "
-    "90 % of the heads and channels of the language model and the expert; balanced ones also half of the vision tower's "
-    "blocks, two thirds of the heads and channels of the others, and three quarters of a picture's tokens. Peak memory "
-    "is that of a fresh process that loads the policy and acts; on a GPU, that of its tensors there."
+    "weights, `torch` are rlrc's modules called step by step, without our kernels. Compressed policies (rlrc) have "
+    "lost 90 % of the heads and channels of the language model and the expert; balanced ones also half of the vision "
+    "tower's blocks, two thirds of the heads and channels of the others, and three quarters of a picture's tokens. "
+    "Peak memory is that of a fresh process that loads the policy and acts; on a GPU, that of its tensors there."
 )
 STAGES = ("preprocess", "vision", "prefill", "decode")
 
