@@ -18,7 +18,12 @@ def main() -> None:
     text += table(["step", "seconds", "state"], [[step["step"], step["seconds"], state(step)] for step in steps])
     tests = folder / "tests.log"
     text += ["", *(line for line in tests.read_text().splitlines() if re.match(r"SKIPPED|FAILED|ERROR|\d+ \w+", line))]
-    for name, columns in (("latency", LATENCY), ("throughput", THROUGHPUT), ("training", TRAINING)):
+    for name, columns in (
+        ("latency", LATENCY),
+        ("products", PRODUCTS),
+        ("throughput", THROUGHPUT),
+        ("training", TRAINING),
+    ):
         path = folder / f"{name}.json"
         text += ["", f"## {name}", ""]
         if not path.exists():
@@ -33,6 +38,9 @@ def main() -> None:
 
 
 LATENCY = ("name", "backend", "dtype", "p50_ms", "speedup", "speedup_95", "actions_per_call", "peak_bytes")
+PRODUCTS = ("inputs", "outputs", "rows", "bf16")
+PRODUCTS += tuple(f"{way}-{bits}bit" for bits in (4, 8) for way in ("vector", "matrix", "unpacked"))
+"""Microseconds of each way to multiply."""
 THROUGHPUT = ("policy", "batch_size", "p50_ms", "eager_p50_ms", "speedup_of_graph", "interval", "actions_per_second")
 THROUGHPUT += ("peak_bytes",)
 TRAINING = ("verb", "shape", "batch_size", "steps_per_second", "peak_bytes")
