@@ -72,6 +72,8 @@ def test_the_kernel_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         attend(q.float(), k.float(), v.float())
     with pytest.raises(AssertionError, match="PyTorch was asked"):
         attend(q[..., :5], k[..., :5], v[..., :5])
+    with pytest.raises(AssertionError, match="PyTorch was asked"):
+        attend(q[:, :, :3], k, v)
 
 
 @needs_kernel

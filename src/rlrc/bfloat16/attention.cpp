@@ -16,9 +16,8 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;   // floats in a register
-constexpr int64_t QUERIES = 6;  // rows of queries at once, and
-constexpr int64_t ACROSS = 4;   // registers beside each other, for whose sums there is room
+constexpr int64_t LANES = 16;               // floats in a register
+constexpr int64_t QUERIES = 6, ACROSS = 4;  // rows of queries, times registers of sums for each: 24 of 32 registers
 
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

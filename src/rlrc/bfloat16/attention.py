@@ -18,7 +18,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
         # The backward pass of the fused CPU kernel takes several times as long as the three plain operations.
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    if q.shape[-1] % 2 or not takes(q, k, v):
+    if q.shape[-1] % 2 or not q.shape == k.shape == v.shape or not takes(q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
     return _native(q, k, v)
 
