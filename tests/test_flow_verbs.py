@@ -268,11 +268,12 @@ def test_realtime(family: str, mode: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("exploration", [None, "flow-noise"])
 def test_rl(trained: Path, exploration: Any, tmp_path: Path) -> None:
     options = {"num_envs": 4, "num_workers": 0, "iterations": 2, "batch_size": 4, "ratio_of": "action", "device": "cpu"}
-    config = RlConfig(policy=trained, world="bandit", denoising_steps=2, exploration=exploration, **options)
+    config = RlConfig(policy=trained, world="bandit", denoising_steps=3, exploration=exploration, **options)
     metrics = rl(config, tmp_path)
     assert np.isfinite(metrics["policy_loss"]) and metrics["acting_gap"] < 0.2
     assert metrics["ratio_mean"] == pytest.approx(1, abs=0.2)
     old, new = rlrc.load(trained), rlrc.load(tmp_path / "checkpoint")
+    assert (old.model.config.num_steps, new.model.config.num_steps) == (2, 3)
     assert new.spec == old.spec and new.model.state_dict().keys() == old.model.state_dict().keys()
 
 
@@ -291,5 +292,7 @@ def test_tokens_have_no_noise(tiny_checkpoint: Path, dataset: Path, tmp_path: Pa
     policy = rlrc.load(tiny_checkpoint)
     with pytest.raises(UserError, match="denoising_steps: policies of the family openvla take no such number"):
         policy.denoise_in(4)
+    with pytest.raises(UserError, match="denoising_steps: policies of the family openvla take no such number"):
+        rl(RlConfig(policy=tiny_checkpoint, denoising_steps=4, device="cpu"), tmp_path / "rl")
     with pytest.raises(UserError, match="noise_draws"):
         policy.learn_from(4)

@@ -56,7 +56,8 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     noise_level: float = Field(default=0.5, gt=0, le=10)
     """Noise level of flow-sde."""
     denoising_steps: int | None = Field(default=None, ge=2, le=1000)
-    """Number of denoising steps while acting and updating; the policy's own unless you give one (pi_RL takes 4)."""
+    """Number of denoising steps; the policy's own unless you give one (pi_RL takes 4). The checkpoint keeps it, for
+    PPO improves the way in so many steps."""
     execute: int | None = Field(default=None, ge=1, le=1000)
     """Number of actions of each chunk that are carried out before the policy is asked again. A policy that gives one
     action a call has chunks of one; others have a number of their own unless you give one."""

@@ -114,7 +114,7 @@ def exploring(policy: Policy, config: RlConfig) -> Sampler:
     if kind is not None and policy.exploration is None:
         raise UserError(f"exploration {kind}: the policy does not denoise; leave exploration out")
     exploration = None if kind is None else Exploration(kind, config.noise_level)
-    return Sampler(config.temperature, config.denoising_steps, exploration)
+    return Sampler(config.temperature, exploration=exploration)
 
 
 def act(

@@ -72,6 +72,8 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         adopt_statistics(policy, demonstrations, config)
     if policy.no_likelihood is not None:
         raise UserError(f"{config.policy}: {policy.no_likelihood}")
+    if config.denoising_steps is not None:
+        policy.denoise_in(config.denoising_steps)
     connect(policy.spec, envs.spec(config.world))
     extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed))}
     if exploring(policy, config).needs_network:
