@@ -236,6 +236,14 @@ def test_what_has_not_been_measured_is_named(folder: Path, tmp_path: Path) -> No
     assert holds["After RL, OOD success is above the dense policy's (McNemar, p < 0.05)."] is None
 
 
+def test_a_study_that_is_run_again_replaces_its_own_evidence(folder: Path, tmp_path: Path) -> None:
+    (folder / "rl-eval" / "done.json").rename(tmp_path / "done.json")
+    write_evidence(gather(folder), tmp_path / "out")
+    (tmp_path / "done.json").rename(folder / "rl-eval" / "done.json")
+    write_evidence(gather(folder), tmp_path / "out")
+    assert "Not measured yet" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_motion_is_compared_where_both_succeed() -> None:
     ours = [episode("ind", i, i % 2 == 0, path=0.9) for i in range(10)]
     theirs = [episode("ind", i, i < 6, path=0.6) for i in range(10)]

@@ -23,11 +23,8 @@ from rlrc.recipe import read_recipe
 from rlrc.study.claims import check
 from rlrc.study.evidence import Evidence, gather
 from rlrc.study.figures import FIGURES, draw
-from rlrc.study.page import page
+from rlrc.study.page import MARK, page
 from rlrc.study.strip import write_strip
-
-MARK = "Written by `rlrc study"
-"""Beginning of the first paragraph of a study's page, the proof that the files beside it are a study's."""
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from rlrc.study.claims import Claim
 from rlrc.study.evidence import Evidence, latency, motion
 from rlrc.tables import human_bytes, human_count, markdown_table
 
+MARK = "This page is written by `rlrc study"
+"""Beginning of a page's first paragraph, the proof that the files beside it are a study's."""
 MARKS = {True: "yes", False: "**no**", None: "not measured"}
 
 
@@ -19,7 +21,7 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
     reference = evidence.reference
     blocks = [
         f"# {evidence.recipe.name}: what compression costs, and what recovery brings back",
-        f"This page is written by `rlrc study recipes/{evidence.recipe.name}.yaml`; do not edit it. The recipe says "
+        f"{MARK} recipes/{evidence.recipe.name}.yaml`; do not edit it. The recipe says "
         "how each policy was made. Success is read at the end of the episode, and all rates come from "
         "`episodes.parquet`. Brackets hold 95 % intervals: Wilson's for rates, Tango's for differences over the same "
         "episodes, in points. A p-value is that of McNemar's exact test unless another test is named. IND means scenes "
