@@ -18,7 +18,7 @@ from rlrc.study.evidence import Evidence
 INK, PAPER = "#1f2328", "#ffffff"
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: Any = {**charts.STYLE, **dict.fromkeys(INKED, INK), "axes.titlesize": 10, "figure.facecolor": PAPER}
-MOST_BARS = 8  # policies in one group of bars
+MOST_BARS = len(COLOURS)  # policies in one group of bars
 PANELS_A_ROW = 3
 STEPS_OF_A_RATIO = ("right after pruning", "+ SFT", "+ SFT + RL")
 
