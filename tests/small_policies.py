@@ -45,23 +45,30 @@ class Case(NamedTuple):
     sampler: Sampler = Sampler(1.0)
     exploring: Sampler = Sampler(0.7)
     """How PPO samples it, where it has a likelihood."""
+    denoising_steps: int | None = None
+    """Of a policy that denoises in more than a test needs."""
+
+    def paced(self, policy: Policy) -> Policy:
+        """The policy, told to denoise in these steps, which its files do not keep."""
+        if self.denoising_steps is not None:
+            policy.denoise_in(self.denoising_steps)
+        return policy
 
 
 TWO = ("front", "wrist")
 FLOW = FlowOptions(
     horizon=3, cameras=TWO, num_steps=2, num_key_value_heads=2, expert_hidden_size=24, expert_intermediate_size=36
 )
-FLOWING = Sampler(1.0, steps=2)
-EXPLORING = Sampler(1.0, steps=2, exploration=Exploration())
+EXPLORING = Sampler(1.0, exploration=Exploration())
 CASES = {
     "openvla": Case("openvla"),
     "oft-l1": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO), Sampler()),
     "oft-tokens": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO, head="tokens")),
     # Random weights denoise into nowhere, and many steps would make large what rounding makes of small differences.
-    "oft-diffusion": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO, head="diffusion"), Sampler(1.0, steps=2)),
-    "pi0": Case("pi0", FLOW, FLOWING, EXPLORING),
-    "pi05": Case("pi05", FLOW, FLOWING, EXPLORING),
-    "smolvla": Case("smolvla", FLOW, FLOWING, EXPLORING),
+    "oft-diffusion": Case("openvla-oft", OFTOptions(horizon=3, cameras=TWO, head="diffusion"), denoising_steps=2),
+    "pi0": Case("pi0", FLOW, exploring=EXPLORING),
+    "pi05": Case("pi05", FLOW, exploring=EXPLORING),
+    "smolvla": Case("smolvla", FLOW, exploring=EXPLORING),
     "oft-no-state": Case("openvla-oft", OFTOptions(horizon=2, head="tokens", state=False)),
 }
 
@@ -73,7 +80,7 @@ def make(case: Case) -> Policy:
         for name, parameter in policy.model.named_parameters():
             if parameter.ndim > 1 and "blocks" not in name:
                 parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
-    return policy
+    return case.paced(policy)
 
 
 def look(policy: Policy, rows: int = 3, seed: int = 0) -> Observation:

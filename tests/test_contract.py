@@ -127,7 +127,7 @@ def test_both_attention_kernels_compute_the_same(policy: Policy) -> None:
 @torch.no_grad()
 def test_save_and_load_give_the_same_bits(case: Case, policy: Policy, tmp_path: Path) -> None:
     policy.save(tmp_path / "policy")
-    loaded = rlrc.load(tmp_path / "policy")
+    loaded = case.paced(rlrc.load(tmp_path / "policy"))
     assert type(loaded) is type(policy) and loaded.spec == policy.spec
     assert not [file.name for file in (tmp_path / "policy").iterdir() if file.suffix in (".pt", ".bin", ".py")]
     state = policy.model.state_dict()
@@ -250,7 +250,7 @@ def test_every_stack_can_lose_units(case: Case, policy: Policy, tmp_path: Path) 
     }
     source.reshape(config, plan.layers, shapes)
     source.rebuilt(config).save(tmp_path / "cut", tensors=source.model.state_dict().items())
-    cut = rlrc.load(tmp_path / "cut")
+    cut = case.paced(rlrc.load(tmp_path / "cut"))
     assert count_parameters(cut.model) < count_parameters(policy.model)
     found, expected = (p.predict(p.prepare(look(p)), actions_for(p), noise())[0] for p in (cut, policy))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)

@@ -165,7 +165,8 @@ def test_what_is_sampled_has_the_density_that_the_likelihood_says(kind: str) -> 
     policy.with_noise_network(0)
     draws = 1500
     inputs = policy.encode(policy.prepare(look(policy, 1)[np.zeros(draws, int)]))
-    sampler = Sampler(0.7, steps=3, exploration=Exploration(kind))  # type: ignore[arg-type]
+    policy.denoise_in(3)
+    sampler = Sampler(0.7, exploration=Exploration(kind))  # type: ignore[arg-type]
     sample = policy.sample(inputs, sampler, torch.Generator().manual_seed(1))
     assert sample.logprobs is not None
     if kind == "flow-noise":
@@ -190,9 +191,10 @@ def test_temperature_scales_all_that_is_random(kind: str) -> None:
     policy = make(CASES["pi0"])
     policy.with_noise_network(0)
     inputs = policy.encode(policy.prepare(look(policy, 1)[np.zeros(400, int)]))
+    policy.denoise_in(4)
     chunks = {}
     for temperature in (1e-6, 0.25, 1.0):
-        sampler = Sampler(temperature, steps=4, exploration=Exploration(kind))  # type: ignore[arg-type]
+        sampler = Sampler(temperature, exploration=Exploration(kind))  # type: ignore[arg-type]
         sample = policy.sample(inputs, sampler, torch.Generator().manual_seed(1))
         start = sample.latent["chain"][:, 0]
         if kind == "flow-sde":  # the chain keeps its random step alone
@@ -221,9 +223,10 @@ def test_steps_that_have_no_likelihood_are_refused() -> None:
 
     policy = make(CASES["pi0"])
     inputs = policy.prepare(look(policy))
-    with pytest.raises(UserError, match="at least 2 denoising steps, not 1"):
-        policy.sample(inputs, Sampler(1.0, steps=1, exploration=Exploration()))
     with pytest.raises(UserError, match="needs the network"):
         policy.sample(inputs, Sampler(1.0, exploration=Exploration("flow-noise")))
     with pytest.raises(UserError, match="PPO needs the likelihood"):
         policy.likelihood(inputs, {}, Sampler(1.0))
+    policy.denoise_in(1)
+    with pytest.raises(UserError, match="at least 2 denoising steps, not 1"):
+        policy.sample(inputs, Sampler(1.0, exploration=Exploration()))

@@ -9,7 +9,7 @@ import bandit_world
 import numpy as np
 import pytest
 import torch
-from small_policies import FLOW, SHAPE
+from small_policies import CASES, FLOW, SHAPE, make
 from two_cameras import FRAMES, two_cameras
 
 import rlrc
@@ -284,6 +284,19 @@ def test_what_does_not_fit_is_told(dataset: Path, tmp_path: Path) -> None:
         TrainConfig(dataset=dataset, family="smolvla", flow=FlowOptions(num_key_value_heads=3))
     with pytest.raises(ValueError, match="depth removes the layers of one number from all stacks but vision"):
         PruneConfig(policy=tmp_path, dataset=dataset, ratio=0.5, method=Depth(), stacks=("expert",))
+
+
+@pytest.mark.parametrize(
+    ("case", "steps", "text"),
+    [
+        ("oft-l1", 5, "denoising_steps: this policy's actions are not denoised"),
+        ("oft-diffusion", 51, "denoising_steps 51: the policy was trained with 50, so it can take 1 to 50"),
+        ("pi0", 0, "denoising_steps 0: the policy denoises in 1 to 1000"),
+    ],
+)
+def test_steps_that_a_policy_cannot_take_are_refused(case: str, steps: int, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        make(CASES[case]).denoise_in(steps)
 
 
 def test_tokens_have_no_noise(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:

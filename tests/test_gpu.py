@@ -55,7 +55,7 @@ def test_a_graph_computes_what_is_launched_one_by_one(case: Case, bits: int | No
 
 @torch.no_grad()
 def test_predictions_are_those_of_the_processor(case: Case) -> None:
-    if case.sampler.steps is not None:
+    if case.denoising_steps is not None or case.exploring.exploration is not None:
         pytest.skip("a GPU draws other noise than the processor")
     predicted = []
     for policy in (make(case), on_gpu(case, torch.float32)):

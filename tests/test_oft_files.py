@@ -66,7 +66,7 @@ def folder(shared_folder: Path, tmp_path: Path) -> Path:
 def test_a_published_folder_is_the_policy(case: str, tmp_path: Path) -> None:
     policy = make(CASES[case])
     folder = publish(policy, tmp_path / "published")
-    loaded = rlrc.load(folder, spec=SPEC + (",head=tokens" if case == "oft-tokens" else ""))
+    loaded = CASES[case].paced(rlrc.load(folder, spec=SPEC + (",head=tokens" if case == "oft-tokens" else "")))
     assert loaded.spec == policy.spec
     assert list(loaded.norm_stats or {}) == ["toy"]  # the statistics of fine-tuning, and not those of the base model
     generators = [[torch.Generator().manual_seed(row) for row in range(3)] for _ in range(2)]

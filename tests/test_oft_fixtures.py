@@ -384,7 +384,9 @@ def test_denoising(fixture: Set) -> None:
         torch.testing.assert_close(noise[0], expected["diffusion.expected.noise_pred"][number], atol=1e-3, rtol=0)
     sequence = policy.model.sequence(inputs, before[-1], times[-1:])
     torch.testing.assert_close(sequence[0], expected["diffusion.expected.last_inputs_embeds"], **NARROW)
-    actions = form.denoise(inputs, expected["diffusion.noise"], steps)
+    policy.denoise_in(steps)
+    assert form.passes == policy.stages(inputs)["prefill"].passes == steps
+    actions = form.denoise(inputs, expected["diffusion.noise"])
     torch.testing.assert_close(actions[0], expected["diffusion.expected.samples"][-1], atol=1e-3, rtol=0)
     check_physical(policy, actions, expected, "diffusion.expected")
 

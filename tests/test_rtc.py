@@ -60,7 +60,8 @@ def with_previous(policy: Policy, observation: Observation, left: list[int], del
 def chunks(policy: Policy, observation: Observation) -> np.ndarray:
     rows = [torch.Generator().manual_seed(row) for row in range(len(observation))]
     inputs = policy.prepare(observation)
-    return policy.to_physical(policy.sample(inputs, Sampler(1.0, steps=10), rows).actions.numpy())
+    policy.denoise_in(10)
+    return policy.to_physical(policy.sample(inputs, Sampler(1.0), rows).actions.numpy())
 
 
 @pytest.mark.parametrize("family", FLOWS)
@@ -81,7 +82,7 @@ def test_actions_that_will_have_been_carried_out_are_kept_and_rows_without_any_a
 def test_what_cannot_be_continued_is_refused() -> None:
     policy = make(CASES["pi0"])
     observation = with_previous(policy, look(policy, 2), [2, 1], 1)
-    exploring = Sampler(1.0, steps=2, exploration=Exploration())
+    exploring = Sampler(1.0, exploration=Exploration())
     with pytest.raises(UserError, match="random denoising steps"):
         policy.sample(policy.prepare(observation), exploring)
     assert observation.previous is not None

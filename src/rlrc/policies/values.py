@@ -136,8 +136,6 @@ class Sampler:
     temperature: float = 0.0
     """Temperature of action tokens; 0 takes the likeliest ones. Where actions are denoised, a factor of the starting
     noise and of random steps; 0 starts from zeros."""
-    steps: int | None = None
-    """Denoising steps; None takes as many as the policy was published with. Policies with tokens have none."""
     exploration: Exploration | None = None
     """Random denoising steps, whose chain has a likelihood; None denoises by steps that are certain."""
 

@@ -23,6 +23,7 @@ from rlrc.policies.flow.lerobot import refuse_parts
 from rlrc.policies.flow.model import FlowModel, Prefix, step_times
 from rlrc.policies.flow.pictures import Place
 from rlrc.policies.flow.processor import FlowProcessor, with_newline
+from rlrc.policies.flow.schema import MAX_STEPS
 from rlrc.policies.flow.tower import vision_pass, vision_stack
 from rlrc.policies.folder import Reading
 from rlrc.policies.groups import DECODER, EXPERT, VISION, Block
@@ -31,6 +32,7 @@ from rlrc.policies.parts.observed import state_of
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
     GREEDY,
+    Exploration,
     Exported,
     Generators,
     Likelihood,
@@ -165,19 +167,15 @@ class FlowPolicy(StoredPolicy):
         """Denoise a chunk for each row, by Euler's steps or by the random ones of `sampler.exploration`."""
         require_generators(generator, len(inputs))
         config = self.model.config
-        steps = config.num_steps if sampler.steps is None else sampler.steps
-        if not 1 <= steps <= 1000:
-            raise UserError(f"steps {steps}: the policy denoises in 1 to 1000")
         shape = (len(inputs), config.horizon, config.padded_dim)
         if sampler.exploration is not None:
             if inputs.previous is not None:
                 raise UserError("random denoising steps cannot go on from a previous chunk")
-            explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network, sampler.temperature)
-            return explorer.sample(inputs, generator)
+            return self._explorer(sampler, sampler.exploration).sample(inputs, generator)
         noise = sampler.temperature * draw(torch.randn, shape, generator, self.device)
-        denoise = partial(self._denoise, steps=steps)
+        denoise = partial(self._denoise, steps=config.num_steps)
         if inputs.previous is None:
-            (chunks,) = self.do(denoise, inputs, noise, key=steps)
+            (chunks,) = self.do(denoise, inputs, noise, key=config.num_steps)
         else:  # launched kernel by kernel: a recorded graph has no gradient
             (chunks,) = denoise(inputs, noise)
         return Sample(chunks[..., : config.action_dim], {})
@@ -186,6 +184,8 @@ class FlowPolicy(StoredPolicy):
         self.noise_draws = noise_draws
 
     def denoise_in(self, steps: int) -> None:
+        if not 1 <= steps <= MAX_STEPS:
+            raise UserError(f"denoising_steps {steps}: the policy denoises in 1 to {MAX_STEPS}")
         self.model.config.num_steps = steps
 
     @torch.no_grad()
@@ -319,9 +319,11 @@ class FlowPolicy(StoredPolicy):
         """
         if sampler.exploration is None:
             raise UserError("PPO needs the likelihood of an action, and steps of denoising that add no noise have none")
-        steps = self.model.config.num_steps if sampler.steps is None else sampler.steps
-        explorer = Explorer(self.model, sampler.exploration, steps, self.noise_network, sampler.temperature)
+        explorer = self._explorer(sampler, sampler.exploration)
         return explorer.likelihood(inputs, latent, lambda prefix, seen: self.model.critic_state(prefix, seen.state))
+
+    def _explorer(self, sampler: Sampler, exploration: Exploration) -> Explorer:
+        return Explorer(self.model, exploration, self.model.config.num_steps, self.noise_network, sampler.temperature)
 
     def with_noise_network(self, seed: int) -> NoiseNetwork:
         config = self.model.config

@@ -21,10 +21,20 @@ class Form(ABC):
 
     no_likelihood: str | None = None
     bin_width: float | None = None
+    passes = 1
+    """Passes through the decoder that a chunk takes: its denoising steps, where it is denoised."""
 
     def __init__(self, model: OFTForActionPrediction) -> None:
         self.model = model
         self.chunk = (model.config.horizon, model.config.action_dim)
+
+    def denoise_in(self, steps: int) -> None:
+        """Take this many denoising steps from now on.
+
+        Raises:
+            UserError: the form does not denoise, or not in that many.
+        """
+        raise UserError("denoising_steps: this policy's actions are not denoised")
 
     @abstractmethod
     def draw(self, rows: int, sampler: Sampler, generator: Generators) -> torch.Tensor | None:
@@ -77,11 +87,6 @@ class Form(ABC):
         return numbers.unflatten(1, self.chunk)
 
 
-def _refuse_steps(sampler: Sampler) -> None:
-    if sampler.steps is not None:
-        raise UserError(f"steps {sampler.steps}: this policy does not denoise")
-
-
 class Numbers(Form):
     """A network reads the actions off; it is trained on their absolute error."""
 
@@ -91,7 +96,6 @@ class Numbers(Form):
     )
 
     def draw(self, rows: int, sampler: Sampler, generator: Generators) -> None:
-        _refuse_steps(sampler)
         if sampler.temperature:
             raise UserError(f"temperature {sampler.temperature:g}: an L1 head gives one action and cannot be sampled")
 
@@ -121,7 +125,6 @@ class Tokens(Form):
         self.actions = ActionTokenizer(model.config.action_vocab_end, model.config.n_action_bins)
 
     def draw(self, rows: int, sampler: Sampler, generator: Generators) -> torch.Tensor | None:
-        _refuse_steps(sampler)
         if sampler.temperature == 0.0:
             return None
         return draw(torch.rand, (rows, *self.chunk), generator, self.model.device)
@@ -174,28 +177,32 @@ class Noise(Form):
     def __init__(self, model: OFTForActionPrediction) -> None:
         super().__init__(model)
         alphas_cumprod(self._training)  # computed once here, and not within the first action
+        self.passes = self._training
 
     no_likelihood = (
         "PPO needs the likelihood of an action, and steps of denoising that add no noise have none; fine-tune "
         "the policy with sft --head tokens first"
     )
 
+    def denoise_in(self, steps: int) -> None:
+        if not 1 <= steps <= self._training:
+            raise UserError(
+                f"denoising_steps {steps}: the policy was trained with {self._training}, so it can take "
+                f"1 to {self._training}"
+            )
+        self.passes = steps
+
     def draw(self, rows: int, sampler: Sampler, generator: Generators) -> torch.Tensor:
         """The noise at the start is normal, times the temperature; the published code takes 1."""
-        steps = sampler.steps
-        if steps is not None and not 1 <= steps <= self._training:
-            raise UserError(
-                f"steps {steps}: the policy was trained with {self._training}, so it can take 1 to {self._training}"
-            )
         return sampler.temperature * draw(torch.randn, (rows, *self.chunk), generator, self.model.device)
 
     def act(self, inputs: PrismaticInputs, drawn: torch.Tensor | None, sampler: Sampler) -> tuple[torch.Tensor, ...]:
         assert drawn is not None, "chunks are made of noise"
-        return (self.denoise(inputs, drawn, self._training if sampler.steps is None else sampler.steps),)
+        return (self.denoise(inputs, drawn),)
 
-    def denoise(self, inputs: PrismaticInputs, chunks: torch.Tensor, steps: int) -> torch.Tensor:
+    def denoise(self, inputs: PrismaticInputs, chunks: torch.Tensor) -> torch.Tensor:
         """Chunks (N, H, D) without their noise."""
-        return denoise(lambda now, time: self.noise_in(inputs, now, time), chunks, self._training, steps)
+        return denoise(lambda now, time: self.noise_in(inputs, now, time), chunks, self._training, self.passes)
 
     def noise_in(self, inputs: PrismaticInputs, chunks: torch.Tensor, time: int) -> torch.Tensor:
         """The noise that is predicted in chunks (N, H, D) at a training step."""

@@ -108,7 +108,10 @@ class OFTPolicy(PrismaticPolicy):
         drawn = self.form.draw(len(inputs), sampler, generator)
         with torch.no_grad():
             act = partial(self.form.act, sampler=sampler)
-            return self.form.sample_of(*self.do(act, inputs, drawn, key=sampler))
+            return self.form.sample_of(*self.do(act, inputs, drawn, key=(sampler, self.form.passes)))
+
+    def denoise_in(self, steps: int) -> None:
+        self.form.denoise_in(steps)
 
     def normalised_state(self, observation: Observation) -> np.ndarray:
         """The state in [-1, 1], float32 (N, S), as it is read in training and at work.
@@ -200,12 +203,11 @@ class OFTPolicy(PrismaticPolicy):
         model = self.model
         positions = inputs.input_ids.shape[1] + self.num_patches + model.config.numbers + 1
         extra = bool(model.config.state_dim) + (model.config.head == "diffusion")
-        passes = model.config.diffusion_steps if model.config.head == "diffusion" else 1
         decoder = model.language_model.model
         return {
             "vision": Stage(model.vision_backbone, len(self.spec.cameras) * model.config.towers[0].num_patches),
             "projector": Stage(model.projector, self.num_patches),
-            "prefill": Stage(decoder.layers, positions + extra, passes),
+            "prefill": Stage(decoder.layers, positions + extra, self.form.passes),
         }
 
     def stage_calls(self) -> Sequence[StageCall]:
