@@ -75,6 +75,9 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Learning rate of the policy."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rates over the iterations: they stay constant, or they fall to zero."""
+    warmup_iterations: int = Field(default=0, ge=0, le=10_000_000)
+    """Number of iterations, after those in which the critic alone learns, over which the learning rates rise to their
+    peak. The first updates are the largest, since the optimizer knows no gradient yet."""
     value_learning_rate: float = Field(default=3e-3, gt=0, le=100)
     """Learning rate of the critic, which AdamW trains."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -95,6 +98,9 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Weight of the value loss."""
     entropy_coefficient: float = Field(default=0.0, ge=0, le=1e6)
     """Weight of the entropy bonus."""
+    privileged_critic: bool = False
+    """Tell the critic also how much of an episode's time is over, and the true state of the world. The policy never
+    sees these, and the critic is needed in training alone (Pinto et al., arXiv 1710.06542)."""
     critic_warmup_iterations: int = Field(default=0, ge=0, le=10_000_000)
     """Number of first iterations in which the critic alone learns."""
     critic_warmup_epochs: int = Field(default=10, ge=1, le=10_000)

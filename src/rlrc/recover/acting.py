@@ -11,6 +11,7 @@ from rlrc import envs
 from rlrc.act.conventions import Interface, connect
 from rlrc.configs.rl import RlConfig
 from rlrc.data.batches import vary
+from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import moved
@@ -43,6 +44,8 @@ class Buffer:
     succeeded: torch.Tensor
     """Bool (T, N), at any step of the chunk."""
     grasped: torch.Tensor
+    told: torch.Tensor | None = None
+    """((T + 1) * N, C): what the critic is told beside the policy's state, standardised; None where nothing is."""
 
     def __len__(self) -> int:
         return self.rewards.numel()
@@ -58,6 +61,10 @@ class Buffer:
         often the longer they take, so rates are counted over the first ones."""
         ended = self.masks[1:] == 0
         return (ended.cumsum(dim=0) - ended.int()) == 0
+
+    def critic_input(self, states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """What the critic reads of the moments of flat numbers (B,), given the policy's states (B, H) there."""
+        return states if self.told is None else torch.cat([states, self.told[index]], dim=-1)
 
     def latent_of(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record that the likelihood needs of the chunks of flat numbers (B,)."""
@@ -131,9 +138,11 @@ def act(
     logprobs: list[torch.Tensor] = []
     outcomes: list[tuple[np.ndarray, ...]] = []
     latents: list[dict[str, torch.Tensor]] = []
+    told: list[np.ndarray] = []
 
     def look() -> Any:
         observation = episodes.observation()
+        told.append(episodes.told())
         if config.augment is not None:
             varied = {
                 name: vary(torch.from_numpy(images), config.augment, variation).numpy()
@@ -157,7 +166,24 @@ def act(
     executed = F.pad(executed, (0, policy.spec.horizon - execute))
     latent = {name: torch.stack([latent[name] for latent in latents]) for name in latents[0]}
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
-    return Buffer(seen, latent, torch.stack(logprobs), executed, rewards, masks, success, succeeded, grasped)
+    known = None
+    if config.privileged_critic:
+        known = standardised(moved(torch.from_numpy(np.concatenate(told)), policy.device), learner)
+    return Buffer(seen, latent, torch.stack(logprobs), executed, rewards, masks, success, succeeded, grasped, known)
+
+
+def told_count(world: WorldSpec) -> int:
+    """How many numbers `Episodes.told` gives of each world."""
+    return 1 + len(world.environment_state_names)
+
+
+def standardised(told: torch.Tensor, learner: Learner) -> torch.Tensor:
+    """Numbers (M, C) with the mean and the deviation of each over the moments of all processes taken out.
+
+    What never changes becomes zero, and what changes rarely is held within 5 deviations.
+    """
+    every = learner.gather(told)
+    return ((told - every.mean(dim=0)) / (every.std(dim=0, correction=0) + 1e-5)).clamp(-5, 5)
 
 
 class Episodes:
@@ -170,18 +196,19 @@ class Episodes:
         most = env.num_envs * env.max_episode_steps
         self._next_id = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * most
         self._words = rng(config.seed, "words", iteration, learner.rank)
-        self._successes = np.zeros(env.num_envs, int)
+        self._successes, self._steps = np.zeros((2, env.num_envs), int)
         self.instructions = [""] * env.num_envs
         self._seen: dict[str, Any] = {}
+        self._state = np.zeros((env.num_envs, len(env.world_spec.environment_state_names)), np.float32)
 
     def start(self, policy: Policy, where: np.ndarray) -> None:
         """Begin a new episode in the worlds `where` (N,)."""
         ids = self._next_id + np.arange(self._env.num_envs)
         self._next_id += self._env.num_envs
         options = {"split": "ind", "variant": "main", "episode_ids": ids, "reset_mask": where}
-        observation, _ = self._env.reset(options=options)
-        self._seen = observation
-        self._successes[where] = 0
+        observation, info = self._env.reset(options=options)
+        self._seen, self._state = observation, info["environment_state"]
+        self._successes[where] = self._steps[where] = 0
         for n in np.flatnonzero(where):
             text = observation["instruction"][n]
             dropout = self._config.word_dropout
@@ -190,6 +217,12 @@ class Episodes:
     def observation(self) -> Observation:
         """The policy's observation now; instructions may have hidden words."""
         return replace(self._interface.seen(self._seen), instruction=list(self.instructions))
+
+    def told(self) -> np.ndarray:
+        """What the policy does not see, float32 (N, C): the share of the time that is over, and the world's state, with
+        zeros for what a task lacks."""
+        over = self._steps[:, None] / self._env.max_episode_steps
+        return np.concatenate([over, np.nan_to_num(self._state)], axis=1, dtype=np.float32)
 
     def carry_out(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Carry out the first actions of chunks (N, k, D), and begin anew where an episode ended.
@@ -222,7 +255,8 @@ class Episodes:
     def _step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Make one step: reward, mask (0 where the episode ended), success, grasped; all (N,)."""
         observation, reward, terminated, truncated, info = self._env.step(actions)
-        self._seen = observation
+        self._seen, self._state = observation, info["environment_state"]
+        self._steps += 1
         ended = terminated | truncated
         if self._config.end_on_loss:
             ended = ended | ((self._successes > 0) & ~info["success"])

@@ -39,7 +39,7 @@ from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
-from rlrc.recover.acting import Buffer, Rows, act, exploring
+from rlrc.recover.acting import Buffer, Rows, act, exploring, told_count
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, summed, value_loss
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
@@ -75,7 +75,8 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     if config.denoising_steps is not None:
         policy.denoise_in(config.denoising_steps)
     connect(policy.spec, envs.spec(config.world))
-    extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed))}
+    others = told_count(envs.spec(config.world)) if config.privileged_critic else 0
+    extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed, others))}
     if exploring(policy, config).needs_network:
         extra["noise"] = policy.with_noise_network(config.seed)
     learner = Learner(policy, config, out, extra, {"critic.": config.value_learning_rate})
@@ -112,7 +113,7 @@ class Targets:
     logprobs: torch.Tensor
     """Log-probabilities of the policy that acted, of each number of a chunk: (T * N, H, D)."""
     hidden: torch.Tensor
-    """States that the critic of this policy read."""
+    """What the critic read of this policy's states, and what it was told beside them."""
     values: torch.Tensor
     returns: torch.Tensor
     advantages: torch.Tensor
@@ -130,7 +131,8 @@ def targets(policy: Policy, critic: Critic, buffer: Buffer, config: RlConfig, le
         latent = {name: tensor[rows.here] for name, tensor in last.items()}
         with learner.autocast():
             likelihood = policy.likelihood(buffer.seen.inputs(rows.host), latent, exploring(policy, config))
-        readings.append((likelihood.logprobs, likelihood.state, critic(likelihood.state)))
+        hidden = buffer.critic_input(likelihood.state, rows.here)
+        readings.append((likelihood.logprobs, hidden, critic(hidden)))
     logprobs, hidden, values = (torch.cat(column) for column in zip(*readings, strict=True))
     chunk = int(buffer.executed.sum(dim=-1).max())
     by_time = values.view(-1, buffer.rewards.shape[1])
@@ -189,8 +191,10 @@ def update(
 
 
 def rate_factor(iteration: int, config: RlConfig) -> float:
-    """Return the factor of the learning rates of `config` in an iteration."""
-    return learning_rate_factor(iteration, config.iterations, 0, config.schedule)
+    """Return the factor of the learning rates in an iteration; they begin after the critic's warm-up."""
+    alone = config.critic_warmup_iterations
+    left = max(config.iterations - alone, 1)
+    return learning_rate_factor(max(iteration - alone, 0), left, config.warmup_iterations, config.schedule)
 
 
 def warm_up_critic(
@@ -200,12 +204,13 @@ def warm_up_critic(
     config: RlConfig,
     learner: Learner,
     means: Means,
+    rate_factor: float = 1.0,
 ) -> None:
     """Fit the critic, and nothing else, to the returns."""
     for rows in batches:
         loss = huber(target.returns[rows.here] - critic(target.hidden[rows.here]), config.huber_delta).mean()
         loss.backward()
-        means.add(value_loss=loss, grad_norm=learner.step())
+        means.add(value_loss=loss, grad_norm=learner.step(rate_factor))
 
 
 def improve(
@@ -221,7 +226,7 @@ def improve(
     means: Means,
 ) -> None:
     """PPO's update, with behaviour cloning of `frames` beside it where there are any."""
-    updates = 0
+    updates = len(batches)
     for first in range(0, len(batches), config.gradient_accumulation):
         kl = torch.zeros((), device=policy.device)
         for number in range(first, first + config.gradient_accumulation):
@@ -239,10 +244,12 @@ def improve(
                 means.add(bc_loss=cloning)
         if config.target_kl is not None and learner.mean(kl) > config.target_kl:
             learner.zero_grad()
+            updates = first
             break
         means.add(grad_norm=learner.step(rate_factor))
-        updates += 1
-    means.add(updates=torch.tensor(updates, device=policy.device))
+    # Where the policy has moved far enough, the critic alone learns from the rest.
+    warm_up_critic(critic, target, batches[updates:], config, learner, means, rate_factor)
+    means.add(updates=torch.tensor(updates // config.gradient_accumulation, device=policy.device))
 
 
 def ppo_loss(
@@ -263,7 +270,7 @@ def ppo_loss(
     logprobs, owners = summed(likelihood.logprobs, executed, config.ratio_of)
     old_logprobs, _ = summed(target.logprobs[index], executed, config.ratio_of)
     actor = policy_loss(logprobs, old_logprobs, target.advantages[index][owners], config.clip)
-    values, entropy = critic(likelihood.state), likelihood.entropy
+    values, entropy = critic(buffer.critic_input(likelihood.state, index)), likelihood.entropy
     critical = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
     loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy.mean()
     with torch.no_grad():
