@@ -322,6 +322,20 @@ def test_the_critic_goes_on_where_the_policy_has_moved_far_enough(tiny_policy: P
     assert not any(torch.equal(p, values[name]) for name, p in critic.named_parameters())
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_the_value_loss_may_leave_the_policy_alone(tiny_policy: Policy, setting: Any, detached: bool) -> None:
+    chosen, learner, critic, buffer = setting(precision="fp32", detach_critic=detached)
+    target = targets(tiny_policy, critic, buffer, chosen, learner)
+    target.advantages = torch.zeros_like(target.advantages)  # the value loss alone has a gradient
+    rows = Rows.batches(torch.arange(16), 16, tiny_policy.device)[0]
+    ppo.ppo_loss(tiny_policy, critic, buffer, target, rows, chosen, learner)[0].backward()
+    policy, values = (
+        [parameter.grad for parameter in module.parameters() if parameter.grad is not None and parameter.grad.any()]
+        for module in (tiny_policy.model, critic)
+    )
+    assert values and bool(policy) != detached
+
+
 def test_the_critic_takes_adamws_steps_beside_muon(tiny_policy: Policy, tmp_path: Path) -> None:
     critic = new_critic(tiny_policy, seed=0)
     learner = Learner(tiny_policy, config(tmp_path, optimizer="muon"), tmp_path, {"critic": critic})

@@ -101,6 +101,9 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Weight of the value loss."""
     entropy_coefficient: float = Field(default=0.0, ge=0, le=1e6)
     """Weight of the entropy bonus."""
+    detach_critic: bool = False
+    """Keep the value loss from changing the policy's layers, which the critic reads: its gradient ends there. RL4VLA
+    lets it through, and pi_RL's recipes for pi0 end it."""
     privileged_critic: bool = False
     """Tell the critic also how much of an episode's time is over, and the true state of the world. The policy never
     sees these, and the critic is needed in training alone (Pinto et al., arXiv 1710.06542)."""

@@ -270,7 +270,8 @@ def ppo_loss(
     logprobs, owners = summed(likelihood.logprobs, executed, config.ratio_of)
     old_logprobs, _ = summed(target.logprobs[index], executed, config.ratio_of)
     actor = policy_loss(logprobs, old_logprobs, target.advantages[index][owners], config.clip)
-    values, entropy = critic(buffer.critic_input(likelihood.state, index)), likelihood.entropy
+    read = likelihood.state.detach() if config.detach_critic else likelihood.state
+    values, entropy = critic(buffer.critic_input(read, index)), likelihood.entropy
     critical = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
     loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy.mean()
     with torch.no_grad():
