@@ -277,6 +277,17 @@ def test_rl(trained: Path, exploration: Any, tmp_path: Path) -> None:
     assert new.spec == old.spec and new.model.state_dict().keys() == old.model.state_dict().keys()
 
 
+@pytest.mark.usefixtures("bandit")
+def test_ppo_finds_what_pays(trained: Path, tmp_path: Path) -> None:
+    """The bandit pays for actions that point to +x, which a policy that saw three demonstrations does not know."""
+    options = {"num_envs": 64, "num_workers": 0, "iterations": 12, "batch_size": 32, "ratio_of": "action"}
+    learning = {"denoising_steps": 3, "learning_rate": 2e-3, "eval_every": 12, "eval_temperature": 0, "device": "cpu"}
+    rl(RlConfig(policy=trained, world="bandit", **options, **learning), tmp_path)
+    first, *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert last["success_at_end"] > first["success_at_end"] + 0.1
+    assert first["eval_ind_success"] < 0.5 and min(last["eval_ind_success"], last["eval_ood_success"]) > 0.8
+
+
 def test_what_does_not_fit_is_told(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="options flow belong to the family pi0 or pi05 or smolvla"):
         TrainConfig(dataset=dataset, flow=FlowOptions(horizon=4))
