@@ -204,33 +204,6 @@ def test_temperature_scales_all_that_is_random(kind: str) -> None:
     assert chunks[1e-6] < 1e-4 < chunks[0.25] < chunks[1.0]
 
 
-@pytest.mark.parametrize("kind", ["flow-sde", "flow-noise"])
-@torch.no_grad()
-def test_exploring_from_zeros_stays_around_the_actions_of_temperature_0(kind: str) -> None:
-    from small_policies import CASES, look, make
-
-    policy = make(CASES["smolvla"])
-    policy.with_noise_network(0)
-    policy.denoise_in(4)
-    inputs = policy.encode(policy.prepare(look(policy, 1)[np.zeros(400, int)]))
-    greedy = policy.sample(inputs, Sampler(0.0)).actions
-    errors = {}
-    for start in (0.0, 1.0):
-        sampler = Sampler(1.0, exploration=Exploration(kind, 0.05, start))  # type: ignore[arg-type]
-        sample = policy.sample(inputs, sampler, torch.Generator().manual_seed(1))
-        first = (
-            sample.latent["chain"][:, 0]
-            if kind == "flow-noise"
-            else sample.latent["chain"][sample.latent["step"] == 0, 0]
-        )
-        assert first.std().item() == pytest.approx(start, abs=0.05)
-        errors[start] = float((sample.actions - greedy).square().mean())
-        likelihood = policy.likelihood(inputs, sample.latent, sampler)
-        close(likelihood.logprobs, sample.logprobs, atol=1e-4, rtol=1e-4)
-        close(sample.logprobs.mean(), -likelihood.entropy.mean(), atol=0.03, rtol=0)  # type: ignore[union-attr]
-    assert errors[0.0] < 0.2 * errors[1.0]
-
-
 def test_the_normal_distribution() -> None:
     x, mean, deviation = torch.tensor([0.0, 1.5]), torch.tensor([0.5, 0.5]), torch.tensor([0.3, 2.0])
     normal = torch.distributions.Normal(mean, deviation)

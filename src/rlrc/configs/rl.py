@@ -55,9 +55,6 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     (flow-noise). Policies with action tokens have none; others take flow-sde unless you say flow-noise."""
     noise_level: float = Field(default=0.5, gt=0, le=10)
     """Noise level of flow-sde."""
-    starting_noise: float = Field(default=1.0, ge=0, le=100)
-    """Factor of the noise that denoising starts from, beside the temperature. Zero starts from zeros, as a policy does
-    at temperature 0: what PPO then explores lies around the actions of that policy."""
     denoising_steps: int | None = Field(default=None, ge=2, le=1000)
     """Number of denoising steps; the policy's own unless you give one (pi_RL takes 4). The checkpoint keeps it, for
     PPO improves the way in so many steps."""

@@ -127,8 +127,6 @@ class Exploration:
     """One random step among certain ones, or all steps random with a deviation that a network learns."""
     level: float = 0.5
     """Noise level of "flow-sde"."""
-    start: float = 1.0
-    """Factor of the starting noise, beside the temperature; 0 starts from zeros."""
 
 
 @dataclass(frozen=True)

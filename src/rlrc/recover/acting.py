@@ -120,9 +120,7 @@ def exploring(policy: Policy, config: RlConfig) -> Sampler:
     kind = config.exploration or policy.exploration
     if kind is not None and policy.exploration is None:
         raise UserError(f"exploration {kind}: the policy does not denoise; leave exploration out")
-    if kind is None and config.starting_noise != 1:
-        raise UserError(f"starting_noise {config.starting_noise:g}: the policy does not denoise; leave it out")
-    exploration = None if kind is None else Exploration(kind, config.noise_level, config.starting_noise)
+    exploration = None if kind is None else Exploration(kind, config.noise_level)
     return Sampler(config.temperature, exploration=exploration)
 
 

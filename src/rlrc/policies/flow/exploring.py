@@ -31,7 +31,7 @@ class Explorer:
     Args:
         network: gives the deviations of Flow-Noise; None of Flow-SDE.
         temperature: factor of the starting noise and of the random steps' deviations, in samples and likelihoods
-            alike. At 0 all steps are Euler's, from zeros. `exploration.start` is one more factor of the starting noise.
+            alike. At 0 all steps are Euler's, from zeros.
 
     Raises:
         UserError: the exploration needs more steps, or a network that is not there.
@@ -51,7 +51,6 @@ class Explorer:
             raise UserError("flow-noise needs the network that rl trains beside the policy")
         self._model, self._steps, self.network, self._level = model, steps, network, exploration.level
         self._learns_noise, self._temperature = exploration.kind == "flow-noise", temperature
-        self._start = temperature * exploration.start
 
     @torch.no_grad()
     def sample(self, inputs: FlowInputs, generator: Generators) -> Sample:
@@ -59,7 +58,7 @@ class Explorer:
         config, device, rows = self._model.config, inputs.input_ids.device, len(inputs)
         shape = (rows, config.horizon, config.padded_dim)
         prefix = self._model.read_prefix(inputs)
-        x = self._start * draw(torch.randn, shape, generator, device)
+        x = self._temperature * draw(torch.randn, shape, generator, device)
         # One step is random in each row. pi_RL draws it once for all rows; a row's own draw does not depend on others.
         share = draw(torch.rand, (rows,), generator, device)
         chosen = (share * self._steps).long().clamp(max=self._steps - 1)
@@ -107,17 +106,15 @@ class Explorer:
             step = self._step(chain[:, 0], velocity, latent["step"], None)
             return log_density(chain[:, 1], step)[..., own], entropy(step.deviation)[..., own]
         # The mean over the starting noise and all steps, as pi_RL's joint log-probability.
-        logprobs, entropies, drawn = torch.zeros_like(chain[:, 0]), torch.zeros_like(chain[:, 0]), self._steps
-        if self._start:
-            start = Step(torch.zeros_like(chain[:, 0]), torch.full_like(chain[:, 0], self._start))
-            logprobs, entropies, drawn = log_density(chain[:, 0], start), entropy(start.deviation), drawn + 1
+        start = Step(torch.zeros_like(chain[:, 0]), torch.full_like(chain[:, 0], self._temperature))
+        logprobs, entropies = log_density(chain[:, 0], start), entropy(start.deviation)
         for number in range(self._steps):
             numbers = torch.full((len(chain),), number, device=chain.device)
             velocity, deviation = self._look(prefix, chain[:, number], numbers, inputs)
             step = self._step(chain[:, number], velocity, numbers, deviation)
             logprobs = logprobs + log_density(chain[:, number + 1], step)
             entropies = entropies + entropy(step.deviation)
-        return logprobs[..., own] / drawn, entropies[..., own] / drawn
+        return logprobs[..., own] / (self._steps + 1), entropies[..., own] / (self._steps + 1)
 
     def _look(
         self, prefix: Prefix, x: torch.Tensor, numbers: torch.Tensor, inputs: FlowInputs
