@@ -25,7 +25,7 @@ from rlrc.configs.learner import Lora
 from rlrc.data.demonstrations import Demonstrations
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
-from rlrc.policies.values import Sampler
+from rlrc.policies.values import Likelihood, Sampler
 from rlrc.quantize import QuantizeConfig, quantize
 from rlrc.recover import ppo
 from rlrc.recover.acting import Rows, Seen, told_count
@@ -212,7 +212,7 @@ def test_temperature_shapes_logprobs_and_entropy(tiny_policy: Policy, setting: A
     distribution = torch.distributions.Categorical(logits=logits / 0.5)
     bins = tiny_policy.actions.ids_to_bins(tokens)
     torch.testing.assert_close(likelihood.logprobs[:, 0], distribution.log_prob(bins), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(likelihood.entropy, distribution.entropy().mean(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(likelihood.entropy[:, 0], distribution.entropy(), rtol=1e-4, atol=1e-4)
     assert torch.equal(likelihood.state, hidden)
 
 
@@ -320,6 +320,22 @@ def test_the_critic_goes_on_where_the_policy_has_moved_far_enough(tiny_policy: P
         found["updates"] > 0
     )
     assert not any(torch.equal(p, values[name]) for name, p in critic.named_parameters())
+
+
+def test_the_entropy_bonus_counts_only_what_was_executed(
+    tiny_policy: Policy, setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, learner, critic, buffer = setting(precision="fp32")
+    target = targets(tiny_policy, critic, buffer, chosen, learner)
+    rows = Rows.batches(torch.arange(4), 4, tiny_policy.device)[0]
+    # Chunks of two actions, of which one row carried out both and three the first alone.
+    logprobs, entropy = torch.zeros(4, 2, 7), torch.tensor([[1.0, 3.0]] * 4)[..., None].expand(4, 2, 7)
+    state = target.hidden[rows.here]
+    monkeypatch.setattr(tiny_policy, "likelihood", lambda *_: Likelihood(logprobs, entropy, state))
+    executed = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
+    buffer.executed = torch.cat([executed, executed.repeat(len(buffer) // 4 - 1, 1)]).view(STEPS, NUM_ENVS, 2)
+    target.logprobs = torch.zeros(len(buffer), 2, 7)
+    assert ppo.ppo_loss(tiny_policy, critic, buffer, target, rows, chosen, learner)[1]["entropy"] == 7 / 5
 
 
 @pytest.mark.parametrize("detached", [False, True])

@@ -175,7 +175,7 @@ class Likelihood:
     logprobs: torch.Tensor
     """(N, H, D)."""
     entropy: torch.Tensor
-    """(N,), the mean over a chunk's numbers."""
+    """(N, H, D), of each number's distribution."""
     state: torch.Tensor
     """(N, hidden) float32: what the critic reads, which depends on no action."""
 

@@ -271,16 +271,17 @@ def ppo_loss(
     old_logprobs, _ = summed(target.logprobs[index], executed, config.ratio_of)
     actor = policy_loss(logprobs, old_logprobs, target.advantages[index][owners], config.clip)
     read = likelihood.state.detach() if config.detach_critic else likelihood.state
-    values, entropy = critic(buffer.critic_input(read, index)), likelihood.entropy
+    values = critic(buffer.critic_input(read, index))
+    entropy = (likelihood.entropy.mean(dim=-1) * executed).sum() / executed.sum()
     critical = value_loss(values, target.values[index], target.returns[index], config.value_clip, config.huber_delta)
-    loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy.mean()
+    loss = actor + config.value_coefficient * critical - config.entropy_coefficient * entropy
     with torch.no_grad():
         log_ratio = logprobs - old_logprobs
         ratio = log_ratio.exp()
         vitals = {
             "policy_loss": actor,
             "value_loss": critical,
-            "entropy": entropy.mean(),
+            "entropy": entropy,
             "approx_kl": approx_kl(log_ratio),
             "clipfrac": ((ratio - 1).abs() > config.clip).float().mean(),
             "ratio_mean": ratio.mean(),

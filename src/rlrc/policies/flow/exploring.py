@@ -94,7 +94,7 @@ class Explorer:
         """
         prefix = self._model.read_prefix(inputs)
         logprobs, entropies = self._logprobs(prefix, inputs, latent)
-        return Likelihood(logprobs, entropies.mean(dim=(1, 2)), state_of(prefix, inputs).float())
+        return Likelihood(logprobs, entropies, state_of(prefix, inputs).float())
 
     def _logprobs(
         self, prefix: Prefix, inputs: FlowInputs, latent: dict[str, torch.Tensor]

@@ -168,7 +168,7 @@ class Tokens(Form):
         states = self.model.before_places(hidden)
         bins = self.actions.ids_to_bins(latent["tokens"])
         chosen, entropies = likelihood_of(self.read(states), bins, sampler.temperature)
-        return Likelihood(chosen, entropies.mean(dim=(1, 2)), states[:, 0].float())
+        return Likelihood(chosen, entropies, states[:, 0].float())
 
 
 class Noise(Form):

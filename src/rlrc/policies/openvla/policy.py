@@ -127,7 +127,7 @@ class OpenVLAPolicy(PrismaticPolicy):
         tokens = latent["tokens"][:, 0]
         logits, hidden = self.model.action_logits(inputs, tokens)
         chosen, entropies = likelihood_of(logits.float(), self.actions.ids_to_bins(tokens), sampler.temperature)
-        return Likelihood(chosen[:, None], entropies.mean(dim=-1), hidden.float())
+        return Likelihood(chosen[:, None], entropies[:, None], hidden.float())
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
