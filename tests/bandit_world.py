@@ -16,10 +16,12 @@ class Bandit:
         self.image_size = image_size
 
     def reset(self, split: str, variant: str, episode_id: int) -> Reading:
-        self.rng = np.random.default_rng(episode_id)
+        self.rng, self.told = np.random.default_rng(episode_id), np.zeros(6, np.float32)
+        self.told[0] = episode_id
         return self._reading(False)
 
     def step(self, action: np.ndarray) -> Reading:
+        self.told[1] += 1
         return self._reading(bool(action[0] > THRESHOLD))
 
     def draw(self, camera: str) -> np.ndarray:
@@ -27,7 +29,7 @@ class Bandit:
         return np.broadcast_to(colour, (self.image_size, self.image_size, 3))
 
     def _reading(self, success: bool) -> Reading:
-        return Reading("put carrot on plate", np.zeros(8, np.float32), np.zeros(6, np.float32), success, success, False)
+        return Reading("put carrot on plate", np.zeros(8, np.float32), self.told.copy(), success, success, False)
 
 
 SPEC = WorldSpec(

@@ -22,7 +22,7 @@ from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.recover.acting import Buffer, Rows
 from rlrc.recover.critic import Critic
 from rlrc.recover.loop import Learner, Means
-from rlrc.recover.ppo import Targets, improve, warm_up_critic
+from rlrc.recover.ppo import Targets, fit_critic, improve
 
 
 @pytest.fixture
@@ -86,7 +86,8 @@ def test_a_step_of_ppo_asks_for_no_value(without_values: Policy, tmp_path: Path)
     target = Targets(logprobs.flatten(0, 1), torch.zeros(12, 40), *[ones.flatten()] * 3)
     rows = Rows.batches(torch.arange(12), 4, policy.device)
     means = Means()
-    warm_up_critic(critic, target, rows, config, learner, means)
+    for vitals in fit_critic(critic, target, rows, config, learner, 1.0):
+        means.add(**vitals)
     improve(policy, critic, buffer, target, rows, None, 1.0, config, learner, means)
     with pytest.raises(DataDependentOutputException):
         means.take(learner)

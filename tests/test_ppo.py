@@ -28,7 +28,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.values import Likelihood, Sampler
 from rlrc.quantize import QuantizeConfig, quantize
 from rlrc.recover import ppo
-from rlrc.recover.acting import Rows, Seen, told_count
+from rlrc.recover.acting import Rows, Seen, privileged_count
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, summed
 from rlrc.recover.loop import STATE_FILE, Learner, Means
@@ -101,9 +101,10 @@ def test_a_lost_worker_costs_the_acting_alone(
         {"critic_warmup_iterations": 1, "bc_coefficient": 0.5, "dataset": Path("toy")},
         {"lora": Lora(rank=4), "epochs": 2, "gradient_accumulation": 2, "precision": "fp32"},
         {"train": "all"},
+        {"privileged_critic": True, "target_kl": 1e-4, "critic_warmup_iterations": 1, "warmup_iterations": 2},
         {"end_after_success": 1, "augment": Augmentation(), "word_dropout": 0.5, "schedule": "cosine"},
     ],
-    ids=["warmup-and-cloning", "lora", "all", "varied"],
+    ids=["warmup-and-cloning", "lora", "all", "privileged", "varied"],
 )
 def test_a_killed_run_ends_with_the_same_bits(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
@@ -162,8 +163,8 @@ def setting(tiny_policy: Policy, tmp_path: Path) -> Any:
 
     def make(**values: Any) -> tuple[RlConfig, Learner, Critic, ppo.Buffer]:
         chosen = config(tmp_path, **values)
-        others = told_count(envs.spec("bandit")) if chosen.privileged_critic else 0
-        critic = new_critic(tiny_policy, 0, others)
+        privileged = privileged_count(envs.spec("bandit")) if chosen.privileged_critic else 0
+        critic = new_critic(tiny_policy, 0, privileged)
         learner = Learner(tiny_policy, chosen, tmp_path, {"critic": critic})
         env = envs.make("bandit", NUM_ENVS, image_size=tiny_policy.image_size)
         with closing(env), learner.autocast(), torch.no_grad():
@@ -279,22 +280,23 @@ def test_target_kl_ends_the_updates_of_an_iteration(tiny_checkpoint: Path, tmp_p
     assert metrics(tmp_path)[0]["updates"] < NUM_ENVS * STEPS // 16
 
 
-def test_the_critic_can_be_told_the_time_and_the_state_of_the_world(tiny_policy: Policy, setting: Any) -> None:
-    """Where pictures say nothing of the time, a critic that is told it knows how much can still be won."""
+def test_a_privileged_critic_knows_the_time_and_the_state_of_the_world(tiny_policy: Policy, setting: Any) -> None:
+    """Where pictures say nothing of the time, a critic that knows it knows how much can still be won."""
     errors = {}
     for privileged in (False, True):
         chosen, learner, critic, buffer = setting(privileged_critic=privileged, precision="fp32", gae_lambda=1.0)
         if privileged:
-            assert buffer.told is not None and buffer.told.shape == ((STEPS + 1) * NUM_ENVS, 1 + 6)
-            time = buffer.told[:, 0].view(STEPS + 1, NUM_ENVS)
+            time, episode, steps, *nothing = buffer.privileged.view(STEPS + 1, NUM_ENVS, 1 + 6).unbind(dim=-1)
             assert (time[:-1].diff(dim=0) > 0).all() and (time == time[:, :1]).all()
             assert torch.equal(time[-1], time[0]), "after the last step of an episode another begins"
-            assert (buffer.told[:, 1:] == 0).all(), "the bandit's state never changes"
+            torch.testing.assert_close(steps, time, atol=1e-3, rtol=0)  # the bandit's state has the steps made, and its episode's number
+            assert (episode[:-1] == episode[0]).all() and (episode.diff(dim=1) > 0).all()
+            assert not torch.stack(nothing).any()
         target = targets(tiny_policy, critic, buffer, chosen, learner)
         returns = torch.arange(STEPS, 0, -1.0).repeat_interleave(NUM_ENVS)  # one for each step that is left
         target.returns = returns
         rows = Rows.batches(torch.arange(len(buffer)).repeat(60), 16, tiny_policy.device)
-        ppo.warm_up_critic(critic, target, rows, chosen, learner, Means())
+        assert len(list(ppo.fit_critic(critic, target, rows, chosen, learner, 1.0))) == len(rows)
         errors[privileged] = (critic(target.hidden) - returns).square().mean().item()
     assert errors[True] < 0.02 < 0.1 < errors[False]
 
@@ -302,24 +304,26 @@ def test_the_critic_can_be_told_the_time_and_the_state_of_the_world(tiny_policy:
 def test_learning_rates_rise_after_the_critics_warm_up() -> None:
     chosen = config(Path(), iterations=8, critic_warmup_iterations=2, warmup_iterations=2, schedule="cosine")
     factors = [ppo.rate_factor(iteration, chosen) for iteration in range(2, 8)]
-    assert factors == pytest.approx([0.5, 1, *(0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4))][:6])
+    assert factors == pytest.approx([0.5, 1, *(0.5 * (1 + math.cos(math.pi * part / 4)) for part in range(4))])
+    with pytest.raises(ValueError, match="leave nothing of 4 iterations"):
+        config(Path(), iterations=4, critic_warmup_iterations=2, warmup_iterations=2)
 
 
-def test_the_critic_goes_on_where_the_policy_has_moved_far_enough(tiny_policy: Policy, setting: Any) -> None:
-    chosen, learner, critic, buffer = setting(precision="fp32", target_kl=1e-9)
+@pytest.mark.parametrize("coefficient", [0.0, 1.0])
+def test_the_critic_goes_on_where_the_policy_has_moved_far_enough(
+    tiny_policy: Policy, setting: Any, coefficient: float
+) -> None:
+    chosen, learner, critic, buffer = setting(precision="fp32", target_kl=1e-9, value_coefficient=coefficient)
     target = targets(tiny_policy, critic, buffer, chosen, learner)
     rows = Rows.batches(torch.arange(len(buffer)), 16, tiny_policy.device)
-    policy, values = (
-        {name: p.clone() for name, p in module.named_parameters()} for module in (tiny_policy.model, critic)
-    )
     means = Means()
     ppo.improve(tiny_policy, critic, buffer, target, rows, None, 1.0, chosen, learner, means)
-    found = means.take(learner)
-    assert found["updates"] < len(rows)
-    assert any(not torch.equal(p, policy[name]) for name, p in tiny_policy.model.named_parameters()) == (
-        found["updates"] > 0
-    )
-    assert not any(torch.equal(p, values[name]) for name, p in critic.named_parameters())
+    updates = means.take(learner)["updates"]
+    assert updates < len(rows) - 1
+    steps = [learner._moments(parameter)["step"].item() for parameter in critic.parameters()]
+    assert steps == [len(rows) if coefficient else updates] * len(steps)
+    weight = tiny_policy.model.language_model.model.layers[0].mlp.up_proj.weight
+    assert learner._moments(weight)["step"].item() == updates
 
 
 def test_the_entropy_bonus_counts_only_what_was_executed(

@@ -38,8 +38,8 @@ class ActingPart(Config):
     frame or request. For a policy that denoises (pi0, SmolVLA) it is the scale of the noise that it starts from.
     Policies act as they were published unless you give one: at zero with tokens or an L1 head, at one from noise."""
     denoising_steps: int | None = Field(default=None, ge=1, le=1000)
-    """Number of denoising steps of an action. Fewer are faster. A policy that denoises (pi0, SmolVLA, OpenVLA-OFT's
-    diffusion) takes those that it was saved with unless you give another number."""
+    """Number of denoising steps of an action. Fewer are faster. A policy that denoises takes those that it was
+    saved with (pi0, SmolVLA) or trained with (OpenVLA-OFT's diffusion) unless you give another number."""
     center_crop: bool = False
     """Cut off the rim of pictures, as OpenVLA's evaluation does where training pictures were cropped at random."""
 

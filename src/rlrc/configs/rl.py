@@ -74,10 +74,11 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     learning_rate: float = Field(default=1e-4, gt=0, le=100)
     """Learning rate of the policy."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rates over the iterations: they stay constant, or they fall to zero."""
+    """Course of the learning rates over the iterations after the critic's warm-up and their own: they stay constant,
+    or they fall to zero."""
     warmup_iterations: int = Field(default=0, ge=0, le=10_000_000)
-    """Number of iterations, after those in which the critic alone learns, over which the learning rates rise to their
-    peak. The first updates are the largest, since the optimizer knows no gradient yet."""
+    """Number of iterations, after those in which the critic alone learns, over which all learning rates rise to their
+    peak. Without them the first updates are the largest, since the optimizer knows no gradient yet."""
     value_learning_rate: float = Field(default=3e-3, gt=0, le=100)
     """Learning rate of the critic, which AdamW trains."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -102,8 +103,9 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Keep the value loss from changing the policy's layers, which the critic reads: its gradient ends there. RL4VLA
     lets it through, and pi_RL's recipes for pi0 end it."""
     privileged_critic: bool = False
-    """Tell the critic also how much of an episode's time is over, and the true state of the world. The policy never
-    sees these, and the critic is needed in training alone (Pinto et al., arXiv 1710.06542)."""
+    """Let the critic also know how much of an episode's time is over, and the state of the world that a simulator
+    knows. Policies do not see it, and the critic is needed in training alone (Pinto et al., arXiv 1710.06542). The
+    worlds maniskill:... give the robot's state alone."""
     critic_warmup_iterations: int = Field(default=0, ge=0, le=10_000_000)
     """Number of first iterations in which the critic alone learns."""
     critic_warmup_epochs: int = Field(default=10, ge=1, le=10_000)
@@ -116,7 +118,8 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Standard deviation, in bins, of the demonstrated labels, as in supervised fine-tuning. Cloning single bins in a
     policy that was taught spread ones costs it its greedy success."""
     target_kl: float | None = Field(default=None, gt=0, le=1e6)
-    """An iteration's updates stop once the policy has moved this far from the one that acted."""
+    """An iteration's updates of the policy stop once it has moved this far from the one that acted. The critic goes
+    on. The distance is that of one ratio (ratio_of), so a chunk's is that of all its actions together."""
     eval_every: int = Field(default=0, ge=0, le=10_000_000)
     """Number of iterations between two points of the learning curve. The first point comes after the first iteration;
     zero draws no curve."""
@@ -124,6 +127,15 @@ class RlConfig(LearnerConfig, StatisticsPart, PolicyPart):
     """Number of episodes, in and out of distribution each, for such a point."""
     eval_temperature: float | None = Field(default=None, ge=0, le=100)
     """Temperature at which the policy acts in them; zero is greedy, and None is the policy's own way to act."""
+
+    @model_validator(mode="after")
+    def _rates_reach_their_peak(self) -> Self:
+        if self.warmup_iterations and self.critic_warmup_iterations + self.warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"critic_warmup_iterations {self.critic_warmup_iterations} and warmup_iterations "
+                f"{self.warmup_iterations} leave nothing of {self.iterations} iterations; make iterations more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cloning_has_data(self) -> Self:

@@ -44,8 +44,8 @@ class Buffer:
     succeeded: torch.Tensor
     """Bool (T, N), at any step of the chunk."""
     grasped: torch.Tensor
-    told: torch.Tensor | None = None
-    """((T + 1) * N, C): what the critic is told beside the policy's state, standardised; None where nothing is."""
+    privileged: torch.Tensor | None = None
+    """((T + 1) * N, C): what a privileged critic reads beside the policy's state, standardised; None for another."""
 
     def __len__(self) -> int:
         return self.rewards.numel()
@@ -64,7 +64,7 @@ class Buffer:
 
     def critic_input(self, states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """What the critic reads of the moments of flat numbers (B,), given the policy's states (B, H) there."""
-        return states if self.told is None else torch.cat([states, self.told[index]], dim=-1)
+        return states if self.privileged is None else torch.cat([states, self.privileged[index]], dim=-1)
 
     def latent_of(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
         """The record that the likelihood needs of the chunks of flat numbers (B,)."""
@@ -138,11 +138,12 @@ def act(
     logprobs: list[torch.Tensor] = []
     outcomes: list[tuple[np.ndarray, ...]] = []
     latents: list[dict[str, torch.Tensor]] = []
-    told: list[np.ndarray] = []
+    privileged: list[np.ndarray] = []
 
     def look() -> Any:
         observation = episodes.observation()
-        told.append(episodes.told())
+        if config.privileged_critic:
+            privileged.append(episodes.privileged())
         if config.augment is not None:
             varied = {
                 name: vary(torch.from_numpy(images), config.augment, variation).numpy()
@@ -166,24 +167,25 @@ def act(
     executed = F.pad(executed, (0, policy.spec.horizon - execute))
     latent = {name: torch.stack([latent[name] for latent in latents]) for name in latents[0]}
     masks = torch.cat([torch.ones_like(masks[:1]), masks])
-    known = None
+    buffer = Buffer(seen, latent, torch.stack(logprobs), executed, rewards, masks, success, succeeded, grasped)
     if config.privileged_critic:
-        known = standardised(moved(torch.from_numpy(np.concatenate(told)), policy.device), learner)
-    return Buffer(seen, latent, torch.stack(logprobs), executed, rewards, masks, success, succeeded, grasped, known)
+        buffer.privileged = standardised(moved(torch.from_numpy(np.concatenate(privileged)), policy.device), learner)
+    return buffer
 
 
-def told_count(world: WorldSpec) -> int:
-    """How many numbers `Episodes.told` gives of each world."""
+def privileged_count(world: WorldSpec) -> int:
+    """How many numbers `Episodes.privileged` gives of each world."""
     return 1 + len(world.environment_state_names)
 
 
-def standardised(told: torch.Tensor, learner: Learner) -> torch.Tensor:
-    """Numbers (M, C) with the mean and the deviation of each over the moments of all processes taken out.
+def standardised(numbers: torch.Tensor, learner: Learner) -> torch.Tensor:
+    """Numbers (M, C) with the mean and the deviation of each over this buffer's moments in all processes taken out.
 
-    What never changes becomes zero, and what changes rarely is held within 5 deviations.
+    What never changes becomes zero, and what changes rarely is held within 5 deviations. Both drift a little from one
+    iteration to the next, as the policy visits other states; nothing has to be saved for an exact resume.
     """
-    every = learner.gather(told)
-    return ((told - every.mean(dim=0)) / (every.std(dim=0, correction=0) + 1e-5)).clamp(-5, 5)
+    every = learner.gather(numbers)
+    return ((numbers - every.mean(dim=0)) / (every.std(dim=0, correction=0) + 1e-5)).clamp(-5, 5)
 
 
 class Episodes:
@@ -218,11 +220,10 @@ class Episodes:
         """The policy's observation now; instructions may have hidden words."""
         return replace(self._interface.seen(self._seen), instruction=list(self.instructions))
 
-    def told(self) -> np.ndarray:
-        """What the policy does not see, float32 (N, C): the share of the time that is over, and the world's state, with
-        zeros for what a task lacks."""
+    def privileged(self) -> np.ndarray:
+        """What the critic alone may know, float32 (N, C): the share of the time that is over, and the world's state."""
         over = self._steps[:, None] / self._env.max_episode_steps
-        return np.concatenate([over, np.nan_to_num(self._state)], axis=1, dtype=np.float32)
+        return np.concatenate([over, self._state], axis=1, dtype=np.float32)
 
     def carry_out(self, policy: Policy, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Carry out the first actions of chunks (N, k, D), and begin anew where an episode ended.

@@ -21,14 +21,14 @@ class Critic(nn.Module):
         return self.head_l3(F.gelu(self.head_l2(F.gelu(self.head_l1(hidden))))).squeeze(-1)
 
 
-def new_critic(policy: Policy, seed: int, others: int = 0) -> Critic:
+def new_critic(policy: Policy, seed: int, privileged: int = 0) -> Critic:
     """A fresh critic for a policy; the last layer starts at N(0, 0.02), so that first values are near zero.
 
     Args:
-        others: numbers that it reads beside the policy's state.
+        privileged: numbers that it reads beside the policy's state.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        critic = Critic(policy.critic_width + others)
+        critic = Critic(policy.critic_width + privileged)
         nn.init.normal_(critic.head_l3.weight, std=0.02)
     return critic.to(device=policy.device, dtype=policy.model.dtype)

@@ -15,7 +15,8 @@ the very computation that the update differentiates, the first ratios are exactl
 """
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,7 @@ from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
-from rlrc.recover.acting import Buffer, Rows, act, exploring, told_count
+from rlrc.recover.acting import Buffer, Rows, act, exploring, privileged_count
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, gae, huber, normalise, policy_loss, summed, value_loss
 from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
@@ -75,8 +76,8 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
     if config.denoising_steps is not None:
         policy.denoise_in(config.denoising_steps)
     connect(policy.spec, envs.spec(config.world))
-    others = told_count(envs.spec(config.world)) if config.privileged_critic else 0
-    extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed, others))}
+    privileged = privileged_count(envs.spec(config.world)) if config.privileged_critic else 0
+    extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed, privileged))}
     if exploring(policy, config).needs_network:
         extra["noise"] = policy.with_noise_network(config.seed)
     learner = Learner(policy, config, out, extra, {"critic.": config.value_learning_rate})
@@ -113,7 +114,7 @@ class Targets:
     logprobs: torch.Tensor
     """Log-probabilities of the policy that acted, of each number of a chunk: (T * N, H, D)."""
     hidden: torch.Tensor
-    """What the critic read of this policy's states, and what it was told beside them."""
+    """What the critic read: this policy's states, and what a privileged critic knows beside them."""
     values: torch.Tensor
     returns: torch.Tensor
     advantages: torch.Tensor
@@ -182,7 +183,8 @@ def update(
     ]
     batches = Rows.batches(torch.from_numpy(np.concatenate(orders)), config.batch_size, policy.device)
     if warming_up:
-        warm_up_critic(critic, target, batches, config, learner, means)
+        for vitals in fit_critic(critic, target, batches, config, learner, 1.0):
+            means.add(**vitals)
     else:
         if frames is not None:
             frames.seek(iteration * len(batches))
@@ -197,20 +199,22 @@ def rate_factor(iteration: int, config: RlConfig) -> float:
     return learning_rate_factor(max(iteration - alone, 0), left, config.warmup_iterations, config.schedule)
 
 
-def warm_up_critic(
+def fit_critic(
     critic: Critic,
     target: Targets,
     batches: Sequence[Rows],
     config: RlConfig,
     learner: Learner,
-    means: Means,
-    rate_factor: float = 1.0,
-) -> None:
-    """Fit the critic, and nothing else, to the returns."""
+    rate_factor: float,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Fit the critic, and nothing else, to the returns: a step for each batch, whose vitals are yielded.
+
+    It reads states as they were when the policy acted.
+    """
     for rows in batches:
         loss = huber(target.returns[rows.here] - critic(target.hidden[rows.here]), config.huber_delta).mean()
         loss.backward()
-        means.add(value_loss=loss, grad_norm=learner.step(rate_factor))
+        yield {"value_loss": loss, "grad_norm": learner.step(rate_factor)}
 
 
 def improve(
@@ -247,8 +251,8 @@ def improve(
             updates = first
             break
         means.add(grad_norm=learner.step(rate_factor))
-    # Where the policy has moved far enough, the critic alone learns from the rest.
-    warm_up_critic(critic, target, batches[updates:], config, learner, means, rate_factor)
+    if config.value_coefficient:  # where the policy has moved far enough, the critic alone learns from the rest
+        deque(fit_critic(critic, target, batches[updates:], config, learner, rate_factor), maxlen=0)
     means.add(updates=torch.tensor(updates // config.gradient_accumulation, device=policy.device))
 
 
