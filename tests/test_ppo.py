@@ -289,7 +289,7 @@ def test_a_privileged_critic_knows_the_time_and_the_state_of_the_world(tiny_poli
             time, episode, steps, *nothing = buffer.privileged.view(STEPS + 1, NUM_ENVS, 1 + 6).unbind(dim=-1)
             assert (time[:-1].diff(dim=0) > 0).all() and (time == time[:, :1]).all()
             assert torch.equal(time[-1], time[0]), "after the last step of an episode another begins"
-            torch.testing.assert_close(steps, time, atol=1e-3, rtol=0)  # the bandit's state has the steps made, and its episode's number
+            torch.testing.assert_close(steps, time, atol=1e-3, rtol=0)  # the state has the steps made and the episode
             assert (episode[:-1] == episode[0]).all() and (episode.diff(dim=1) > 0).all()
             assert not torch.stack(nothing).any()
         target = targets(tiny_policy, critic, buffer, chosen, learner)
