@@ -174,7 +174,7 @@ def act(
 
 
 def privileged_count(world: WorldSpec) -> int:
-    """How many numbers `Episodes.privileged` gives of each world."""
+    """Return how many numbers `Episodes.privileged` gives of each world."""
     return 1 + len(world.environment_state_names)
 
 
