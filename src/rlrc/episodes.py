@@ -100,15 +100,25 @@ class Comparison:
 
 
 _EPISODES = TypeAdapter(list[Episode])
-_INT, _FLOAT = pa.int64(), pa.float64()
+_INT, _FLOAT = pa.int64(), pa.float32()  # every world measures in float32
 _ARROW = {str: pa.string(), bool: pa.bool_(), int: _INT, int | None: _INT, float: _FLOAT, float | None: _FLOAT}
 SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(Episode).items()])
+
+_MEASURED = ["path_length", "jerk"]
+"""Columns whose values hardly repeat: byte by byte they pack to two thirds of what a dictionary of them takes."""
 
 
 def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     with atomic_path(path) as aside:
         table = pa.Table.from_pylist([asdict(episode) for episode in episodes], SCHEMA)
-        pq.write_table(table, aside, compression="zstd", compression_level=19)
+        pq.write_table(
+            table,
+            aside,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=[name for name in SCHEMA.names if name not in _MEASURED],
+            use_byte_stream_split=_MEASURED,
+        )
 
 
 def read_episodes(path: Path) -> list[Episode]:
