@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,23 +87,40 @@ def test_the_clock_tells_stages_apart(tiny_policy: Policy) -> None:
     assert "forward" not in vars(model.projector) and Decoding.advance.__name__ == "advance"
 
 
-def test_ratios_survive_a_machine_that_slows_down(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = itertools.count()
-    pace = {"first": 6.0, "second": 2.0}
-    names = itertools.cycle(pace)
+def measured_as(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[Iterator[float]]) -> None:
+    """Let `bench` take each policy's times of a call from what is given, and know neither memory nor machine."""
+    policies = itertools.cycle(seconds)
 
     def timed_action(policy: Policy, batch_size: int = 1) -> Callable[[], float]:
-        name = next(names)
-        return lambda: pace[name] * 10 ** (next(calls) // 2)  # from round to round everything takes ten times longer
+        return partial(next, next(policies))
 
     monkeypatch.setattr("rlrc.bench.timed_action", timed_action)
     monkeypatch.setattr("rlrc.bench.peak_memory", lambda *_: {"peak": 1})
     monkeypatch.setattr("rlrc.bench.rates", lambda _: {"bytes_per_second": 1e9, "operations_per_second": 1e9})
+
+
+def test_ratios_survive_a_machine_that_slows_down(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowing(pace: float) -> Iterator[float]:
+        return (pace * 10**i for i in itertools.count())
+
+    measured_as(monkeypatch, (slowing(6.0), slowing(2.0)))
     config = BenchConfig(policies=[tiny_checkpoint, tiny_checkpoint], batch_sizes=(1,), repeats=4, warmup=1)
     first, second = bench(config, tmp_path)["policies"]
     assert (first["speedup"], second["speedup"]) == (1.0, pytest.approx(3.0))
+    assert first["speedup_95"] is None, "four rounds have no interval"
+
+
+def test_the_interval_of_a_speed_is_over_the_rounds_that_policies_share(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_as(monkeypatch, (itertools.repeat(6.0), itertools.cycle([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])))
+    config = BenchConfig(policies=[tiny_checkpoint, tiny_checkpoint], batch_sizes=(1,), repeats=6, warmup=0)
+    first, second = bench(config, tmp_path)["policies"]
+    assert first["speedup_95"] == [1.0, 1.0]
+    assert second["speedup"] == pytest.approx((6 / 3 + 6 / 4) / 2)
+    assert second["speedup_95"] == [1.0, 6.0], "six rounds bound their median by the extremes"
 
 
 def test_peak_memory_is_that_of_a_fresh_process(measured: dict) -> None:

@@ -12,7 +12,7 @@ from rlrc.bench import STAGES
 from rlrc.files import atomic_path, write_text
 from rlrc.reading import read_json
 from rlrc.stage_chart import Bar, draw_stages
-from rlrc.tables import human_bytes, markdown_table
+from rlrc.tables import human_bytes, human_ratio, markdown_table
 
 Table = tuple[list[str], list[list[str]]]
 """A head and rows of cells."""
@@ -255,8 +255,7 @@ def an_action(row: dict[str, Any]) -> str:
 
 def ratio(row: dict[str, Any], key: str, times: int = 1) -> str:
     """A ratio with its interval, both multiplied."""
-    middle, low, high = (times * value for value in (row[key], *row[f"{key}_95"]))
-    return f"{middle:.2f}x [{low:.2f}, {high:.2f}]"
+    return human_ratio(times * row[key], [times * bound for bound in row[f"{key}_95"]])
 
 
 def duration(milliseconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlrc.tables import human_bytes, markdown_table
+from rlrc.tables import human_bytes, human_ratio, markdown_table
 
 INTRODUCTION = (
     "Written by `benchmarks/latency_flow`; do not edit. Times are medians over rounds, in which the policies of a "
@@ -21,14 +21,13 @@ def page(result: dict[str, Any]) -> str:
     head = ["policy", "by", "one call", "speed [95 %]", *STAGES, "weights", "peak memory", "actions a call"]
     body = []
     for row in result["rows"]:
-        low, high = row["speedup_95"]
         stages = row.get("stages_ms", {})
         body.append(
             [
                 row["name"],
                 row["backend"],
                 f"{row['p50_ms']:,.0f} ms",
-                f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]",
+                human_ratio(row["speedup"], row["speedup_95"]),
                 *(f"{stages[stage]:,.0f} ms" if stages else "" for stage in STAGES),
                 human_bytes(row["weight_bytes"]),
                 human_bytes(row["peak_bytes"]),

@@ -35,7 +35,8 @@ from rlrc.policies.values import GREEDY, Observation
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates, work
 from rlrc.stage_chart import Bar, draw_stages
-from rlrc.tables import human_bytes, human_count, print_table
+from rlrc.stats import FEWEST_FOR_MEDIAN, median_interval
+from rlrc.tables import human_bytes, human_count, human_ratio, print_table
 from rlrc.version import __version__
 
 STAGES = ("preprocess", "vision", "projector", "prefill", "decode", "other")
@@ -65,6 +66,8 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     latency = latency[:, warm]
     machine_rates = rates(device)
     entries = []
+    # Of one action, in rounds that the policies share.
+    speedups = latency[0] / latency * [[policy.spec.execute / policies[0].spec.execute] for policy in policies]
     for i, (path, policy) in enumerate(zip(config.policies, policies, strict=True)):
         described = describe(policy)
         total_bytes = described["bytes"].pop("total")
@@ -87,8 +90,8 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "actions_per_second": {
                     str(size): size * policy.spec.execute / float(np.median(t[i, warm])) for size, t in batches.items()
                 },
-                # Of one action, in rounds that the policies share.
-                "speedup": float(np.median(latency[0] / latency[i])) * policy.spec.execute / policies[0].spec.execute,
+                "speedup": float(np.median(speedups[i])),
+                "speedup_95": median_interval(speedups[i].tolist()) if config.repeats >= FEWEST_FOR_MEDIAN else None,
             }
         )
     result = {
@@ -249,7 +252,7 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
 def _print(entries: Sequence[dict[str, Any]]) -> None:
     sizes = list(entries[0]["actions_per_second"])
     columns = ["policy", "params", "in memory", "on disk", "peak", "actions a call", "p50 ms", "p90 ms", "p99 ms"]
-    columns += [f"act/s at {size}" for size in sizes] + ["speed"]
+    columns += [f"act/s at {size}" for size in sizes] + ["speed [95 %]"]
     rows = [
         [
             entry["policy"],
@@ -260,7 +263,7 @@ def _print(entries: Sequence[dict[str, Any]]) -> None:
             str(entry["actions_per_call"]),
             *(f"{milliseconds:.1f}" for milliseconds in entry["latency_ms"].values()),
             *(f"{entry['actions_per_second'][size]:.1f}" for size in sizes),
-            f"{entry['speedup']:.2f}x",
+            human_ratio(entry["speedup"], entry["speedup_95"]),
         ]
         for entry in entries
     ]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlrc.files import atomic_path
-from rlrc.tables import human_bytes
+from rlrc.tables import human_bytes, human_ratio
 
 COLOURS = ("#3b82c4", "#e08a3c", "#4fa373", "#b565a7", "#8a8f98", "#c9a227", "#c44e52", "#2f7f7f")
 LINES = {"bits": "-", "width": "--", "depth": ":", "tower": "", "tokens": "-."}
@@ -36,7 +36,6 @@ def table(rows: Sequence[Mapping[str, Any]], size: int) -> tuple[list[str], list
         if "refused" in row:
             body.append([f"{name_of(row)}: not done", "", "", "", ""])
             continue
-        low, high = row["speedup_95"]
         saved = size - row["bytes"]
         body.append(
             [
@@ -44,7 +43,7 @@ def table(rows: Sequence[Mapping[str, Any]], size: int) -> tuple[list[str], list
                 _interval(row["loss_change"]),
                 f"{100 * row['changed']['mean']:.1f} %",
                 f"{human_bytes(saved)} ({100 * saved / size:.0f} %)" if saved >= 0 else f"{human_bytes(-saved)} more",
-                f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]",
+                human_ratio(row["speedup"], row["speedup_95"]),
             ]
         )
     return ["lighter version", "loss rises by [95 %]", "numbers changed", "bytes saved", "speed [95 %]"], body

@@ -54,6 +54,11 @@ def human_count(count: float) -> str:
     return f"{count:.0f}" if not unit else f"{count:.2f}{unit}" if count < 10 else f"{count:.1f}{unit}"
 
 
+def human_ratio(ratio: float, interval: Sequence[float] | None) -> str:
+    """2 of [1.9, 2.2] -> '2.00x [1.90, 2.20]'; a ratio without an interval stands alone."""
+    return f"{ratio:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
 def human_seconds(seconds: float) -> str:
     """75 -> '1 min 15 s'."""
     minutes, rest = divmod(round(seconds), 60)

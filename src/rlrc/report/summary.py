@@ -15,7 +15,7 @@ from rlrc.finished import Finished, read_finished
 from rlrc.progress import say
 from rlrc.reading import FileModel, read_object, validate
 from rlrc.recipe import RECIPE_FILE, Recipe, check_names, read_recipe, stage_name
-from rlrc.tables import human_bytes, human_count, print_table
+from rlrc.tables import human_bytes, human_count, human_ratio, print_table
 
 WAYS = (
     "world",
@@ -132,6 +132,8 @@ class _Cost(FileModel):
     bytes: _Memory
     latency_ms: _Median
     speedup: float
+    speedup_95: tuple[float, float] | None = None
+    """Absent from older files, and where the rounds were too few for an interval."""
 
 
 class _Bench(FileModel):
@@ -202,7 +204,7 @@ def _cells(row: PolicyRow, summary: Summary) -> list[str]:
         *cells,
         human_count(row.cost["parameters"]["total"]),
         human_bytes(row.cost["bytes"]["memory"]),
-        f"{row.cost['speedup']:.2f}x",
+        human_ratio(row.cost["speedup"], row.cost.get("speedup_95")),
     ]
 
 

@@ -9,7 +9,7 @@ from rlrc import envs
 from rlrc.episodes import Comparison, Episode, by_condition, by_task, success_rate
 from rlrc.study.claims import Claim
 from rlrc.study.evidence import Evidence, latency, motion
-from rlrc.tables import human_bytes, human_count, markdown_table
+from rlrc.tables import human_bytes, human_count, human_ratio, markdown_table
 
 MARK = "This page is written by `rlrc study"
 """Beginning of a page's first paragraph, the proof that the files beside it are a study's."""
@@ -24,8 +24,9 @@ def page(evidence: Evidence, claims: Sequence[Claim], pictures: dict[str, Path],
         f"{MARK} recipes/{evidence.recipe.name}.yaml`; do not edit it. The recipe says "
         "how each policy was made. Success is read at the end of the episode, and all rates come from "
         "`episodes.parquet`. Brackets hold 95 % intervals: Wilson's for rates, Tango's for differences over the same "
-        "episodes, in points. A p-value is that of McNemar's exact test unless another test is named. IND means scenes "
-        "like those of the demonstrations, and OOD means scenes unlike them.",
+        "episodes, in points, and that of the median over rounds for speeds. A p-value is that of McNemar's exact test "
+        "unless another test is named. IND means scenes like those of the demonstrations, and OOD means scenes unlike "
+        "them.",
         _missing(evidence),
         "## Result",
         markdown_table(*main_table(evidence)),
@@ -84,7 +85,7 @@ def main_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
         sizes = evidence.described[label]
         cells += [human_count(sizes["parameters"]["total"]), human_bytes(sizes["bytes"]["total"])]
         taken = latencies.get(label)
-        cells.append(f"{taken['speedup']:.2f}x" if taken else "")
+        cells.append(human_ratio(taken["speedup"], taken["speedup_95"]) if taken else "")
         if in_chunks:
             times = [f"{taken['call_ms']:.1f} ms", f"{taken['actions_per_call']:g}"] if taken else ["", ""]
             cells += [*times, f"{taken['action_ms']:.1f} ms" if taken else ""]
