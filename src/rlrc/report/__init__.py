@@ -21,7 +21,7 @@ from rlrc.report.films import side_by_side
 from rlrc.report.rendering import render
 from rlrc.report.summary import PolicyRow, Summary, format_comparison, headline_table, summarise_run
 from rlrc.sensitivity_map import table
-from rlrc.tables import human_bytes, human_count
+from rlrc.tables import human_bytes, human_count, human_ratio
 
 MARKS_OF_A_PAGE = (
     '<meta name="generator" content="rlrc report">',
@@ -107,7 +107,8 @@ def _cards(first: PolicyRow, last: PolicyRow) -> list[tuple[str, str, str, str]]
         size, left = first.cost["bytes"]["memory"], last.cost["bytes"]["memory"]
         cards.append(("Weights in memory", human_bytes(size), human_bytes(left), f"{size / left:.1f} times smaller"))
         slow, fast = (f"{cost['latency_ms']['p50']:.1f} ms" for cost in (first.cost, last.cost))
-        cards.append(("Time of one call", slow, fast, f"{last.cost['speedup']:.2f} times as fast"))
+        speed = human_ratio(last.cost["speedup"], last.cost.get("speedup_95"))
+        cards.append(("Time of one call", slow, fast, f"{speed} as fast"))
     return cards
 
 

@@ -175,7 +175,7 @@ def parts(evidence: Evidence) -> Figure | None:
             if (dense := evidence.rate(evidence.reference, split)) is not None:
                 axes.axhline(100 * dense.rate, color=COLOURS[k], linestyle=":", linewidth=1)
         axes.set_title(part)
-        axes.set_xlabel("bits" if part.endswith("bits") else "share removed")
+        axes.set_xlabel("bits" if max(rows) > 1 else "share removed")
         _percent_axis(axes)
     for axes in panels[len(cells) :]:
         axes.set_visible(False)
