@@ -309,6 +309,20 @@ def test_learning_rates_rise_after_the_critics_warm_up() -> None:
         config(Path(), iterations=4, critic_warmup_iterations=2, warmup_iterations=2)
 
 
+def test_the_critic_alone_takes_steps_of_as_many_batches_as_the_policy(tiny_policy: Policy, setting: Any) -> None:
+    ends = []
+    for batch_size, accumulated in ((16, 1), (8, 2)):
+        chosen, learner, critic, buffer = setting(
+            precision="fp32", batch_size=batch_size, gradient_accumulation=accumulated
+        )
+        target = targets(tiny_policy, critic, buffer, chosen, learner)
+        rows = Rows.batches(torch.arange(len(buffer)), batch_size, tiny_policy.device)
+        vitals = list(ppo.fit_critic(critic, target, rows, chosen, learner, 1.0))
+        assert sum("grad_norm" in row for row in vitals) == len(buffer) // 16
+        ends.append([parameter.detach().clone() for parameter in critic.parameters()])
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.parametrize("coefficient", [0.0, 1.0])
 def test_the_critic_goes_on_where_the_policy_has_moved_far_enough(
     tiny_policy: Policy, setting: Any, coefficient: float

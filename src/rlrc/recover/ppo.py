@@ -207,14 +207,17 @@ def fit_critic(
     learner: Learner,
     rate_factor: float,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Fit the critic, and nothing else, to the returns: a step for each batch, whose vitals are yielded.
+    """Fit the critic, and nothing else, to the returns, in steps as large as the policy's; yields each batch's vitals.
 
     It reads states as they were when the policy acted.
     """
-    for rows in batches:
+    for number, rows in enumerate(batches, 1):
         loss = huber(target.returns[rows.here] - critic(target.hidden[rows.here]), config.huber_delta).mean()
-        loss.backward()
-        yield {"value_loss": loss, "grad_norm": learner.step(rate_factor)}
+        (loss / config.gradient_accumulation).backward()
+        vitals = {"value_loss": loss}
+        if number % config.gradient_accumulation == 0:
+            vitals["grad_norm"] = learner.step(rate_factor)
+        yield vitals
 
 
 def improve(
