@@ -125,7 +125,7 @@ def test_a_cut_policy_is_the_one_with_the_mean_of_what_left(
         torch.testing.assert_close(taken(one), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("by", ["pool", "select"])
+@pytest.mark.parametrize("by", ["pool", "shuffle", "select"])
 def test_it_is_with_fewer_tokens_too(by: Any, dense: Path, dataset: Path, tmp_path: Path) -> None:
     prune(asked(dense, None, Tokens(by=by), ratio=0.75), tmp_path / "fewer")
     fewer = tmp_path / "fewer" / "checkpoint"

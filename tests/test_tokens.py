@@ -14,12 +14,13 @@ from rlrc.configs.export import ExportConfig
 from rlrc.configs.prune import PruneConfig, Tokens
 from rlrc.errors import UserError
 from rlrc.policies.export import export
-from rlrc.policies.parts.tokens import mean_of_text, merged, pooled, selected
+from rlrc.policies.parts.tokens import mean_of_text, merged, pooled, selected, shuffled
 from rlrc.policies.values import Sampler
 from rlrc.prune import prune
 
-Kind = Literal["pool", "merge", "select"]
-KINDS: tuple[Kind, ...] = ("pool", "merge", "select")
+Kind = Literal["pool", "shuffle", "merge", "select"]
+KINDS: tuple[Kind, ...] = ("pool", "shuffle", "merge", "select")
+IN_WINDOWS = ("pool", "shuffle")
 FAMILIES = ("openvla", "oft-l1", "pi0", "pi05", "smolvla")
 
 
@@ -34,6 +35,16 @@ def test_pooling_is_the_mean_over_windows() -> None:
         by = 6 // side
         expected = square.reshape(2, side, by, side, by, 5).mean(axis=(2, 4)).reshape(2, side * side, 5)
         np.testing.assert_allclose(pooled(x, side * side).numpy(), expected, atol=1e-6)
+
+
+def test_shuffling_keeps_every_patch_in_the_token_of_its_window() -> None:
+    x = features(2, 36)
+    for side in (1, 2, 3):
+        by, found = 6 // side, shuffled(x, side * side)
+        assert found.shape == (2, side * side, by * by * 5)
+        for row, column in np.ndindex(6, 6):
+            token, place = row // by * side + column // by, row % by * by + column % by
+            assert torch.equal(found[:, token, 5 * place : 5 * place + 5], x[:, 6 * row + column])
 
 
 def merged_plainly(tokens: np.ndarray, count: int) -> np.ndarray:
@@ -78,17 +89,17 @@ def test_selection_takes_what_points_where_the_text_points() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_pass(kind: Kind) -> None:
     x = features(2, 16).requires_grad_()
-    less = {"pool": lambda: pooled(x, 4), "merge": lambda: merged(x, 4), "select": lambda: selected(x, x[:, 0], 4)}
-    less[kind]().square().sum().backward()
+    less = {"pool": pooled, "shuffle": shuffled, "merge": merged, "select": lambda x, n: selected(x, x[:, 0], n)}
+    less[kind](x, 4).square().sum().backward()
     assert x.grad is not None
     assert (x.grad.abs().sum(-1) > 0).sum() == (8 if kind == "select" else 32)
 
 
 def lighter(name: str, kind: Kind, folder: Path, **options: Any) -> Any:
-    """A policy whose pictures, 2 x 2 patches, become one token by pooling and three else."""
+    """A policy whose pictures, 2 x 2 patches, become one token where windows do and three else."""
     whole = make(CASES[name])
     whole.save(folder / "whole")
-    ratio = 0.75 if kind == "pool" else 0.25
+    ratio = 0.75 if kind in IN_WINDOWS else 0.25
     prune(
         PruneConfig(policy=folder / "whole", method=Tokens(by=kind), ratio=ratio, device="cpu", **options),
         folder / "less",
@@ -100,7 +111,7 @@ def lighter(name: str, kind: Kind, folder: Path, **options: Any) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_acts_with_fewer_tokens(name: str, kind: Kind, tmp_path: Path) -> None:
     policy, whole = lighter(name, kind, tmp_path), rlrc.load(tmp_path / "whole", device="cpu")
-    tokens = len(policy.spec.cameras) * (1 if kind == "pool" else 3)
+    tokens = len(policy.spec.cameras) * (1 if kind in IN_WINDOWS else 3)
     inputs = policy.prepare(look(policy))
     assert policy.num_patches == tokens == policy.features(policy.encode(inputs)).shape[1]
     assert whole.num_patches == 4 * len(policy.spec.cameras)
@@ -113,15 +124,36 @@ def test_every_family_acts_with_fewer_tokens(name: str, kind: Kind, tmp_path: Pa
         torch.testing.assert_close(together[[row]], alone, atol=1e-4, rtol=1e-4)
     assert not torch.equal(together, whole.sample(whole.prepare(look(whole)), Sampler(0.0)).actions)
     assert policy.lineage["stages"][-1]["kept"] == {"tokens_before": 4, "tokens": tokens // len(policy.spec.cameras)}
-    names = {name: tensor.shape for name, tensor in whole.model.state_dict().items()}
-    assert names == {name: tensor.shape for name, tensor in policy.model.state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in whole.model.state_dict().items()}
+    if kind == "shuffle":
+        reader = f"{whole.feature_reader}.weight"
+        rows, width = expected[reader]
+        expected[reader] = torch.Size((rows, 4 * width))
+    assert expected == {name: tensor.shape for name, tensor in policy.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_shuffled_policy_begins_as_the_pooled_one_and_can_learn_more(name: str, tmp_path: Path) -> None:
+    pool, shuffle = (lighter(name, kind, tmp_path / kind) for kind in IN_WINDOWS)
+    inputs = pool.prepare(look(pool))
+    with torch.no_grad():
+        pooled_features, found = (policy.features(policy.encode(inputs)) for policy in (pool, shuffle))
+    torch.testing.assert_close(found, pooled_features, atol=1e-4, rtol=1e-4)
+    one, other = (policy.sample(inputs, Sampler(0.0)).actions for policy in (pool, shuffle))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    weight = shuffle.model.get_submodule(shuffle.feature_reader).weight
+    with torch.no_grad():  # a layer that knows the places can tell them apart
+        weight[:, weight.shape[1] // 4 :] = 0
+        first_patches = shuffle.features(shuffle.encode(inputs))
+    assert not torch.allclose(first_patches, pooled_features, atol=1e-3)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     policy = lighter("openvla", "merge", tmp_path)
     less = tmp_path / "less" / "checkpoint"
     for folder, ratio, by, message in (
-        (tmp_path / "whole", 0.5, "pool", r"pooling 2 x 2 tokens takes a ratio of 0\.75, and not 0\.5"),
+        (tmp_path / "whole", 0.5, "pool", r"windows of 2 x 2 tokens take a ratio of 0\.75, and not 0\.5"),
+        (tmp_path / "whole", 0.5, "shuffle", r"windows of 2 x 2 tokens take a ratio of 0\.75, and not 0\.5"),
         (tmp_path / "whole", 1.0, "merge", "a ratio of 1 leaves none of 4"),
         (less, 0.5, "pool", "3 tokens are no square"),
         (less, 0.34, "merge", "its pictures have fewer tokens already"),
@@ -141,7 +173,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     lighter("openvla", "pool", tmp_path)
     path = tmp_path / "less" / "checkpoint" / "config.json"
-    for count, message in ((3, "4 tokens are no square that can be pooled to 3"), (9, "9 of 4 tokens cannot stay")):
+    for count, message in ((3, "4 tokens are no square whose windows make 3"), (9, "9 of 4 tokens cannot stay")):
         text = path.read_text()
         path.write_text(text.replace('"count": 1', f'"count": {count}'))
         with pytest.raises(UserError, match=message):

@@ -178,12 +178,14 @@ class Depth(MethodConfig):
 
 
 class Tokens(MethodConfig):
-    """Let fewer tokens of each picture into the language model; ratio of them go, and no weight changes."""
+    """Let fewer tokens of each picture into the language model; ratio of them go."""
 
     kind: Literal["tokens"] = "tokens"
-    by: Literal["pool", "merge", "select"] = "pool"
-    """Way to make fewer: means over square windows (pool), means over those that are most alike (merge), or those alone
-    whose embedding is nearest to that of the instruction (select)."""
+    by: Literal["pool", "shuffle", "merge", "select"] = "pool"
+    """Way to make fewer: means over square windows (pool), square windows with their features side by side (shuffle),
+    means over those that are most alike (merge), or those alone whose embedding is nearest to that of the instruction
+    (select). With shuffle the projector gets as many times the inputs, and computes at first what pool gives; with the
+    others no weight changes."""
 
     @property
     def needs_calibration(self) -> bool:

@@ -46,6 +46,8 @@ class Policy(Offers, ABC):
     """A transformers PreTrainedModel."""
     parts: Mapping[str, str]
     """Dotted names of the model's parts: vision, projector, decoder, embedding, head, and what else a family has."""
+    feature_reader: str
+    """Dotted name of the linear layer that reads the features of the vision towers."""
     lineage: dict[str, Any]
     """Record of how the checkpoint was made, as in `compression.json`."""
     weights: Tensors | None

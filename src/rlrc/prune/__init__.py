@@ -30,6 +30,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.groups import DECODER, Group
 from rlrc.policies.locate import LINEAGE_FILE
+from rlrc.policies.parts.tokens import widened
 from rlrc.policies.values import Tensors
 from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
@@ -185,9 +186,9 @@ class Task:
         """The child's tensors by name, each read, changed and let go in its turn; counts the layers' `zeros`."""
         left = chain_of(child, self.config.stacks).places
         prefixes, wanted = {stack.name: f"{stack.prefix}." for stack in self.chain.stacks}, child.model.state_dict()
-        known, read = self.parent.model.state_dict(), self.parent.stored
+        known = self.parent.model.state_dict()
         around = [name for name in self.files if name in known and not name.startswith(tuple(prefixes.values()))]
-        yield from ((name, read(name)) for name in around) if plan.tower is None else plan.tower.tensors(around, read)
+        yield from self._around(around, plan, child)
         blocks, zeros = self.blocks, 0
         for old, place in track(list(zip(plan.layers, left, strict=True)), "write"):
             block = blocks[old]
@@ -199,6 +200,17 @@ class Task:
                         zeros += tensor.numel() - int(tensor.count_nonzero()) if tensor.ndim == 2 else 0
                         yield name, tensor
         metrics["zeros"] = zeros / metrics["linear_parameters"]
+
+    def _around(self, names: Sequence[str], plan: Plan, child: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of these names, none of which is in a layer, as the child has them."""
+        read = self.parent.stored
+        if plan.tower is not None:
+            yield from plan.tower.tensors(names, read)
+            return
+        side_by_side = child.model.config.patches_of_token // self.parent.model.config.patches_of_token
+        for name in names:
+            is_reader = name == f"{child.feature_reader}.weight"
+            yield name, widened(read(name), side_by_side) if is_reader and side_by_side > 1 else read(name)
 
     def counts(self, child: Policy, left: Chain) -> dict[str, Any]:
         """Exact counts before and after, JSON-able; `left` is the child's part of the chain."""

@@ -37,6 +37,8 @@ def child_of(parent: Policy, chain: Chain, plan: Plan) -> Policy:
     if plan.tokens is not None:
         if config.visual_tokens is not None:
             raise UserError(f"{parent.source}: its pictures have fewer tokens already; start from before that")
+        if plan.tokens.kind == "shuffle" and f"{parent.feature_reader}.weight" not in parent.model.state_dict():
+            raise UserError("tokens: the projector is quantized, and is not widened then; prune first, quantize last")
         config.visual_tokens = asdict(plan.tokens)
     return parent.rebuilt(config)
 

@@ -1,4 +1,4 @@
-"""Fewer tokens of each picture: no weight changes, and the language model reads less (`policies/parts/tokens.py`)."""
+"""Fewer tokens of each picture, so that the language model reads less (`policies/parts/tokens.py`)."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rlrc.configs.prune import Tokens
 from rlrc.errors import UserError
 from rlrc.policies.groups import Group
-from rlrc.policies.parts.schema import can_be_pooled
+from rlrc.policies.parts.schema import windows_make
 from rlrc.policies.parts.tokens import TokenReduction
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall, unchanged
@@ -34,15 +34,15 @@ class TokensMethod(PruningMethod[Tokens]):
         """Return how many of a picture's tokens stay.
 
         Raises:
-            UserError: none, or a square of them cannot be pooled to as many.
+            UserError: none, or no windows make as many.
         """
         count = round(tokens * (1 - ratio))
         if not count:
             raise UserError(f"tokens: a ratio of {ratio:g} leaves none of {tokens}")
-        if self.config.by != "pool" or can_be_pooled(tokens, count):
+        if self.config.by not in ("pool", "shuffle") or windows_make(tokens, count):
             return count
         side = math.isqrt(tokens)
         if side**2 != tokens:
-            raise UserError(f"tokens: {tokens} tokens are no square, which pooling needs; merge or select them instead")
+            raise UserError(f"tokens: {tokens} tokens are no square, which windows need; merge or select them instead")
         ratios = ", ".join(f"{1 - 1 / by**2:.4g}" for by in range(2, side + 1) if side % by == 0)
-        raise UserError(f"tokens: pooling {side} x {side} tokens takes a ratio of {ratios}, and not {ratio:g}")
+        raise UserError(f"tokens: windows of {side} x {side} tokens take a ratio of {ratios}, and not {ratio:g}")

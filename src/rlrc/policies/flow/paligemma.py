@@ -26,12 +26,13 @@ class PaliGemmaModel(FlowModel):
     def build(self, config: FlowConfig) -> None:
         text, expert, vision = config.text_config, config.expert_config, config.vision_config
         decoder, layers = self.layers()
+        projector = nn.Linear(config.patches_of_token * vision.hidden_size, text.hidden_size)
         norm = NORMS[self.norms[1]](expert.hidden_size, expert.rms_norm_eps)
         self.paligemma_with_expert = Holder(
             paligemma=Holder(
                 model=Holder(
                     vision_tower=Holder(vision_model=VisionTower(vision)),
-                    multi_modal_projector=Holder(linear=nn.Linear(vision.hidden_size, text.hidden_size)),
+                    multi_modal_projector=Holder(linear=projector),
                     language_model=Holder(layers=decoder),
                 ),
                 # The head is tied to the embedding, and the files have it under the head's name.

@@ -95,6 +95,10 @@ class FlowPolicy(StoredPolicy):
             "embedding": names.embedding,
         } | {name: name for name in AROUND_THE_EXPERT if hasattr(self.model, name)}
 
+    @property
+    def feature_reader(self) -> str:  # type: ignore[override]
+        return self.model.names.projector
+
     # -- reading -------------------------------------------------------------------------------------------------------
 
     @classmethod

@@ -50,7 +50,7 @@ class LayerShape(FileModel, extra="forbid"):
     intermediate_size: Count | None = None
 
 
-def can_be_pooled(tokens: int, count: int) -> bool:
+def windows_make(tokens: int, count: int) -> bool:
     """Whether windows of one size make `count` of a square of tokens."""
     side, left = math.isqrt(tokens), math.isqrt(count)
     return side**2 == tokens and left**2 == count > 0 and side % left == 0
@@ -59,18 +59,18 @@ def can_be_pooled(tokens: int, count: int) -> bool:
 class TokenFields(FileModel, extra="forbid"):
     """`visual_tokens`: how fewer tokens are made of each picture."""
 
-    kind: Literal["pool", "merge", "select"]
+    kind: Literal["pool", "shuffle", "merge", "select"]
     count: Count
 
     def require_fit(self, tokens: int) -> None:
         """
         Raises:
-            ValueError: a picture has no such number of tokens, or they cannot be pooled to this number.
+            ValueError: a picture has no such number of tokens, or no windows make this number of them.
         """
         if self.count > tokens:
             raise ValueError(f"visual_tokens: {self.count} of {tokens} tokens cannot stay")
-        if self.kind == "pool" and not can_be_pooled(tokens, self.count):
-            raise ValueError(f"visual_tokens: {tokens} tokens are no square that can be pooled to {self.count}")
+        if self.kind in ("pool", "shuffle") and not windows_make(tokens, self.count):
+            raise ValueError(f"visual_tokens: {tokens} tokens are no square whose windows make {self.count}")
 
 
 PerLayer = dict[Annotated[str, Field(pattern=r"^\d{1,4}$")], LayerShape]

@@ -1,4 +1,4 @@
-"""Fewer tokens of each picture for the language model: pooled, merged, or selected.
+"""Fewer tokens of each picture for the language model: pooled, shuffled, merged, or selected.
 
 How many stay is fixed, so that shapes do not depend on what is seen. Gradients pass, so that a policy can be trained
 behind it. The tokens that stay keep their order.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from rlrc.errors import UserError
 
-Kind = Literal["pool", "merge", "select"]
+Kind = Literal["pool", "shuffle", "merge", "select"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class TokenReduction:
     kind: Kind
     count: int
     """Tokens of one picture that stay."""
+
+    def patches_of_token(self, patches: int) -> int:
+        """How many of a picture's patches have their features side by side in one token."""
+        return patches // self.count if self.kind == "shuffle" else 1
 
 
 def refuse_selection(reduction: TokenReduction | None) -> None:
@@ -35,10 +39,11 @@ def refuse_selection(reduction: TokenReduction | None) -> None:
 
 
 def lightened(features: torch.Tensor, reduction: TokenReduction | None) -> torch.Tensor:
-    """Features (B, P, width) of the patches of pictures, pooled or merged to (B, count, width)."""
+    """Features (B, P, width) of the patches of pictures as the projector reads them: (B, count, width), or wider where
+    they are shuffled. Tokens are selected behind it."""
     if reduction is None or reduction.kind == "select":
         return features
-    return pooled(features, reduction.count) if reduction.kind == "pool" else merged(features, reduction.count)
+    return {"pool": pooled, "shuffle": shuffled, "merge": merged}[reduction.kind](features, reduction.count)
 
 
 def pooled(features: torch.Tensor, count: int) -> torch.Tensor:
@@ -46,6 +51,20 @@ def pooled(features: torch.Tensor, count: int) -> torch.Tensor:
     side, left = math.isqrt(features.shape[1]), math.isqrt(count)
     square = features.transpose(1, 2).unflatten(2, (side, side))
     return F.avg_pool2d(square, side // left).flatten(2).transpose(1, 2)
+
+
+def shuffled(features: torch.Tensor, count: int) -> torch.Tensor:
+    """Features of square windows of a square of patches side by side, (B, count, patches of a window * width), as pixel
+    shuffle orders them (Shi et al., arXiv 1609.05158). Nothing is lost, in contrast to means."""
+    side, left = math.isqrt(features.shape[1]), math.isqrt(count)
+    by = side // left
+    return features.unflatten(1, (left, by, left, by)).transpose(2, 3).flatten(3, 5).flatten(1, 2)
+
+
+def widened(weight: torch.Tensor, patches: int) -> torch.Tensor:
+    """The weight (rows, width) of a linear layer for so many patches side by side, (rows, patches * width). It does
+    with them at first what the layer did with their mean."""
+    return (weight / patches).repeat(1, patches)
 
 
 def merged(features: torch.Tensor, count: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ FLAP's bias compensation (An et al., arXiv 2312.11983) does for single inputs.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,21 +14,25 @@ import torch
 
 @dataclass(frozen=True)
 class JoinedTowers:
-    """Two vision towers whose features stand side by side, (pictures, tokens, sum of widths), before a linear layer."""
+    """Two vision towers whose features stand side by side, (pictures, tokens, sum of widths), before a linear layer.
+    Where one token has several patches, these follow each other, each with the features of both."""
 
     prefixes: tuple[str, str]
     """Dotted names of the towers, in the order in which their features are joined."""
     widths: tuple[int, int]
     """Widths of their features."""
+    patches: int
+    """Patches whose features one token has."""
     reader: str
     """Dotted name of the linear layer, which has a bias."""
     alone: Callable[[int], Any]
     """Makes the policy with the tower of a number alone, whose parameters have shapes and no memory yet."""
 
-    def columns(self, number: int) -> slice:
-        """The inputs of the reader that are the features of a tower."""
-        end = list(accumulate(self.widths))[number]
-        return slice(end - self.widths[number], end)
+    def columns(self, number: int) -> torch.Tensor:
+        """The inputs of the reader that are the features of a tower, as indices."""
+        first = (0, self.widths[0])[number]
+        inputs = torch.arange(self.patches * sum(self.widths), device="cpu").view(self.patches, -1)
+        return inputs[:, first : first + self.widths[number]].flatten()
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,11 @@ class PrismaticConfig(PreTrainedConfig):
         return self.towers[0].num_patches if self.reduction is None else self.reduction.count
 
     @property
+    def patches_of_token(self) -> int:
+        """Patches whose features the projector reads side by side."""
+        return 1 if self.reduction is None else self.reduction.patches_of_token(self.towers[0].num_patches)
+
+    @property
     def first_action_id(self) -> int:
         return self.action_vocab_end - self.n_action_bins
 

@@ -45,7 +45,8 @@ class Prismatic(PreTrainedModel):
     def __init__(self, config: PrismaticConfig) -> None:
         super().__init__(config)
         self.vision_backbone = VisionBackbone(config.towers)
-        self.projector = Projector(config.features, config.projector_size, config.text_config.hidden_size)
+        features, size = config.features, config.projector_size or 4 * config.features
+        self.projector = Projector(config.patches_of_token * features, size, config.text_config.hidden_size)
         self.language_model = HeterogeneousLlamaForCausalLM(config.text_config)
         if config.action_head_only:
             self.language_model.lm_head = nn.Linear(config.text_config.hidden_size, config.n_action_bins, bias=False)

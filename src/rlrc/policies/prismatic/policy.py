@@ -19,7 +19,7 @@ from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
 from rlrc.policies.prismatic.model import Prismatic
 from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
-from rlrc.policies.prismatic.towers import config_of_one, joined_towers, of_one
+from rlrc.policies.prismatic.towers import FEATURE_READER, config_of_one, joined_towers, of_one
 from rlrc.policies.prismatic.vision import lighter_tower, vision_pass, vision_stacks
 from rlrc.policies.statistics import Kind, action_statistics, normalise, unnormalise
 from rlrc.policies.stored import StoredPolicy
@@ -41,6 +41,7 @@ class PrismaticPolicy(StoredPolicy):
     processor: Processor
     model_class: ClassVar[type[Prismatic]]
     parts = PARTS
+    feature_reader = FEATURE_READER
     causal: ClassVar[bool]
     """True where a position of the decoder sees itself and those before it alone."""
 

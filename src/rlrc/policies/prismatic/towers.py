@@ -16,6 +16,8 @@ BY_TOWER = (
     *("tvf_crop_params", "tvf_normalize_params", "tvf_resize_params"),
 )
 """Fields of both files that have an entry for each tower, where they are there."""
+FEATURE_READER = "projector.fc1"
+"""Dotted name of the linear layer that reads the features of the towers."""
 FUSED = "use_fused_vision_backbone"
 """The field of both files by which published code knows that there are two towers."""
 
@@ -34,7 +36,8 @@ def joined_towers(config: PrismaticConfig, alone: Callable[[int], Any]) -> Joine
     if len(config.towers) < 2:
         raise UserError("tower: the policy has one vision tower alone, which has to stay")
     first, second = config.towers
-    return JoinedTowers(PREFIXES, (first.hidden_size, second.hidden_size), "projector.fc1", alone)
+    widths = first.hidden_size, second.hidden_size
+    return JoinedTowers(PREFIXES, widths, config.patches_of_token, FEATURE_READER, alone)
 
 
 def config_of_one(config: Config, number: int) -> Config:

@@ -115,15 +115,14 @@ def is_dead(name: str, towers: list[VisionTowerConfig]) -> bool:
 
 
 class Projector(nn.Module):
-    """Vision features to the decoder's embeddings, patch by patch: (B, P, vision) -> (B, P, hidden).
+    """Vision features to the decoder's embeddings, token by token: (B, P, vision) -> (B, P, hidden).
 
     Args:
-        size: width behind the first layer; None is four times `vision_size`.
+        size: width behind the first layer.
     """
 
-    def __init__(self, vision_size: int, size: int | None, hidden_size: int) -> None:
+    def __init__(self, vision_size: int, size: int, hidden_size: int) -> None:
         super().__init__()
-        size = size or 4 * vision_size
         self.fc1 = nn.Linear(vision_size, size)
         self.fc2 = nn.Linear(size, hidden_size)
         self.fc3 = nn.Linear(hidden_size, hidden_size)

@@ -35,7 +35,7 @@ class SmolVLAModel(FlowModel):
     def build(self, config: FlowConfig) -> None:
         text, expert, vision = config.text_config, config.expert_config, config.vision_config
         decoder, layers = self.layers()
-        merged = vision.hidden_size * config.pixel_shuffle**2
+        merged = config.patches_of_token * vision.hidden_size * config.pixel_shuffle**2
         projector = nn.Linear(merged, text.hidden_size, bias=False)
         model = Holder(
             vision_model=VisionTower(vision),
