@@ -49,7 +49,7 @@ def test_the_prefix(case: FlowSet) -> None:
     prefix = policy.model.read_prefix(inputs.padded(length))
     there = cases["expected.prefix_pad_mask"].bool()
     assert torch.equal(prefix.there, there)
-    embeddings, _ = policy.model.embed_prefix(inputs.padded(length))
+    embeddings, *_ = policy.model.embed_prefix(inputs.padded(length))
     close(embeddings[there], cases["expected.prefix_embeddings"][there], **FEATURES)
     per_picture = policy.model.config.tokens_of_picture
     features = policy.features(policy.encode(policy.prepare(case.look({})))).split(per_picture, dim=1)

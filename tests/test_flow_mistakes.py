@@ -20,6 +20,7 @@ from rlrc.errors import UserError
 from rlrc.policies.flow import layers, model
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.published import POSTPROCESSOR_FILE, PREPROCESSOR_FILE
+from rlrc.policies.parts.tokens import PictureTokens
 
 OF_FAMILY = {name.partition("/")[0]: name for name in SETS}
 
@@ -60,7 +61,7 @@ def pictures_scaled_otherwise(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
 def pictures_in_zero_to_one(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
     project = case.policy.model.project_images
 
-    def mistaken(inputs: FlowInputs) -> torch.Tensor:
+    def mistaken(inputs: FlowInputs) -> PictureTokens:
         assert inputs.pixel_values is not None
         return project(replace(inputs, pixel_values=(inputs.pixel_values + 1) / 2))
 
@@ -86,8 +87,8 @@ def causal(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
 def cross_positions_go_on(case: FlowSet, patch: pytest.MonkeyPatch) -> None:
     ours = model.FlowModel.context
 
-    def context(self: Any, hidden: torch.Tensor, there: Any) -> Any:
-        found = ours(self, hidden, there)
+    def context(self: Any, hidden: torch.Tensor, there: Any, places: Any) -> Any:
+        found = ours(self, hidden, there, places)
         return found._replace(cross_rotary=found.suffix_rotary)
 
     patch.setattr(model.FlowModel, "context", context)

@@ -224,7 +224,7 @@ def test_kept_patches_are_what_the_pictures_project_to(tiny_policy: Policy, sett
     inputs = pictures.seen.inputs(every)
     assert inputs.pixel_values is not None and inputs.image_embeddings is None
     with torch.no_grad():
-        patches = tiny_policy.model.project_images(inputs)
+        patches = tiny_policy.model.project_images(inputs).embeddings
         kept = replace(pictures, seen=Seen(tiny_policy, encoded=True))
         for moment in pictures.seen._moments:
             kept.seen.add(moment)

@@ -94,10 +94,10 @@ class FlowConfig(PreTrainedConfig):
     @property
     def tokens_of_picture(self) -> int:
         """Tokens that one picture becomes."""
-        return self.tokens_of_tower if self.reduction is None else self.reduction.count
+        return self.patches_of_picture if self.reduction is None else self.reduction.count
 
     @property
-    def tokens_of_tower(self) -> int:
+    def patches_of_picture(self) -> int:
         """Tokens that the vision tower makes of a picture."""
         patches: int = self.vision_config.num_patches
         return patches // self.pixel_shuffle**2
@@ -105,7 +105,7 @@ class FlowConfig(PreTrainedConfig):
     @property
     def patches_of_token(self) -> int:
         """Tokens of the vision tower that the projector reads side by side."""
-        return 1 if self.reduction is None else self.reduction.patches_of_token(self.tokens_of_tower)
+        return 1 if self.reduction is None else self.reduction.patches_of_token(self.patches_of_picture)
 
     @property
     def reduction(self) -> TokenReduction | None:

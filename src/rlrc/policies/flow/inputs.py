@@ -14,8 +14,8 @@ from rlrc.policies.device import moved
 class FlowInputs:
     """B rows with pictures of C cameras and right-padded prompts.
 
-    The pictures are `pixel_values` (B, C, 3, S, S) in [-1, 1], or `image_embeddings` (B, C * P, hidden) where the
-    projector has already run.
+    The pictures are `pixel_values` (B, C, 3, S, S) in [-1, 1], or, where the projector has already run,
+    `image_embeddings` (B, C * P, hidden) with their `image_places` (see `PictureTokens`).
     """
 
     input_ids: torch.Tensor
@@ -24,6 +24,7 @@ class FlowInputs:
     """Bool (B, L), false where there is padding; None where there is none."""
     pixel_values: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
+    image_places: torch.Tensor | None = None
     camera_mask: torch.Tensor | None = None
     """Bool (B, C), false where a row lacks a camera; None where all are there."""
     state: torch.Tensor | None = None

@@ -18,7 +18,7 @@ from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.layers import AdaRMSNorm, Layer, Memory, Rotary, normed, rotary_of
 from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
-from rlrc.policies.parts.tokens import lightened, mean_of_text, selected
+from rlrc.policies.parts.tokens import PictureTokens, lightened, mean_of_text, selected, stretched
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Prefix(NamedTuple):
     last: torch.Tensor
     """States that enter the last layer, (N, P, hidden)."""
     there: torch.Tensor | None
+    places: torch.Tensor | None
+    """Those of the tokens of pictures (see `PictureTokens`)."""
 
 
 class FlowModel(PreTrainedModel, ABC):
@@ -140,7 +142,7 @@ class FlowModel(PreTrainedModel, ABC):
 
     # -- the prefix ----------------------------------------------------------------------------------------------------
 
-    def project_images(self, inputs: FlowInputs) -> torch.Tensor:
+    def project_images(self, inputs: FlowInputs) -> PictureTokens:
         """The pixels of `inputs` to embeddings of the pictures' tokens (N, C * P, hidden)."""
         pixels, mask = inputs.pixel_values, inputs.camera_mask
         assert pixels is not None, "inputs need pixel_values or image_embeddings"
@@ -148,39 +150,45 @@ class FlowModel(PreTrainedModel, ABC):
         if mask is not None and pixels.device.type == "cpu":  # on a GPU the choice would have to be read back
             there = mask.flatten()
             made = self.tokens_from(self.get_submodule(self.names.vision)(pictures[there]))
-            tokens = made.new_zeros(len(pictures), *made.shape[1:]).index_put((there,), made)
+            tokens = made.scattered(there)
         else:
             tokens = self.tokens_from(self.get_submodule(self.names.vision)(pictures))
         if self.config.reduction is not None and self.config.reduction.kind == "select":
             text = mean_of_text(self.get_input_embeddings()(inputs.input_ids), inputs.text_mask)
-            tokens = selected(tokens, text.repeat_interleave(pixels.shape[1], dim=0), self.config.reduction.count)
-        return tokens.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+            text = text.repeat_interleave(pixels.shape[1], dim=0)
+            tokens = selected(tokens.embeddings, text, self.config.reduction.count)
+        return tokens.by_row(len(pixels))
 
-    def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
+    def tokens_from(self, features: torch.Tensor) -> PictureTokens:
         """Features of the vision tower (B, patches, width) to embeddings (B, P, hidden)."""
-        return self.get_submodule(self.names.projector)(lightened(features, self.config.reduction))
+        fewer = lightened(features, self.config.reduction)
+        return fewer._replace(embeddings=self.get_submodule(self.names.projector)(fewer.embeddings))
 
-    def images_of(self, inputs: FlowInputs) -> torch.Tensor:
+    def images_of(self, inputs: FlowInputs) -> PictureTokens:
         """The embeddings of the pictures' tokens, computed unless they were before."""
-        return self.project_images(inputs) if inputs.image_embeddings is None else inputs.image_embeddings
+        if inputs.image_embeddings is None:
+            return self.project_images(inputs)
+        return PictureTokens(inputs.image_embeddings, inputs.image_places)
 
-    def embed_prefix(self, inputs: FlowInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings (N, P, hidden), and bool (N, P), false where nothing stands; None where all is there."""
+    def embed_prefix(self, inputs: FlowInputs) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Embeddings (N, P, hidden); bool (N, P), false where nothing stands, None where all is there; and the places
+        of the tokens of pictures (see `PictureTokens`)."""
         scale = math.sqrt(self.config.text_config.hidden_size)
-        images = self.images_of(inputs).to(self.dtype)
+        seen_images, places = self.images_of(inputs)
+        images = seen_images.to(self.dtype)
         text = self.get_input_embeddings()(inputs.input_ids).to(self.dtype) * scale
         behind = self.behind_text(inputs)
         parts = [images * scale if self.picture_scale else images, text, *behind]
         embeddings = torch.cat(parts, dim=1)
         if inputs.camera_mask is None and inputs.text_mask is None:
-            return embeddings, None
+            return embeddings, None, places
         cameras, words = inputs.camera_mask, inputs.text_mask
         seen = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
         if cameras is not None:
             seen = cameras.repeat_interleave(images.shape[1] // cameras.shape[1], dim=1)
         words = torch.ones_like(inputs.input_ids, dtype=torch.bool) if words is None else words
         rest = words.new_ones(len(words), sum(part.shape[1] for part in behind))
-        return embeddings, torch.cat([seen, words, rest], dim=1)
+        return embeddings, torch.cat([seen, words, rest], dim=1), places
 
     def behind_text(self, inputs: FlowInputs) -> list[torch.Tensor]:
         """Embeddings (N, T, hidden) that stand behind the text."""
@@ -188,14 +196,14 @@ class FlowModel(PreTrainedModel, ABC):
 
     def read_prefix(self, inputs: FlowInputs) -> Prefix:
         """Read pictures and text, once for all steps of denoising."""
-        hidden, there = self.embed_prefix(inputs)
-        context = self.context(hidden, there)
+        hidden, there, places = self.embed_prefix(inputs)
+        context = self.context(hidden, there, places)
         memory = []
         for layer in self.decoder:
             last = hidden
             hidden, kept = self.remember(layer, hidden, context)
             memory.append(kept)
-        return Prefix(memory, context, last, there)
+        return Prefix(memory, context, last, there, places)
 
     def repeat(self, prefix: Prefix, times: int) -> Prefix:
         """Each row of a prefix several times in a row."""
@@ -203,9 +211,10 @@ class FlowModel(PreTrainedModel, ABC):
         def again(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.repeat_interleave(times, dim=0)
 
-        last, there = again(prefix.last), None if prefix.there is None else again(prefix.there)
+        last = again(prefix.last)
+        there, places = (None if tensor is None else again(tensor) for tensor in (prefix.there, prefix.places))
         memory = [(again(keys), again(values)) for keys, values in prefix.memory]
-        return Prefix(memory, self.context(last, there), last, there)
+        return Prefix(memory, self.context(last, there, places), last, there, places)
 
     def remember(self, layer: Layer, hidden: torch.Tensor, context: Context) -> tuple[torch.Tensor, Memory]:
         """What leaves a layer of the language model, and the keys and values that the expert reads of it."""
@@ -244,7 +253,7 @@ class FlowModel(PreTrainedModel, ABC):
         """Bool (S, S)."""
         return None
 
-    def context(self, hidden: torch.Tensor, there: torch.Tensor | None) -> Context:
+    def context(self, hidden: torch.Tensor, there: torch.Tensor | None, places: torch.Tensor | None) -> Context:
         """Masks and positions for a prefix (N, P, hidden).
 
         What is not there is seen by nobody and takes no position.
@@ -252,11 +261,14 @@ class FlowModel(PreTrainedModel, ABC):
         length, device, dtype = hidden.shape[1], hidden.device, hidden.dtype
         head_dim = self.config.text_config.head_dim
         suffix = torch.arange(self.suffix_length, device=device)[None]
+        picture = self.config.patches_of_picture, self.config.tokens_of_picture
         if there is None:
-            positions, count = torch.arange(length, device=device)[None], length
+            positions, cameras = torch.arange(length, device=device)[None], None
         else:
             positions = (there.cumsum(dim=1) - 1).clamp(min=0)
-            count = there.sum(dim=1, keepdim=True)  # type: ignore[assignment]
+            cameras = None if places is None else there[:, : places.shape[1] : picture[1]]
+        positions = stretched(positions, places, 0, picture, cameras)
+        count = positions[:, -1:] + 1  # padding stands where the last word does
         within, among = self.seen_in_prefix(length, device), self.seen_in_suffix(device)
         prefix_seen = None if within is None else within[None, None]
         cross_seen = suffix_seen = None

@@ -149,7 +149,8 @@ class FlowPolicy(StoredPolicy):
         return normalisation.normalise(state, self._statistics("proprio"), self._kind("state"))
 
     def encode(self, inputs: FlowInputs) -> FlowInputs:
-        return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))
+        images = self.model.images_of(inputs)
+        return replace(inputs, pixel_values=None, image_embeddings=images.embeddings, image_places=images.places)
 
     def features(self, inputs: FlowInputs) -> torch.Tensor:
         assert inputs.image_embeddings is not None, "encode them first"
@@ -289,10 +290,12 @@ class FlowPolicy(StoredPolicy):
 
     def teacher_forced(self, inputs: FlowInputs, actions: torch.Tensor, generator: Generators = None) -> TeacherForced:
         noise, times, noisy = self.noised(actions, generator)
-        hidden, there = self.model.embed_prefix(inputs)
+        hidden, there, places = self.model.embed_prefix(inputs)
         there = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if there is None else there
         suffix, condition = self.model.suffix(noisy.to(self.model.dtype), times, inputs.state)
-        context = {"there": there} | ({} if condition is None else {"condition": condition})
+        context = {"there": there}
+        context |= {} if places is None else {"places": places}
+        context |= {} if condition is None else {"condition": condition}
         count = actions.shape[2]
         return TeacherForced(
             States({DECODER: hidden, EXPERT: suffix}),
@@ -306,7 +309,7 @@ class FlowPolicy(StoredPolicy):
     ) -> States:
         assert causal is None, "who sees whom is the family's own affair"
         model, condition = self.model, context.get("condition")
-        seen = model.context(states[DECODER], context["there"])
+        seen = model.context(states[DECODER], context["there"], context.get("places"))
         hidden, memory = model.remember(block.layer(DECODER), states[DECODER], seen)
         expert = model.read_memory(block.layer(EXPERT), states[EXPERT], memory, seen, condition)
         return States({DECODER: hidden, EXPERT: expert})

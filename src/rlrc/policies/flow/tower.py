@@ -40,6 +40,6 @@ def vision_pass(model: FlowModel, inputs: FlowInputs) -> VisionPass:
 
     return VisionPass(
         States({VISION: tower.embeddings(pictures)}),
-        lambda states: scale * model.tokens_from(tower.post_layernorm(states[VISION])),
+        lambda states: scale * model.tokens_from(tower.post_layernorm(states[VISION])).embeddings,
         share,
     )

@@ -96,15 +96,3 @@ class VisionTower(nn.Module):
         for layer in self.encoder.get_submodule("layers").children():
             x = layer(x)
         return self.post_layernorm(x)
-
-
-def shuffled(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """Pixel shuffle: features (B, P, width) of a square of patches to (B, P / factor^2, width * factor^2).
-
-    Idefics3's order (transformers' `SmolVLMConnector`): a token holds its rows one after the other.
-    """
-    if factor == 1:
-        return features
-    side = int(features.shape[1] ** 0.5)
-    blocks = features.unflatten(1, (side // factor, factor, side // factor, factor))
-    return blocks.transpose(2, 3).flatten(3).flatten(1, 2)

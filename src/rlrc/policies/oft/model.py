@@ -93,7 +93,7 @@ class OFTForActionPrediction(Prismatic):
                 denoises.
         """
         text, rows = self.embed(inputs.input_ids), len(inputs)
-        front = [self.images_of(inputs)]
+        front: list[torch.Tensor] = []
         if self.config.state_dim:
             assert inputs.state is not None, "inputs need a state"
             front.append(self.proprio_projector(inputs.state.to(text.dtype))[:, None])
@@ -105,7 +105,7 @@ class OFTForActionPrediction(Prismatic):
         mask = inputs.attention_mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(rows, self.config.numbers + 1)], dim=1)
-        return self.with_images(text, mask, front)
+        return self.with_images(text, mask, self.images_of(inputs), front)
 
     def action_states(self, sequence: DecoderInputs) -> torch.Tensor:
         """The final states (B, H * D, hidden) from which the numbers of the chunk are predicted."""

@@ -70,7 +70,7 @@ class OpenVLAForActionPrediction(Prismatic):
         if tokens is not None:
             ids = torch.cat([ids, tokens[:, :-1]], dim=1)
             mask = None if mask is None else torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
-        return self.with_images(self.embed(ids), mask, [self.images_of(inputs)])
+        return self.with_images(self.embed(ids), mask, self.images_of(inputs))
 
     def draw(self, rows: int, temperature: float, generator: Generators) -> torch.Tensor | None:
         """Numbers that decide which tokens `sample_actions` takes, uniform in [0, 1), (B, D); None at temperature 0,
@@ -102,7 +102,8 @@ class OpenVLAForActionPrediction(Prismatic):
         """
         embeddings, mask, positions = self.sequence(inputs)
         length = embeddings.shape[1] + self.config.action_dim - 1
-        decoding = decode(self.language_model.model, mask, positions, length)
+        gone = self.config.patches_of_picture - self.config.tokens_of_picture
+        decoding = decode(self.language_model.model, mask, positions, length, gone)
         tokens, logprobs = [], []
         for number in range(self.config.action_dim):
             chance = None if uniform is None else uniform[:, number]

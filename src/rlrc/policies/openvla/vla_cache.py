@@ -129,7 +129,9 @@ class VlaCache:
         reusable = None if seen is None else self._reusable(seen, picture, patches)
         runs: list[CachedDecoding] = []
 
-        def decode(decoder: Any, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int) -> Decoding:
+        def decode(
+            decoder: Any, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int, gone: int
+        ) -> Decoding:
             runs.append(CachedDecoding(decoder, mask, positions, capacity, self.config, patches, seen, reusable))
             return runs[-1]
 

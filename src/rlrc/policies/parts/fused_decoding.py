@@ -18,10 +18,13 @@ from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.parts.decoding import Decoding, heads
 
 
-def begin_decoding(decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int) -> Decoding:
-    """A `Decoding` with the fewest kernels that there are for the decoder where it lies; same arguments."""
-    kind = FusedDecoding if is_fusible(decoder) else Decoding
-    return kind(decoder, mask, positions, capacity)
+def begin_decoding(
+    decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int, gone: int
+) -> Decoding:
+    """A `Decoding` with the fewest kernels that there are for the decoder where it lies; see `FusedDecoding`."""
+    if is_fusible(decoder):
+        return FusedDecoding(decoder, mask, positions, capacity, gone)
+    return Decoding(decoder, mask, positions, capacity)
 
 
 def is_fusible(decoder: LlamaModel) -> bool:
@@ -38,17 +41,23 @@ def is_fusible(decoder: LlamaModel) -> bool:
 
 
 class FusedDecoding(Decoding):
-    """Sequences on their way through the decoder, in few kernels; see `Decoding`."""
+    """Sequences on their way through the decoder, in few kernels; see `Decoding`.
 
-    def __init__(self, decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int) -> None:
+    Args:
+        gone: largest number by which a position id exceeds the place of its token, since tokens of pictures are gone.
+    """
+
+    def __init__(
+        self, decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int, gone: int
+    ) -> None:
         super().__init__(decoder, mask, positions, capacity)
-        self._slots = torch.arange(capacity, device=positions.device)
-        """Places in the cache. No position id is higher than the place of its token."""
+        self._ids = torch.arange(capacity + gone, device=positions.device)
+        """Position ids, of which the first `capacity` are also the places in the cache."""
 
     def _rotary(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines (capacity, head_dim) of all positions that there may be, the same for each call."""
+        """Return cosines and sines (ids, head_dim) of all positions that there may be, the same for each call."""
         if self._length == embeddings.shape[1]:
-            cos, sin = self._decoder.rotary_emb(embeddings, position_ids=self._slots[None])
+            cos, sin = self._decoder.rotary_emb(embeddings, position_ids=self._ids[None])
             self._table = cos[0], sin[0]
         return self._table
 
@@ -69,7 +78,7 @@ class FusedDecoding(Decoding):
         if start == 0:
             self._take_memory(heads(keys, attention.head_dim), heads(values, attention.head_dim))
         cache = self._keys[index], self._values[index]
-        slot = self._slots[start : start + 1]
+        slot = self._ids[start : start + 1]
         queries = fused.rotate_and_store(queries, keys, values, *rotary, self._positions, *cache, slot)
         if only_last:
             queries, hidden = queries[:, :, -1:], hidden[:, -1:]

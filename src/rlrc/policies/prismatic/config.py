@@ -116,12 +116,17 @@ class PrismaticConfig(PreTrainedConfig):
     @property
     def tokens_of_picture(self) -> int:
         """Tokens that one picture becomes."""
-        return self.towers[0].num_patches if self.reduction is None else self.reduction.count
+        return self.patches_of_picture if self.reduction is None else self.reduction.count
+
+    @property
+    def patches_of_picture(self) -> int:
+        """Patches that the towers see in one picture."""
+        return self.towers[0].num_patches
 
     @property
     def patches_of_token(self) -> int:
         """Patches whose features the projector reads side by side."""
-        return 1 if self.reduction is None else self.reduction.patches_of_token(self.towers[0].num_patches)
+        return 1 if self.reduction is None else self.reduction.patches_of_token(self.patches_of_picture)
 
     @property
     def first_action_id(self) -> int:

@@ -24,8 +24,8 @@ class DecoderInputs(NamedTuple):
 class PrismaticInputs:
     """A left-padded batch: `input_ids` (B, L) = [BOS, padding, prompt], pictures, a state.
 
-    The pictures are `pixel_values` (B, 3 * towers * cameras, H, W), or `image_embeddings` (B, P, hidden) where the
-    projector has already run.
+    The pictures are `pixel_values` (B, 3 * towers * cameras, H, W), or, where the projector has already run,
+    `image_embeddings` (B, P, hidden) with their `image_places` (see `PictureTokens`).
     """
 
     input_ids: torch.Tensor
@@ -34,6 +34,7 @@ class PrismaticInputs:
     reading back from a GPU."""
     pixel_values: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
+    image_places: torch.Tensor | None = None
     state: torch.Tensor | None = None
     """Normalised, float32 (B, S)."""
 

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.parts import quantizer  # noqa: F401  (registers the quantizer that builds packed layers on loading)
 from rlrc.policies.parts.decoder import HeterogeneousLlamaForCausalLM
-from rlrc.policies.parts.tokens import lightened, mean_of_text, selected
+from rlrc.policies.parts.tokens import PictureTokens, lightened, mean_of_text, selected, stretched
 from rlrc.policies.parts.vit import LayerScale, VisionTower
 from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.inputs import DecoderInputs, PrismaticInputs
@@ -88,45 +88,57 @@ class Prismatic(PreTrainedModel):
         """Token ids (...) to the decoder's embeddings (..., hidden)."""
         return self.get_input_embeddings()(ids).to(self.dtype)
 
-    def project_images(self, inputs: PrismaticInputs) -> torch.Tensor:
+    def project_images(self, inputs: PrismaticInputs) -> PictureTokens:
         """The pixels of `inputs` to the decoder's embeddings of the patches of all cameras (B, P, hidden)."""
         pictures, condition = self.pictures_of(inputs)
         tokens, reduction = self.tokens_from(self.vision_backbone(pictures, condition)), self.config.reduction
         if reduction is not None and reduction.kind == "select":
             text = mean_of_text(self.embed(inputs.input_ids), inputs.attention_mask)
-            tokens = selected(tokens, text.repeat_interleave(len(tokens) // len(text), dim=0), reduction.count)
-        return tokens.unflatten(0, (len(inputs), -1)).flatten(1, 2)
+            text = text.repeat_interleave(len(pictures) // len(text), dim=0)
+            tokens = selected(tokens.embeddings, text, reduction.count)
+        return tokens.by_row(len(inputs))
 
-    def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
+    def tokens_from(self, features: torch.Tensor) -> PictureTokens:
         """Features of the towers (B, patches, width) to the decoder's embeddings (B, P, hidden)."""
-        return self.projector(lightened(features, self.config.reduction))
+        fewer = lightened(features, self.config.reduction)
+        return fewer._replace(embeddings=self.projector(fewer.embeddings))
 
     def pictures_of(self, inputs: PrismaticInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The pictures (B * cameras, 3 * towers, H, W), and what conditions the towers (B * cameras, width), if any."""
         assert inputs.pixel_values is not None, "inputs need pixel_values or image_embeddings"
         return inputs.pixel_values.to(self.dtype), None
 
-    def images_of(self, inputs: PrismaticInputs) -> torch.Tensor:
+    def images_of(self, inputs: PrismaticInputs) -> PictureTokens:
         """The embeddings of the patches (B, P, hidden), computed unless they were before."""
-        return self.project_images(inputs) if inputs.image_embeddings is None else inputs.image_embeddings
+        if inputs.image_embeddings is None:
+            return self.project_images(inputs)
+        return PictureTokens(inputs.image_embeddings, inputs.image_places)
 
     def with_images(
-        self, text: torch.Tensor, mask: torch.Tensor | None, images: Sequence[torch.Tensor]
+        self,
+        text: torch.Tensor,
+        mask: torch.Tensor | None,
+        images: PictureTokens,
+        beside: Sequence[torch.Tensor] = (),
     ) -> DecoderInputs:
-        """Put embeddings of pictures and of what else stands in front, (B, P, hidden) each, behind BOS.
+        """Put the tokens of pictures and what else stands in front behind BOS.
 
         Args:
             text: embeddings (B, L, hidden), BOS first.
             mask: (B, L), 0 where there is padding; None where there is none.
+            beside: embeddings (B, P, hidden) that follow the pictures.
         """
-        front = [image.to(text.dtype) for image in images]
+        front = [image.to(text.dtype) for image in (images.embeddings, *beside)]
         embeddings = torch.cat([text[:, :1], *front, text[:, 1:]], dim=1)
         rows, length = embeddings.shape[:2]
         if mask is None:
-            return DecoderInputs(embeddings, None, torch.arange(length, device=text.device).expand(rows, -1))
-        behind = mask.new_ones(rows, length - mask.shape[1])
-        mask = torch.cat([mask[:, :1], behind, mask[:, 1:]], dim=1)
-        return DecoderInputs(embeddings, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+            positions = torch.arange(length, device=text.device).expand(rows, -1)
+        else:
+            behind = mask.new_ones(rows, length - mask.shape[1])
+            mask = torch.cat([mask[:, :1], behind, mask[:, 1:]], dim=1)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        picture = self.config.patches_of_picture, self.config.tokens_of_picture
+        return DecoderInputs(embeddings, mask, stretched(positions, images.places, 1, picture))
 
     @property
     def first_action_id(self) -> int:

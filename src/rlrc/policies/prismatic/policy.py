@@ -76,7 +76,8 @@ class PrismaticPolicy(StoredPolicy):
         return self.processor(observation, self.spec.cameras, self.device)
 
     def encode(self, inputs: PrismaticInputs) -> PrismaticInputs:
-        return replace(inputs, pixel_values=None, image_embeddings=self.model.images_of(inputs))
+        images = self.model.images_of(inputs)
+        return replace(inputs, pixel_values=None, image_embeddings=images.embeddings, image_places=images.places)
 
     def features(self, inputs: PrismaticInputs) -> torch.Tensor:
         assert inputs.image_embeddings is not None, "encode them first"

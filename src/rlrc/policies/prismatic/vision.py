@@ -91,7 +91,7 @@ def vision_pass(model: Any, inputs: PrismaticInputs) -> VisionPass:
 
     def leaving(states: States) -> torch.Tensor:
         features = [tower.leave(states[name]) for name, tower in towers.items()]
-        return model.tokens_from(torch.cat(features, dim=-1))
+        return model.tokens_from(torch.cat(features, dim=-1)).embeddings
 
     states = States({name: tower.enter(part) for (name, tower), part in entering})
     return VisionPass(states, leaving, share, {} if condition is None else {"condition": condition})

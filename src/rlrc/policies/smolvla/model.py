@@ -8,7 +8,8 @@ from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.inputs import FlowInputs
 from rlrc.policies.flow.layers import NORMS
 from rlrc.policies.flow.model import FlowModel, Names
-from rlrc.policies.flow.vision import Holder, VisionTower, shuffled
+from rlrc.policies.flow.vision import Holder, VisionTower
+from rlrc.policies.parts.tokens import PictureTokens, shuffled
 from rlrc.policies.smolvla.config import SmolVLAConfig
 
 ROOT = "vlm_with_expert"
@@ -50,8 +51,8 @@ class SmolVLAModel(FlowModel):
         self.action_time_mlp_in = nn.Linear(2 * expert.hidden_size, expert.hidden_size)
         self.action_time_mlp_out = nn.Linear(expert.hidden_size, expert.hidden_size)
 
-    def tokens_from(self, features: torch.Tensor) -> torch.Tensor:
-        return super().tokens_from(shuffled(features, self.config.pixel_shuffle))
+    def tokens_from(self, features: torch.Tensor) -> PictureTokens:
+        return super().tokens_from(shuffled(features, self.config.patches_of_picture))
 
     def behind_text(self, inputs: FlowInputs) -> list[torch.Tensor]:
         assert inputs.state is not None, "the prefix holds the state"
