@@ -113,7 +113,8 @@ def test_the_same_command_again_returns_what_was_measured(
     assert rlrc(monkeypatch, *command) == 0
     first = capsys.readouterr().out
     assert rlrc(monkeypatch, *command) == 0
-    assert capsys.readouterr().out == first
+    again = capsys.readouterr()
+    assert again.out == first and "has finished here before" in again.err
     assert Path("runs/sft/trace.txt").read_text() == "from 0\n"
 
 
@@ -135,6 +136,7 @@ def test_another_experiments_folder_is_not_overwritten(
         (["run", "missing.yaml"], "missing.yaml: no such file"),
         (["run", "broken.yaml"], "not valid YAML"),
         (["run", "list.yaml"], "a recipe is a mapping"),
+        (["run", "twice.yaml"], "key 'stages' stands twice in the mapping at line 1"),
         (["report", "base"], "not a run's folder"),
     ],
 )
@@ -143,6 +145,7 @@ def test_bad_input_is_told_in_one_line(
 ) -> None:
     Path("broken.yaml").write_text("stages: [\n  {verb: sft\n")
     Path("list.yaml").write_text("- sft\n")
+    Path("twice.yaml").write_text("stages: []\nstages: []\n")
     assert rlrc(monkeypatch, *arguments) == 2
     assert message in one_line(capsys)
     assert not list(Path().glob("runs/*/done.json"))

@@ -3,8 +3,10 @@ the best of all."""
 
 import itertools
 import json
+import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,24 +24,26 @@ from rlrc.configs.run import RunConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics
 from rlrc.errors import UserError
+from rlrc.fit import check, fit, out_of_reach
 from rlrc.fit import costs as costs_module
-from rlrc.fit import fit, out_of_reach
 from rlrc.fit.costs import Cost, Costs, behind, costs_of, exact_bytes
 from rlrc.fit.losses import loss_rises
-from rlrc.fit.solve import rise_of, solve
+from rlrc.fit.solve import Answer, rise_of, solve
 from rlrc.fit.versions import SEEING, WHOLE, Choice, Versions, cuts
+from rlrc.fit.written import recipe_text
 from rlrc.inspect import describe
 from rlrc.pipeline import run
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.registry import new_policy
 from rlrc.prune import prune
 from rlrc.quantize import quantize
-from rlrc.recipe import Budget, Recipe
+from rlrc.recipe import NAME, Budget, Recipe
 from rlrc.report.budget import budget_table
 from rlrc.report.summary import PolicyRow, Summary
 from rlrc.resolve import resolve
 from rlrc.sensitivity.frames import Frames
 from rlrc.sensitivity.variants import LAYERS, TOKENS, Maker, Variant
+from rlrc.stage import standalone
 
 ASKED: dict[str, Any] = {"bits": (4,), "widths": (0.5,), "depths": (0.5,), "tokens": (0.5,), "samples": 6, "repeats": 1}
 
@@ -213,6 +217,48 @@ def test_cuts_leave_what_one_cut_would(width: float) -> None:
     shares = cuts(width)
     assert np.prod([1 - share for share in shares]) == pytest.approx(1 - width, abs=1e-5)
     assert max(shares) <= 0.6
+
+
+def written_for(config: FitConfig, **options: Any) -> list[dict[str, Any]]:
+    """The stages of a recipe that cuts a part and packs it, with other options of `fit`."""
+    versions = cast(Versions, SimpleNamespace(packable=("decoder",)))
+    answer = Answer(Choice(0.5), Choice(0.75, bits=4), 0.0)
+    asked = config.model_copy(update={"statistics": "policy", "sft_steps": 80, **options})
+    text = recipe_text(asked, versions, answer, {"predicted_ms": 1.0, "predicted_bytes": 1})
+    recipe = yaml.safe_load(text)
+    assert re.fullmatch(NAME, recipe["name"])
+    return list(recipe["stages"])
+
+
+def test_every_stage_reads_the_policy_as_fit_did(config: FitConfig) -> None:
+    folder = Path("mein ordner") / ("pölicy 1" + 100 * "x")
+    asked = {"policy": folder, "spec": "vlm=V", "unnorm_key": "mine", "world": "tabletop", "rl_iterations": 3}
+    stages = written_for(config, **asked)
+    assert [stage["verb"] for stage in stages] == [
+        *("prune", "sft", "prune", "sft", "prune", "sft", "rl", "quantize", "evaluate", "evaluate", "bench", "report")
+    ]
+    *acting, report = stages
+    assert {(stage["unnorm_key"], stage["device"]) for stage in acting} == {("mine", "cpu")}
+    reads_base = [stage.get("policy", stage.get("policies", [""])[0]) == "base" for stage in acting]
+    assert [stage.get("spec") for stage in acting] == ["vlm=V" if base else None for base in reads_base]
+    assert sum(reads_base) == 3 and report == {"verb": "report"}
+    # Where the statistics are made of the dataset, the policy before has none to act by.
+    measured = written_for(config, **asked, statistics="dataset")[-3:]
+    assert [stage.get("policy", stage.get("policies")) for stage in measured] == ["quantize", ["quantize"], None]
+
+
+@pytest.mark.parametrize("config", ["oft-l1"], indirect=True)
+def test_a_budget_out_of_reach_leaves_room_for_another(config: FitConfig, tmp_path: Path) -> None:
+    few = config.model_copy(update={"widths": (0.5,), "depths": (0.5,), "tokens": (), "bits": (), "towers": ()})
+    stage = standalone("fit", few.model_copy(update={"max_memory": "1kB"}), tmp_path / "out")
+    with pytest.raises(UserError, match="no choice meets 1kB"):
+        stage.run(restart=False)
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    assert standalone("fit", few, tmp_path / "out").run(restart=False)["predicted"]
+    with pytest.raises(UserError, match=r"rl_iterations: .*L1 head"):
+        fit(few.model_copy(update={"world": "tabletop", "rl_iterations": 3}), tmp_path / "rl")
+    with pytest.raises(UserError, match="unknown world 'nowhere'"):
+        check(few.model_copy(update={"world": "nowhere"}))
 
 
 def test_it_starts_from_a_policy_that_is_whole(dataset: Path, tmp_path: Path) -> None:

@@ -219,6 +219,7 @@ BAD: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "aloha": ("config.json", lambda v: v.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha"),
     "chunk": ("config.json", lambda v: v.update(chunk_size=0), "chunk_size"),
     "execute": ("config.json", lambda v: v.update(n_action_steps=99), "execute 99 is above horizon 10"),
+    "periods": ("config.json", lambda v: v.update(min_period=4.0, max_period=4.0), "min_period 4 is not below"),
     "no steps": (PREPROCESSOR_FILE, lambda v: v.update(steps=[]), "there is no step 'normalizer_processor'"),
     "mode": (
         POSTPROCESSOR_FILE,

@@ -22,7 +22,7 @@ from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.configs.inspect import InspectConfig
 from rlrc.configs.learner import Lora
 from rlrc.configs.make_random import MakeRandomConfig
-from rlrc.configs.prune import Depth, Flap, LlmPruner, PruneConfig, StateSaliency, Wanda
+from rlrc.configs.prune import Depth, Flap, LlmPruner, Magnitude, PruneConfig, StateSaliency, Wanda
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.rl import RlConfig
 from rlrc.configs.sft import SftConfig
@@ -111,6 +111,18 @@ def test_prune(trained: Path, dataset: Path, method: str, tmp_path: Path) -> Non
     assert policy.spec == rlrc.load(trained).spec
     seen = {(layer.get("stack", "decoder"), kind) for layer in result["layers"] for kind in layer if kind != "layer"}
     assert {("decoder", "heads"), ("expert", "channels")} <= seen
+
+
+def test_single_weights_of_one_stack_alone(trained: Path, tmp_path: Path) -> None:
+    """Also where the heads of both stacks belong together."""
+    for stack, other in (("decoder", "expert"), ("expert", "decoder")):
+        method = Magnitude()
+        prune(PruneConfig(policy=trained, ratio=0.4, method=method, stacks=(stack,), device="cpu"), tmp_path / stack)
+        policy = rlrc.load(tmp_path / stack / "checkpoint")
+        for name, tensor in policy.model.state_dict().items():
+            if name.endswith(("q_proj.weight", "up_proj.weight")):
+                part = policy.part_of(name)
+                assert part not in (stack, other) or bool((tensor == 0).float().mean() > 0.3) == (part == stack), name
 
 
 def test_one_stack_alone(trained: Path, dataset: Path, tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def test_fine_tuning_to_another_form_of_actions(trained: Path, dataset: Path, he
     assert rlrc.load(again / "checkpoint").model.state_dict().keys() == tensors.keys()
 
 
+def test_a_teacher_has_actions_of_the_same_form(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    config = SftConfig(policy=trained, dataset=dataset, head="diffusion", teacher=trained, steps=1, device="cpu")
+    if rlrc.load(trained).model.config.head != "diffusion":
+        with pytest.raises(UserError, match="the teacher's actions have another form"):
+            sft(config, tmp_path)
+
+
 def test_a_quantized_policy_keeps_its_form_of_actions(trained: Path, dataset: Path, tmp_path: Path) -> None:
     quantize(QuantizeConfig(policy=trained, bits=8, device="cpu"), tmp_path / "packed")
     config = SftConfig(policy=tmp_path / "packed" / "checkpoint", dataset=dataset, head="tokens", device="cpu")

@@ -610,6 +610,7 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
             "layer 1 is not among the layers that keep names",
         ),
         ({"ratio": 0.9, "method": Depth(), "protect": (0, 1)}, "1 is the most that can go"),
+        ({"ratio": 0.2, "method": Depth()}, "a ratio of 0.2 takes none of 3 layers"),
         ({"ratio": 1.0, "method": Wanda()}, "leaves no weight"),
         ({"ratio": 1.0, "method": Flap()}, "leaves nothing"),
         ({"ratio": None, "overall": 0.5, "method": Magnitude()}, "takes a ratio, not an overall"),
@@ -634,6 +635,7 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
         ({"ratio": 0.5, "method": {"kind": "depth", "keep": [0]}}, "says itself how much goes"),
         ({"method": {"kind": "magnitude", "pattern": "4:4"}}, "zero fewer than all"),
         ({"ratio": 0.5, "method": {"kind": "magntude"}}, "magntude"),
+        ({"ratio": 0.5, "round_to": 32, "method": {"kind": "tokens"}}, "leave round_to out"),
         ({"ratio": 0.5, "dataset": "d", "method": {"kind": "llm-pruner", "importnace": "x"}}, "importnace"),
     ],
 )

@@ -136,6 +136,14 @@ def test_what_cannot_be_is_told_in_its_row(dataset: Path, tmp_path: Path, capsys
     assert table(rows, 1000)[1][2][0] == "vision, 80 % of layers gone: not done"
 
 
+def test_new_statistics_go_with_every_version(dataset: Path, tmp_path: Path) -> None:
+    policy = policy_of("oft-l1", tmp_path / "policy")
+    options = ASKED | {"bits": (8,), "parts": ("decoder",), "widths": (0.5,), "depths": (), "towers": (), "tokens": ()}
+    config = SensitivityConfig(policy=policy, dataset=dataset, statistics="dataset", unnorm_key="mine", **options)
+    (tmp_path / "out").mkdir()
+    assert ["refused" in row for row in sensitivity(config, tmp_path / "out")["rows"]] == [False] * 3
+
+
 def test_wrong_policies_and_parts_are_refused(dataset: Path, tmp_path: Path) -> None:
     policy = policy_of("oft-l1", tmp_path / "policy")
     asked = {"dataset": dataset, "statistics": "dataset", **ASKED}
@@ -144,6 +152,9 @@ def test_wrong_policies_and_parts_are_refused(dataset: Path, tmp_path: Path) -> 
     quantize(QuantizeConfig(policy=policy, device="cpu"), tmp_path / "packed")
     with pytest.raises(UserError, match="quantized already"):
         sensitivity(SensitivityConfig(policy=tmp_path / "packed" / "checkpoint", **asked), tmp_path)
+    nothing = asked | {"bits": (), "widths": (), "depths": (), "tokens": (), "towers": ()}
+    with pytest.raises(UserError, match="nothing would become lighter; give bits"):
+        sensitivity(SensitivityConfig(policy=policy, **nothing), tmp_path)
     with pytest.raises(UserError, match="14 frames"):
         sensitivity(SensitivityConfig(policy=policy, **asked | {"samples": 50}), tmp_path)
     assert not (tmp_path / "sensitivity.json").exists()

@@ -247,6 +247,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     for folder, ratio, by, message in (
         (tmp_path / "whole", 0.5, "pool", r"windows of 2 x 2 tokens take a ratio of 0\.75, and not 0\.5"),
         (tmp_path / "whole", 0.5, "shuffle", r"windows of 2 x 2 tokens take a ratio of 0\.75, and not 0\.5"),
+        (tmp_path / "whole", 0.1, "merge", r"a ratio of 0\.1 takes none of 4"),
         (tmp_path / "whole", 1.0, "merge", "a ratio of 1 leaves none of 4"),
         (less, 0.5, "pool", "3 tokens are no square"),
         (less, 0.34, "merge", "its pictures have fewer tokens already"),

@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from rlrc.configs.bench import BenchConfig
+from rlrc.errors import UserError
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.jobs import in_fresh_process
@@ -31,6 +32,7 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import stored_bytes
+from rlrc.policies.locate import LINEAGE_FILE
 from rlrc.policies.values import GREEDY, Observation
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates, work
@@ -48,10 +50,17 @@ INSTRUCTION = "put carrot on plate"
 
 
 def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
-    """Measure, print a table, and write `bench.json` and its picture `bench.png`."""
+    """Measure, print a table, and write `bench.json` and its picture `bench.png`.
+
+    `spec` is for those policies that rlrc has not written; the others say themselves what they read.
+    """
     device = str(resolve_device(config.device))
-    memory = [peak_memory(path, device, config.unnorm_key, config.spec) for path in config.policies]
-    policies = [load(path, config.unnorm_key, device, spec=config.spec) for path in config.policies]
+    specs = [None if (path / LINEAGE_FILE).exists() else config.spec for path in config.policies]
+    if config.spec is not None and not any(specs):
+        raise UserError("these policies say themselves what they read; leave spec out")
+    asked = list(zip(config.policies, specs, strict=True))
+    memory = [peak_memory(path, device, config.unnorm_key, spec) for path, spec in asked]
+    policies = [load(path, config.unnorm_key, device, spec=spec) for path, spec in asked]
     rounds = config.warmup + config.repeats
     with bar("bench", rounds * (2 + len(config.batch_sizes))) as progress:
         latency = interleaved([timed_action(policy) for policy in policies], rounds, progress.advance)

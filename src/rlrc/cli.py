@@ -103,10 +103,13 @@ def _run(arguments: list[str]) -> None:
         with cleaning_up():
             result = work(command.config, out)
     else:
+        from rlrc.progress import say
         from rlrc.stage import standalone
 
         stage = standalone(name, command.config, out)
         with cleaning_up():
+            if stage.result() is not None:
+                say(f"{out}: the same command has finished here before; nothing is done again")
             result = stage.run(restart=False)
     if command.json:
         import json

@@ -166,7 +166,8 @@ def read_yaml(path: Path) -> Any:
     """Parse a YAML file.
 
     Raises:
-        UserError: as `read_text`, or the file is not YAML, too deep, or grows too large through its anchors.
+        UserError: as `read_text`, or the file is not YAML, too deep, has a key twice, or grows too large through its
+            anchors.
     """
     text = read_text(path, MAX_YAML_BYTES)
     try:
@@ -285,6 +286,10 @@ def _count_nodes(node: yaml.Node, path: Path, known: dict[int, int | None]) -> i
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for place, key in enumerate(keys) if key in keys[:place]]:
+            line = node.start_mark.line + 1
+            raise UserError(f"{path}: key '{shorten(twice[0])}' stands twice in the mapping at line {line}")
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
     count = 1 + sum(_count_nodes(child, path, known) for child in children)

@@ -33,6 +33,11 @@ class MethodConfig(Config):
         return True
 
     @property
+    def couples_units(self) -> bool:
+        """True if heads and channels go, with all that belongs to them, and not single weights of a matrix."""
+        return True
+
+    @property
     def takes_tower(self) -> bool:
         """True if a vision tower goes as a whole."""
         return False
@@ -123,6 +128,10 @@ class UnstructuredConfig(MethodConfig):
             if not 0 < n < m:
                 raise ValueError(f"pattern {self.pattern}: zero fewer than all of every m inputs, as in 2:4")
         return self
+
+    @property
+    def couples_units(self) -> bool:
+        return False
 
     @property
     def needs_target(self) -> bool:
@@ -281,6 +290,8 @@ class PruneConfig(StatisticsPart, PolicyPart):
         for option in () if self.method.changes_layers else ("stacks", "protect"):
             if getattr(self, option):
                 raise ValueError(f"{self.method.kind} changes no layer; leave {option} out")
+        if not self.method.changes_layers and self.round_to > 1:
+            raise ValueError(f"{self.method.kind} takes no channels that could be rounded; leave round_to out")
         if self.stacks not in (None, ("vision",)) and self.method.kind == "depth":
             raise ValueError("depth removes the layers of one number from all stacks but vision; leave stacks out")
         if self.stacks is not None and "vision" in self.stacks:

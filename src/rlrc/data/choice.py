@@ -56,6 +56,8 @@ def match_cameras(policy: Sequence[str], dataset: Sequence[str], named: bool, wh
     found = {}
     for name in policy:
         keys = [key for key in dataset if key == name] or [key for key in dataset if _is_called(key, name)]
+        if len(dataset) < len(policy):
+            raise UserError(f"{where}: {sees}, and the dataset has fewer ({shorten(', '.join(dataset))})")
         if len(keys) != 1:
             raise UserError(
                 f"{where}: {sees}, and '{shorten(name)}' may be any of {shorten(', '.join(keys or dataset))}; "

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlrc import envs
 from rlrc.bench import machine
 from rlrc.configs.fit import FitConfig
 from rlrc.data import Demonstrations
@@ -37,7 +38,15 @@ from rlrc.tables import human_bytes, print_table
 FILE, RECIPE = "fit.json", "fit.yaml"
 
 
-check = Demonstrations.check
+def check(config: FitConfig) -> None:
+    """Hold a config against its dataset and what its world has; nothing is measured.
+
+    Raises:
+        UserError: the dataset cannot be read, or there is no such world.
+    """
+    Demonstrations.check(config)
+    if config.world is not None:
+        envs.spec(config.world)
 
 
 def fit(config: FitConfig, out: Path) -> dict[str, Any]:
@@ -49,7 +58,8 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
         `recipe`, its path; the `machine`, and the `seconds` that choosing took.
 
     Raises:
-        UserError: no choice meets the budget; the policy is quantized or pruned already, or does not fit the dataset.
+        UserError: no choice meets the budget; the policy is quantized or pruned already, or does not fit the dataset;
+            or it has no likelihood, which RL needs.
     """
     keep_freed_memory()
     started = time.monotonic()
@@ -57,6 +67,8 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
     if getattr(parent.model.config, "quantization_config", None) is not None:
         raise UserError(f"{config.policy} is quantized already; start from the checkpoint it was made from")
     require_alike(parent)
+    if config.rl_iterations and parent.no_likelihood is not None:
+        raise UserError(f"rl_iterations: {parent.no_likelihood}")
     demonstrations = Demonstrations.of(config)
     adopt_statistics(parent, demonstrations, config)
     versions = Versions.of(parent, config, out)
@@ -64,6 +76,7 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
     costs = costs_of(versions, config)
     answer = solve(costs, rises, config.bits, config.most_ms, config.most_bytes)
     if answer is None:
+        versions.forget()  # so that the same folder takes another budget
         raise UserError(out_of_reach(costs, config))
     whole = {"p50_ms": costs.ms(Choice(), Choice()), "weight_bytes": describe(parent)["bytes"]["total"]}
     predicted = {

@@ -56,6 +56,8 @@ class Versions:
     bits: tuple[int, ...]
     packable: tuple[str, ...]
     """Parts that may be packed."""
+    out: Path
+    """Folder of what pruning has measured."""
 
     @property
     def has_vision(self) -> bool:
@@ -79,7 +81,12 @@ class Versions:
                     say(f"{variant}: cannot be ({error})")
                 progress.advance(note=str(variant))
         packable = tuple(part for part in config.parts if part in parent.parts)
-        return cls(parent, plans, config.bits, packable)
+        return cls(parent, plans, config.bits, packable, out)
+
+    def forget(self) -> None:
+        """Remove what was measured."""
+        for variant in self.plans:
+            measured_in(self.out, variant).unlink(missing_ok=True)
 
     def degrees(self, part: str, kind: Kind) -> list[float]:
         """The degrees of a part that can be, from none on."""

@@ -1,5 +1,6 @@
 """A choice as a recipe: cut, recover, quantize, and measure what has become of the budget."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ HEADER = """\
 # Predicted on this machine: {ms:.1f} ms a call, {bytes:,} bytes of weights.
 # `rlrc run` carries it out. Options of sft and rl that suit the policy, such as the learning rate, are yours to set.
 """
+LONGEST_NAME = 90
+"""Characters of the policy's name in that of the recipe."""
 SHORT = 8
 """The last fine-tuning is this many times as long as those between cuts."""
 
@@ -27,7 +30,8 @@ def recipe_text(config: FitConfig, versions: Versions, answer: Answer, budget: d
         budget: the recipe's `budget`: what was asked for and what is predicted.
     """
     asked = " and ".join(part for part in (config.max_latency, config.max_memory) if part is not None)
-    recipe: dict[str, Any] = {"name": f"fit-{config.policy.name}", "base": str(config.policy)}
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.policy.name)[:LONGEST_NAME]
+    recipe: dict[str, Any] = {"name": f"fit-{plain}", "base": str(config.policy)}
     if config.world is not None:
         recipe["world"] = config.world
     stages = list(_stages(config, versions, answer))
@@ -40,28 +44,35 @@ def recipe_text(config: FitConfig, versions: Versions, answer: Answer, budget: d
 
 def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[dict[str, Any]]:
     """The stages that make the policy, each from the one before."""
-    reading = config.model_dump(mode="json", include=READING | {"dataset"}, exclude_defaults=True)
     policy = "base"
+
+    def reading(policy: str) -> dict[str, Any]:
+        """What to read and how. What rlrc has written says itself what it reads."""
+        named = config.model_dump(mode="json", include=READING | {"dataset", "device"}, exclude_defaults=True)
+        return {name: value for name, value in named.items() if policy == "base" or name != "spec"}
+
     pruned = list(_cuts(answer))
     for number, cut in enumerate(pruned, start=1):
-        yield {"verb": "prune", "name": f"cut-{number}", "policy": policy, **reading, "samples": config.samples, **cut}
+        read = {"policy": policy, **reading(policy), "samples": config.samples}
+        yield {"verb": "prune", "name": f"cut-{number}", **read, **cut}
         policy = f"cut-{number}"
         if number < len(pruned) and config.sft_steps >= SHORT:
             steps = config.sft_steps // SHORT
-            yield {"verb": "sft", "name": f"recover-{number}", "policy": policy, **reading, "steps": steps}
+            yield {"verb": "sft", "name": f"recover-{number}", "policy": policy, **reading(policy), "steps": steps}
             policy = f"recover-{number}"
     if pruned and config.sft_steps:
-        yield {"verb": "sft", "policy": policy, **reading, "steps": config.sft_steps}
+        yield {"verb": "sft", "policy": policy, **reading(policy), "steps": config.sft_steps}
         policy = "sft"
     if config.rl_iterations:
-        yield {"verb": "rl", "policy": policy, "iterations": config.rl_iterations}
+        acting = _acting(config, policy)
+        yield {"verb": "rl", "policy": policy, **acting, "iterations": config.rl_iterations}
         policy = "rl"
     bits = min(answer.vision.bits, answer.language.bits)
     if bits < WHOLE:
         packs = {True: answer.vision.bits < WHOLE, False: answer.language.bits < WHOLE}
         parts = [part for part in versions.packable if packs[part in SEEING]]
         how = {"bits": bits, "parts": parts, "samples": config.samples, "rounding": "gptq"}
-        yield {"verb": "quantize", "policy": policy, **reading, **how}
+        yield {"verb": "quantize", "policy": policy, **reading(policy), **how}
 
 
 def _cuts(answer: Answer) -> Iterator[dict[str, Any]]:
@@ -86,11 +97,16 @@ def _last_policy(stages: list[dict[str, Any]]) -> str:
 
 
 def _measures(config: FitConfig, last: str) -> Iterator[dict[str, Any]]:
-    """The stages that measure the policy before and after."""
-    policies = list(dict.fromkeys(("base", last)))
-    spec = {} if config.spec is None else {"spec": config.spec}
+    """The stages that measure the policy before and after; after alone where before it has not these statistics."""
+    policies = [last] if config.statistics == "dataset" else list(dict.fromkeys(("base", last)))
     if config.world is not None:
         for policy in policies:
-            yield {"verb": "evaluate", "name": f"{policy}-eval", "policy": policy, **(spec if policy == "base" else {})}
-    yield {"verb": "bench", "policies": policies, **spec}
+            yield {"verb": "evaluate", "name": f"{policy}-eval", "policy": policy, **_acting(config, policy)}
+    yield {"verb": "bench", "policies": policies, **_acting(config, policies[0])}
     yield {"verb": "report"}
+
+
+def _acting(config: FitConfig, policy: str) -> dict[str, Any]:
+    """Options of the verbs that let a policy act."""
+    named = config.model_dump(mode="json", include={"spec", "unnorm_key", "device"}, exclude_none=True)
+    return {name: value for name, value in named.items() if policy == "base" or name != "spec"}

@@ -301,6 +301,8 @@ class Policy(Offers, ABC):
     def critic_width(self) -> int:
         """Width of what the critic reads (`Likelihood.state`)."""
 
+    action_form: str | None = None
+    """Form of the actions, such as an L1 head's, where the family has several."""
     bin_width: float | None = None
     """Distance between two neighbouring actions, normalised, where actions are tokens."""
 

@@ -36,7 +36,7 @@ from rlrc.progress import say, track
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.calibrate import Frames, text_calibration
 from rlrc.prune.child import child_of
-from rlrc.prune.groups import Chain, chain_of, coupled_groups, span
+from rlrc.prune.groups import Chain, chain_of, coupled_groups, single_matrices, span
 from rlrc.prune.measured import Measured, SavedSums, read_measured, write_measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target
 from rlrc.prune.methods import method_of
@@ -104,7 +104,7 @@ class Task:
         assert files is not None
         try:
             chain = chain_of(parent, config.stacks)
-            groups = coupled_groups(parent, config.stacks)
+            groups = (coupled_groups if config.method.couples_units else single_matrices)(parent, config.stacks)
             towers = parent.joined_towers() if config.method.takes_tower else None
         except UserError as error:
             raise UserError(f"{config.policy}: {error}") from error

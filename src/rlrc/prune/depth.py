@@ -69,6 +69,8 @@ class DepthMethod(PruningMethod[Depth]):
         """Return the number of layers that go."""
         assert target.ratio is not None
         count = int(layers * target.ratio + 1e-9)
+        if not count:
+            raise UserError(f"depth: a ratio of {target.ratio:g} takes none of {layers} layers")
         most = len(self._free(groups, layers, target, range(layers)))
         if count > most:
             raise UserError(

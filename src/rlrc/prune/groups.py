@@ -1,7 +1,7 @@
 """The coupled groups of all blocks, in words."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from rlrc.errors import UserError
@@ -73,6 +73,19 @@ def coupled_groups(policy: Policy, stacks: Sequence[str] | None = None) -> list[
     """
     chain = chain_of(policy, stacks)
     return [group for group in chain.groups if stacks is None or chain.is_vision or group.stack in stacks]
+
+
+def single_matrices(policy: Policy, stacks: Sequence[str] | None = None) -> list[Group]:
+    """The coupled groups of a policy with the matrices of the named stacks alone; None takes those of language.
+
+    Raises:
+        UserError: see `coupled_groups`.
+    """
+    chain = chain_of(policy, stacks)
+    if stacks is None or chain.is_vision:
+        return list(chain.groups)
+    named = ((group, tuple(m for m in group.members if m.stack in stacks)) for group in chain.groups)
+    return [replace(group, members=members) for group, members in named if members]
 
 
 def describe(groups: Sequence[Group]) -> str:

@@ -34,11 +34,11 @@ class TokensMethod(PruningMethod[Tokens]):
         """Return how many of a picture's tokens stay.
 
         Raises:
-            UserError: none, or no windows make as many.
+            UserError: none or all do, or no windows make as many.
         """
         count = round(tokens * (1 - ratio))
-        if not count:
-            raise UserError(f"tokens: a ratio of {ratio:g} leaves none of {tokens}")
+        if not 0 < count < tokens:
+            raise UserError(f"tokens: a ratio of {ratio:g} {'takes' if count else 'leaves'} none of {tokens}")
         if self.config.by not in ("pool", "shuffle") or windows_make(tokens, count):
             return count
         side = math.isqrt(tokens)

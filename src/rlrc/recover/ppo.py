@@ -91,6 +91,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         config.world, config.num_envs, config.num_workers, policy.image_size, config.reward, cameras=cameras
     )
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
+        require_whole_batches(env.num_envs * -(-env.max_episode_steps // actor.execute), config)
         for iteration in range(done, config.iterations):
             started = time.monotonic()
             with learner.acting():
@@ -105,6 +106,18 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
             record(iteration + 1, values, f"success {100 * values['success_at_end']:.0f} %")
             learner.save_if_due(iteration + 1)
     return learner.finish("rl", **({} if frames is None else frames.facts))
+
+
+def require_whole_batches(chunks: int, config: RlConfig) -> None:
+    """
+    Raises:
+        UserError: the buffer of an iteration, of so many chunks, cannot be cut into equal batches.
+    """
+    if chunks % (config.batch_size * config.gradient_accumulation):
+        raise UserError(
+            f"{chunks} chunks of actions an iteration cannot be cut into batches of {config.batch_size} "
+            f"x gradient_accumulation {config.gradient_accumulation}; change batch_size or num_envs"
+        )
 
 
 @dataclass
@@ -152,16 +165,7 @@ def update(
     config: RlConfig,
     learner: Learner,
 ) -> dict[str, float]:
-    """Learn from one buffer; returns the vitals of the iteration, means over its minibatches and over processes.
-
-    Raises:
-        UserError: the buffer cannot be cut into equal batches.
-    """
-    if len(buffer) % (config.batch_size * config.gradient_accumulation):
-        raise UserError(
-            f"{len(buffer)} chunks of actions an iteration cannot be cut into batches of {config.batch_size} "
-            f"x gradient_accumulation {config.gradient_accumulation}; change batch_size or num_envs"
-        )
+    """Learn from one buffer; returns the vitals of the iteration, means over its minibatches and over processes."""
     target = targets(policy, critic, buffer, config, learner)
     means = Means()
     first, executed = buffer.first_episodes, buffer.executed.flatten(0, 1)

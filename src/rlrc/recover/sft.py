@@ -77,7 +77,7 @@ def load_teacher(config: SftConfig, student: Policy) -> Policy:
         raise UserError(
             f"{config.teacher}: the teacher normalises actions by other statistics; use --statistics policy"
         )
-    if teacher.bin_width != student.bin_width:
+    if (teacher.action_form, teacher.bin_width) != (student.action_form, student.bin_width):
         raise UserError(f"{config.teacher}: the teacher's actions have another form than those of {config.policy}")
     if config.noise_draws > 1:
         teacher.learn_from(config.noise_draws)

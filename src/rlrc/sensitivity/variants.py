@@ -12,7 +12,7 @@ from rlrc.configs.prune import Depth, PruneConfig, Tokens, Tower
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.sensitivity import SensitivityConfig
 from rlrc.data import Demonstrations
-from rlrc.data.statistics import adopt_statistics
+from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
@@ -45,7 +45,7 @@ def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
     """All versions that are asked for.
 
     Raises:
-        UserError: the policy has no such part, or a part has nothing to quantize.
+        UserError: nothing is asked for, the policy has no such part, or a part has nothing to quantize.
     """
     parts = [part for part in policy.parts if linear_names(policy, [part])]
     if lacking := [part for part in config.parts or () if part not in parts]:
@@ -58,7 +58,10 @@ def variants_of(policy: Policy, config: SensitivityConfig) -> Sequence[Variant]:
     deep = [LAYERS, *([VISION] if vision else [])]
     depths = [Variant(part, "depth", degree) for part in deep for degree in config.depths]
     towers = [Variant(VISION, "tower", number) for number in config.towers if len(vision) > 1]
-    return [*bits, *widths, *depths, *towers, *(Variant(TOKENS, "tokens", degree) for degree in config.tokens)]
+    tokens = [Variant(TOKENS, "tokens", degree) for degree in config.tokens]
+    if not (found := [*bits, *widths, *depths, *towers, *tokens]):
+        raise UserError("nothing would become lighter; give bits, widths, depths, tokens or towers")
+    return found
 
 
 class Maker:
@@ -84,12 +87,15 @@ class Maker:
                     quantize(self._quantize(variant), Path(out))
                 else:
                     self._prune(variant, Path(out))
-            lighter = load(Path(out) / "checkpoint", self._config.unnorm_key, self._config.device)
+            # `prune` keeps the statistics that it has made of the dataset, and `quantize` those that were there.
+            key = policy_key(self._config) if variant.kind == "bits" else self._config.unnorm_key
+            lighter = load(Path(out) / "checkpoint", key, self._config.device)
             adopt_statistics(lighter, self._demonstrations, self._config)
             yield lighter
 
     def _quantize(self, variant: Variant) -> QuantizeConfig:
-        return QuantizeConfig(**_reading(self._config), bits=int(variant.degree), parts=(variant.part,))  # type: ignore[arg-type]
+        reading = _reading(self._config) | {"unnorm_key": policy_key(self._config)}
+        return QuantizeConfig(**reading, bits=int(variant.degree), parts=(variant.part,))  # type: ignore[arg-type]
 
     def _prune(self, variant: Variant, out: Path) -> None:
         """Prune with what was measured before, where it was."""

@@ -91,6 +91,12 @@ class FlowFields(FileModel):
             raise ValueError(f"pixel_shuffle {self.pixel_shuffle} does not divide {side} patches a side")
         if self.visual_tokens is not None:
             self.visual_tokens.require_fit((side // self.pixel_shuffle) ** 2)
+        stacks = (self.text_config, self.expert_config)
+        heads = [stack.head_dim or stack.hidden_size // stack.num_attention_heads for stack in stacks]
+        if heads[0] != heads[1]:
+            raise ValueError(f"text_config.head_dim {heads[0]} is not expert_config.head_dim {heads[1]}")
+        if self.min_period >= self.max_period:
+            raise ValueError(f"min_period {self.min_period:g} is not below max_period {self.max_period:g}")
         for field, count in (("action_dims", self.action_dim), ("state_dims", self.state_dim)):
             dims = getattr(self, field)
             if dims is not None and len(dims) != count:

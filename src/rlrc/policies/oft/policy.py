@@ -57,6 +57,7 @@ class OFTPolicy(PrismaticPolicy):
         super().__init__(model, *others, **named)
         self.parts = PARTS | {part: name for part, name in OWN_PARTS.items() if hasattr(model, name)}
         self.no_likelihood, self.bin_width = self.form.no_likelihood, self.form.bin_width
+        self.action_form = model.config.head
         if self.unnorm_key is not None or len(self.norm_stats or ()) == 1:
             _ = self.state_statistics()
 
