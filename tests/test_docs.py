@@ -156,7 +156,7 @@ def oft_cells() -> str:
     actions = row["actions_per_call"]
     milliseconds, ratio = row["p50_ms"] / actions, row["speedup"] * actions
     size = human_bytes(row["weight_bytes"])
-    return f"|OpenVLA-OFT ({actions} actions a call), RLRC, 4-bit|{milliseconds:.0f} ms|{ratio:.2f}x|{size}|"
+    return f"|OpenVLA-OFT ({actions} actions a call), pruned, 4-bit|{milliseconds:.0f} ms|{ratio:.2f}x|{size}|"
 
 
 def latency_rows() -> list[dict[str, Any]]:
