@@ -18,3 +18,8 @@ class Dim:
 def dims(names: str, unit: str = "", convention: str = "") -> tuple[Dim, ...]:
     """Numbers of one kind, by their names with spaces between."""
     return tuple(Dim(name, unit, convention) for name in names.split())
+
+
+def dims_of(named: list[dict[str, str]] | None, count: int) -> tuple[Dim, ...]:
+    """Numbers as a config describes them, or `count` of them that are called 0, 1, ..."""
+    return tuple(Dim(**dim) for dim in named) if named else tuple(Dim(str(number)) for number in range(count))

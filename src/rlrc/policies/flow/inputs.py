@@ -1,17 +1,18 @@
 """Inputs of flow-matching policies: pictures or what the projector made of them, prompts, and a padded state."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 
 from rlrc.policies.device import moved
+from rlrc.policies.parts.tensors import TensorFields
 
 
 @dataclass(frozen=True)
-class FlowInputs:
+class FlowInputs(TensorFields):
     """B rows with pictures of C cameras and right-padded prompts.
 
     The pictures are `pixel_values` (B, C, 3, S, S) in [-1, 1], or, where the projector has already run,
@@ -39,7 +40,7 @@ class FlowInputs:
 
     def __getitem__(self, rows: Any) -> Self:
         """Some rows, without the positions where all of them have padding."""
-        chosen = self._map(lambda tensor: tensor[rows])
+        chosen = self.mapped(lambda tensor: tensor[rows])
         if chosen.text_mask is not None:
             used = chosen.text_mask.any(dim=0)
             mask = chosen.text_mask[:, used]
@@ -49,7 +50,7 @@ class FlowInputs:
         return chosen
 
     def to(self, device: torch.device | str) -> Self:
-        return self._map(lambda tensor: moved(tensor, device))
+        return self.mapped(lambda tensor: moved(tensor, device))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -70,11 +71,6 @@ class FlowInputs:
         missing = (0, length - self.input_ids.shape[1])
         return replace(self, input_ids=F.pad(self.input_ids, missing), text_mask=F.pad(mask, missing))
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that are there, by the names of their fields."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
     def _with_camera_mask(self, like: Self) -> Self:
         if self.camera_mask is not None or like.camera_mask is None:
             return self
@@ -85,6 +81,3 @@ class FlowInputs:
             return self
         nothing = like.previous.new_zeros(len(self), *like.previous.shape[1:])
         return replace(self, previous=nothing, pull=nothing)
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.dim import Dim
+from rlrc.policies.dim import dims_of
 from rlrc.policies.flow import normalisation
 from rlrc.policies.flow.checkpoint import Layout, published_tensors, read_outline
 from rlrc.policies.flow.config import FlowConfig
@@ -127,8 +127,8 @@ class FlowPolicy(StoredPolicy):
         return PolicySpec(
             self.family,
             tuple(config.cameras or ()),
-            _dims(config.state_dims, config.state_dim),
-            _dims(config.action_dims, config.action_dim),
+            dims_of(config.state_dims, config.state_dim),
+            dims_of(config.action_dims, config.action_dim),
             config.horizon,
             config.execute,
         )
@@ -400,7 +400,3 @@ class FlowPolicy(StoredPolicy):
     def published_parameters(self) -> int:
         shapes = published_tensors(self.model_class, self.layout, self.model.config)
         return sum(torch.Size(shape).numel() for shape in shapes.values())
-
-
-def _dims(named: list[dict[str, str]] | None, count: int) -> tuple[Dim, ...]:
-    return tuple(Dim(**dim) for dim in named) if named else tuple(Dim(str(number)) for number in range(count))

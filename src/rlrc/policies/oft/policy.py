@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlrc.errors import UserError
-from rlrc.policies.dim import Dim
+from rlrc.policies.dim import dims_of
 from rlrc.policies.folder import Reading, beside
 from rlrc.policies.groups import DECODER
 from rlrc.policies.locate import CONFIG_FILE, SIDE_FILE
@@ -91,8 +91,8 @@ class OFTPolicy(PrismaticPolicy):
 
     def describe(self) -> PolicySpec:
         config = self.model.config
-        action = _dims(config.action_dims, config.action_dim)
-        state = _dims(config.state_dims, config.state_dim)
+        action = dims_of(config.action_dims, config.action_dim)
+        state = dims_of(config.state_dims, config.state_dim)
         cameras = tuple(config.cameras or ())
         return PolicySpec("openvla-oft", cameras, state, action, config.horizon, execute=config.horizon)
 
@@ -217,10 +217,6 @@ class OFTPolicy(PrismaticPolicy):
             StageCall(self.model.projector, "forward", lambda *_: "projector"),
             StageCall(self.model.language_model.model, "read_all", lambda *_: "prefill"),
         ]
-
-
-def _dims(named: list[dict[str, str]] | None, count: int) -> tuple[Dim, ...]:
-    return tuple(Dim(**dim) for dim in named) if named else tuple(Dim(str(number)) for number in range(count))
 
 
 FAMILY = OFTPolicy

@@ -1,47 +1,32 @@
 """pi0.5 as a policy: the prompt tells the state."""
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlrc.policies.flow.config import FlowConfig
-from rlrc.policies.flow.lerobot import exported
-from rlrc.policies.flow.paligemma_groups import paligemma_groups
-from rlrc.policies.flow.paligemma_layout import TOKENIZER, lerobot_fields
-from rlrc.policies.flow.policy import FlowPolicy
+from rlrc.policies.flow.paligemma_policy import PaligemmaPolicy
 from rlrc.policies.flow.processor import FlowProcessor
-from rlrc.policies.groups import Block, Group
 from rlrc.policies.pi05.layout import Pi05Layout
 from rlrc.policies.pi05.model import Pi05Model
-from rlrc.policies.values import Exported
 
 BINS = 256
 
 
-class Pi05Policy(FlowPolicy):
+class Pi05Policy(PaligemmaPolicy):
     """pi0.5 (Black et al., 2025)."""
 
     model: Pi05Model
     model_class = Pi05Model
     layout = Pi05Layout()
     family = "pi05"
-    place = "centre"
-
-    def groups(self, index: int, block: Block) -> Sequence[Group]:
-        return list(paligemma_groups(index, block))
+    prompt_step = "pi05_prepare_state_tokenizer_processor_step"
 
     @classmethod
     def new_processor(cls, tokenizer: Any, config: FlowConfig) -> FlowProcessor:
         width = config.padded_dim if config.state_in_prompt == "padded" else 0
         return FlowProcessor(tokenizer, config, partial(prompt, width=width), cls.place)
-
-    def lerobot_form(self, folder: Path, vlm: str | None) -> Exported:
-        prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
-        config = self.model.config
-        return exported(self, config, lerobot_fields(config), [prompt], vlm or TOKENIZER)
 
 
 def prompt(instruction: str, state: np.ndarray | None, width: int = 0) -> str:

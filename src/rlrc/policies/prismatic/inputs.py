@@ -1,12 +1,13 @@
 """Model inputs: prompts as token ids, pictures as pixels or as what the projector made of them, and a state."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
 
 from rlrc.policies.device import moved
+from rlrc.policies.parts.tensors import TensorFields
 
 
 class DecoderInputs(NamedTuple):
@@ -21,7 +22,7 @@ class DecoderInputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PrismaticInputs:
+class PrismaticInputs(TensorFields):
     """A left-padded batch: `input_ids` (B, L) = [BOS, padding, prompt], pictures, a state.
 
     The pictures are `pixel_values` (B, 3 * towers * cameras, H, W), or, where the projector has already run,
@@ -43,7 +44,7 @@ class PrismaticInputs:
 
     def __getitem__(self, rows: Any) -> Self:
         """Some rows, without the positions where all of them have padding."""
-        chosen = self._map(lambda tensor: tensor[rows])
+        chosen = self.mapped(lambda tensor: tensor[rows])
         if chosen.attention_mask is None:
             return chosen
         used = chosen.attention_mask.bool().any(dim=0)
@@ -51,7 +52,7 @@ class PrismaticInputs:
         return replace(chosen, input_ids=chosen.input_ids[:, used], attention_mask=None if mask.all() else mask)
 
     def to(self, device: torch.device | str) -> Self:
-        return self._map(lambda tensor: moved(tensor, device))
+        return self.mapped(lambda tensor: moved(tensor, device))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -69,11 +70,3 @@ class PrismaticInputs:
         missing = ids.new_zeros(len(ids), length - ids.shape[1])
         wider = (torch.cat([tensor[:, :1], missing, tensor[:, 1:]], dim=1) for tensor in (ids, mask))
         return replace(self, **dict(zip(("input_ids", "attention_mask"), wider, strict=True)))
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that are there, by the names of their fields."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
