@@ -12,7 +12,7 @@ from PIL import Image
 
 from rlrc.episodes import Episode, read_episodes, video_path, write_episodes
 from rlrc.errors import UserError
-from rlrc.study import StudyConfig, study, write_evidence
+from rlrc.study import StudyConfig, study, thinned, write_evidence
 from rlrc.study.claims import check
 from rlrc.study.evidence import gather, motion
 from rlrc.video import write_video
@@ -257,6 +257,13 @@ def test_a_recipe_without_a_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("stages: [{verb: collect}]")
     with pytest.raises(UserError, match="no `study` says what its stages show"):
         study(StudyConfig(recipe=tmp_path / "r.yaml"), tmp_path)
+
+
+def test_a_long_log_is_thinned_and_keeps_its_end() -> None:
+    rows = [f"{number}\n" for number in range(1, 501)]
+    assert thinned("".join(rows)) == "".join(rows[4::5])
+    assert thinned("".join(rows[:100])) == "".join(rows[:100]) and thinned("") == ""
+    assert thinned("".join(rows[:101])) == "".join(rows[:101:2])
 
 
 @pytest.mark.parametrize("name", ["README.md", "summary.json", "success.png", "training/rl.jsonl"])

@@ -4,7 +4,8 @@
 
 The recipe's `study` says which stages are the cells. They run or resume below runs/<its name>, exactly as `rlrc run`
 would run them; the evidence is written to results/<its name>: `summary.json` for machines, `README.md` with its
-pictures for people, every episode in `episodes.parquet` and the logs of every training in `training/`.
+pictures for people, every episode in `episodes.parquet`, and of every training's log at most a hundred rows in
+`training/`.
 """
 
 from pathlib import Path
@@ -25,6 +26,9 @@ from rlrc.study.evidence import Evidence, gather
 from rlrc.study.figures import FIGURES, draw
 from rlrc.study.page import MARK, page
 from rlrc.study.strip import write_strip
+
+LOG_ROWS = 100
+"""Rows of a training's log that are kept; all of them would take megabytes."""
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def _write(evidence: Evidence, out: Path) -> dict[str, Any]:
     write_episodes(out / f"{prefix}episodes.parquet", evidence.all_episodes())
     for stage in evidence.stages.values():
         if (log := stage.folder / "metrics.jsonl").exists():
-            write_text(out / "training" / f"{prefix}{stage.name}.jsonl", read_text(log, MAX_METRICS_BYTES))
+            write_text(out / "training" / f"{prefix}{stage.name}.jsonl", thinned(read_text(log, MAX_METRICS_BYTES)))
     pictures = draw(evidence, out, prefix)
     strip = write_strip(evidence, out / f"{prefix}strip.webp")
     write_text(written, page(evidence, claims, pictures, strip))
@@ -75,6 +79,12 @@ def _write(evidence: Evidence, out: Path) -> dict[str, Any]:
         say(f"{claim.verdict}: {claim.claim} ({claim.measured})")
     say(f"evidence: {written}")
     return summary
+
+
+def thinned(log: str) -> str:
+    """At most `LOG_ROWS` rows of a log, at even distances, the last one among them."""
+    rows = log.splitlines(keepends=True)
+    return "".join(rows[::-1][:: -(-len(rows) // LOG_ROWS) or 1][::-1])
 
 
 def _page(out: Path, name: str | None) -> Path:
