@@ -8,6 +8,7 @@ pointer in the place of a file is told as what it is.
 import json
 import math
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,8 +287,8 @@ def _count_nodes(node: yaml.Node, path: Path, known: dict[int, int | None]) -> i
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for place, key in enumerate(keys) if key in keys[:place]]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in keys.items() if count > 1]:
             line = node.start_mark.line + 1
             raise UserError(f"{path}: key '{shorten(twice[0])}' stands twice in the mapping at line {line}")
     elif isinstance(node, yaml.SequenceNode):

@@ -53,11 +53,11 @@ def match_cameras(policy: Sequence[str], dataset: Sequence[str], named: bool, wh
             if any(_is_called(key, other) for other in policy if other != name) and not _is_called(key, name):
                 raise UserError(f"{where}: cameras are in the policy's order, and {key} stands for '{shorten(name)}'")
         return dict(zip(policy, dataset, strict=True))
+    if len(dataset) < len(policy):
+        raise UserError(f"{where}: {sees}, and the dataset has fewer ({shorten(', '.join(dataset))})")
     found = {}
     for name in policy:
         keys = [key for key in dataset if key == name] or [key for key in dataset if _is_called(key, name)]
-        if len(dataset) < len(policy):
-            raise UserError(f"{where}: {sees}, and the dataset has fewer ({shorten(', '.join(dataset))})")
         if len(keys) != 1:
             raise UserError(
                 f"{where}: {sees}, and '{shorten(name)}' may be any of {shorten(', '.join(keys or dataset))}; "

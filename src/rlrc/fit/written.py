@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import yaml
@@ -17,6 +18,8 @@ HEADER = """\
 # Predicted on this machine: {ms:.1f} ms a call, {bytes:,} bytes of weights.
 # `rlrc run` carries it out. Options of sft and rl that suit the policy, such as the learning rate, are yours to set.
 """
+ACTING = {"spec", "unnorm_key", "device"}
+"""Options of the verbs that let a policy act."""
 LONGEST_NAME = 90
 """Characters of the policy's name in that of the recipe."""
 SHORT = 8
@@ -45,12 +48,7 @@ def recipe_text(config: FitConfig, versions: Versions, answer: Answer, budget: d
 def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[dict[str, Any]]:
     """The stages that make the policy, each from the one before."""
     policy = "base"
-
-    def reading(policy: str) -> dict[str, Any]:
-        """What to read and how. What rlrc has written says itself what it reads."""
-        named = config.model_dump(mode="json", include=READING | {"dataset", "device"}, exclude_defaults=True)
-        return {name: value for name, value in named.items() if policy == "base" or name != "spec"}
-
+    reading = partial(_given, config, READING | ACTING | {"dataset"})
     pruned = list(_cuts(answer))
     for number, cut in enumerate(pruned, start=1):
         read = {"policy": policy, **reading(policy), "samples": config.samples}
@@ -64,8 +62,7 @@ def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[d
         yield {"verb": "sft", "policy": policy, **reading(policy), "steps": config.sft_steps}
         policy = "sft"
     if config.rl_iterations:
-        acting = _acting(config, policy)
-        yield {"verb": "rl", "policy": policy, **acting, "iterations": config.rl_iterations}
+        yield {"verb": "rl", "policy": policy, **_given(config, ACTING, policy), "iterations": config.rl_iterations}
         policy = "rl"
     bits = min(answer.vision.bits, answer.language.bits)
     if bits < WHOLE:
@@ -101,12 +98,13 @@ def _measures(config: FitConfig, last: str) -> Iterator[dict[str, Any]]:
     policies = [last] if config.statistics == "dataset" else list(dict.fromkeys(("base", last)))
     if config.world is not None:
         for policy in policies:
-            yield {"verb": "evaluate", "name": f"{policy}-eval", "policy": policy, **_acting(config, policy)}
-    yield {"verb": "bench", "policies": policies, **_acting(config, policies[0])}
+            yield {"verb": "evaluate", "name": f"{policy}-eval", "policy": policy, **_given(config, ACTING, policy)}
+    yield {"verb": "bench", "policies": policies, **_given(config, ACTING, policies[0])}
     yield {"verb": "report"}
 
 
-def _acting(config: FitConfig, policy: str) -> dict[str, Any]:
-    """Options of the verbs that let a policy act."""
-    named = config.model_dump(mode="json", include={"spec", "unnorm_key", "device"}, exclude_none=True)
+def _given(config: FitConfig, names: set[str], policy: str) -> dict[str, Any]:
+    """The options of these names that a user has given, for a stage that reads `policy`. What rlrc has written says
+    itself what it reads, and takes no `spec`."""
+    named = config.model_dump(mode="json", include=names, exclude_defaults=True)
     return {name: value for name, value in named.items() if policy == "base" or name != "spec"}

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -57,6 +58,19 @@ class StoredPolicy(Policy):
     @abstractmethod
     def describe(self) -> PolicySpec:
         """Describe what the policy sees and does, from its config."""
+
+    def encode(self, inputs: Any) -> Any:
+        images = self.model.images_of(inputs)
+        return replace(inputs, pixel_values=None, image_embeddings=images.embeddings, image_places=images.places)
+
+    def features(self, inputs: Any) -> torch.Tensor:
+        assert inputs.image_embeddings is not None, "encode them first"
+        embeddings: torch.Tensor = inputs.image_embeddings
+        return embeddings
+
+    @property
+    def num_patches(self) -> int:
+        return len(self.spec.cameras) * int(self.model.config.tokens_of_picture)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

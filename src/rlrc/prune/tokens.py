@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rlrc.configs.prune import Tokens
 from rlrc.errors import UserError
 from rlrc.policies.groups import Group
-from rlrc.policies.parts.schema import windows_make
+from rlrc.policies.parts.schema import IN_WINDOWS, windows_make
 from rlrc.policies.parts.tokens import TokenReduction
 from rlrc.prune.measured import Measured
 from rlrc.prune.method import Plan, PruningMethod, Source, Target, refuse_overall, unchanged
@@ -39,7 +39,7 @@ class TokensMethod(PruningMethod[Tokens]):
         count = round(tokens * (1 - ratio))
         if not 0 < count < tokens:
             raise UserError(f"tokens: a ratio of {ratio:g} {'takes' if count else 'leaves'} none of {tokens}")
-        if self.config.by not in ("pool", "shuffle") or windows_make(tokens, count):
+        if self.config.by not in IN_WINDOWS or windows_make(tokens, count):
             return count
         side = math.isqrt(tokens)
         if side**2 != tokens:

@@ -75,8 +75,8 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         raise UserError(f"{config.policy}: {policy.no_likelihood}")
     if config.denoising_steps is not None:
         policy.denoise_in(config.denoising_steps)
-    connect(policy.spec, envs.spec(config.world))
-    privileged = privileged_count(envs.spec(config.world)) if config.privileged_critic else 0
+    connect(policy.spec, world := envs.spec(config.world))
+    privileged = privileged_count(world) if config.privileged_critic else 0
     extra: dict[str, nn.Module] = {"critic": (critic := new_critic(policy, config.seed, privileged))}
     if exploring(policy, config).needs_network:
         extra["noise"] = policy.with_noise_network(config.seed)
@@ -87,11 +87,11 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
     cameras = policy.spec.cameras
+    require_whole_batches(config.num_envs * -(-world.max_episode_steps // actor.execute), config)
     env = envs.make(
         config.world, config.num_envs, config.num_workers, policy.image_size, config.reward, cameras=cameras
     )
     with closing(env), learner.logbook("rl", config.iterations, done) as record:
-        require_whole_batches(env.num_envs * -(-env.max_episode_steps // actor.execute), config)
         for iteration in range(done, config.iterations):
             started = time.monotonic()
             with learner.acting():

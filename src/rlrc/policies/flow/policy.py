@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -147,18 +146,6 @@ class FlowPolicy(StoredPolicy):
         """The state as the model reads it, float32 (N, S)."""
         state = state_of(observation, len(self.spec.state))
         return normalisation.normalise(state, self._statistics("proprio"), self._kind("state"))
-
-    def encode(self, inputs: FlowInputs) -> FlowInputs:
-        images = self.model.images_of(inputs)
-        return replace(inputs, pixel_values=None, image_embeddings=images.embeddings, image_places=images.places)
-
-    def features(self, inputs: FlowInputs) -> torch.Tensor:
-        assert inputs.image_embeddings is not None, "encode them first"
-        return inputs.image_embeddings
-
-    @property
-    def num_patches(self) -> int:
-        return len(self.spec.cameras) * self.model.config.tokens_of_picture
 
     @property
     def image_size(self) -> int:

@@ -48,7 +48,7 @@ class FusedDecoding(Decoding):
     """
 
     def __init__(
-        self, decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int, gone: int
+        self, decoder: LlamaModel, mask: torch.Tensor | None, positions: torch.Tensor, capacity: int, gone: int = 0
     ) -> None:
         super().__init__(decoder, mask, positions, capacity)
         self._ids = torch.arange(capacity + gone, device=positions.device)

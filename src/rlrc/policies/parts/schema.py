@@ -50,6 +50,10 @@ class LayerShape(FileModel, extra="forbid"):
     intermediate_size: Count | None = None
 
 
+IN_WINDOWS = ("pool", "shuffle")
+"""Kinds of fewer tokens that are made of square windows."""
+
+
 def windows_make(tokens: int, count: int) -> bool:
     """Whether windows of one size make `count` of a square of tokens."""
     side, left = math.isqrt(tokens), math.isqrt(count)
@@ -69,7 +73,7 @@ class TokenFields(FileModel, extra="forbid"):
         """
         if self.count > tokens:
             raise ValueError(f"visual_tokens: {self.count} of {tokens} tokens cannot stay")
-        if self.kind in ("pool", "shuffle") and not windows_make(tokens, self.count):
+        if self.kind in IN_WINDOWS and not windows_make(tokens, self.count):
             raise ValueError(f"visual_tokens: {tokens} tokens are no square whose windows make {self.count}")
 
 

@@ -75,18 +75,6 @@ class PrismaticPolicy(StoredPolicy):
     def prepare(self, observation: Observation) -> PrismaticInputs:
         return self.processor(observation, self.spec.cameras, self.device)
 
-    def encode(self, inputs: PrismaticInputs) -> PrismaticInputs:
-        images = self.model.images_of(inputs)
-        return replace(inputs, pixel_values=None, image_embeddings=images.embeddings, image_places=images.places)
-
-    def features(self, inputs: PrismaticInputs) -> torch.Tensor:
-        assert inputs.image_embeddings is not None, "encode them first"
-        return inputs.image_embeddings
-
-    @property
-    def num_patches(self) -> int:
-        return len(self.spec.cameras) * self.model.config.tokens_of_picture
-
     @property
     def image_size(self) -> int:
         return self.processor.images.image_size
