@@ -20,7 +20,7 @@ from rlrc.policies.openvla.tiny import new_policy
 from rlrc.policies.shards import ShardWriter
 from rlrc.prune import PruneConfig
 from rlrc.recover.critic import Critic
-from rlrc.stage import standalone
+from rlrc.stage import contents_of, standalone
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
 INSTRUCTIONS = ["put carrot on plate", "put red cube on the big plate"]
@@ -299,4 +299,5 @@ def test_a_policy_by_its_hub_id(tiny_checkpoint: Path, tmp_path: Path, monkeypat
         for policy in (Path("openvla/openvla-7b"), tiny_checkpoint)
     )
     assert by_id.fingerprint == by_path.fingerprint
+    assert contents_of("teacher", Path("openvla/openvla-7b")) == tiny_checkpoint
     assert len(by_id.run(restart=False)["layers"]) == 1

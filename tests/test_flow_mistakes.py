@@ -16,6 +16,7 @@ import torch
 from flow_fixtures import SETS, FlowSet, differs
 from safetensors.torch import load_file, save_file
 
+import rlrc
 from rlrc.errors import UserError
 from rlrc.policies.flow import layers, model
 from rlrc.policies.flow.inputs import FlowInputs
@@ -177,8 +178,6 @@ def test_the_number_in_the_name_of_a_state_file_may_be_another(case: FlowSet) ->
 
 def test_statistics_of_several_robots_are_asked_for(case: FlowSet) -> None:
     """smolvla_base holds `so100.buffer.action.mean`, which LeRobot does not find."""
-    import rlrc
-
     folder = case.copy("robots")
     for name in (PREPROCESSOR_FILE, POSTPROCESSOR_FILE):
         path = state_file(folder, name)
@@ -252,6 +251,15 @@ def test_bad_folders(case: FlowSet, kind: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("family", ["pi0", "smolvla"])
+def test_a_family_that_reads_the_state_needs_one(family: str, tmp_path: Path) -> None:
+    case, folder = flow_set(family, tmp_path), tmp_path / "own"
+    case.policy.save(folder)
+    change_json(folder / "config.json", lambda values: values.update(state_dim=0))
+    with pytest.raises(UserError, match=r"config.json: 'state_dim': Input should be greater than or equal to 1"):
+        rlrc.load(folder)
+
+
 @pytest.mark.parametrize(
     ("family", "spec", "message"),
     [
@@ -265,8 +273,6 @@ def test_bad_folders(case: FlowSet, kind: str) -> None:
     ],
 )
 def test_bad_specs(family: str, spec: str | None, message: str, tmp_path: Path) -> None:
-    import rlrc
-
     case = flow_set(family, tmp_path)
     with pytest.raises(UserError, match=message):
         rlrc.load(case.folder / "checkpoint", spec=spec)

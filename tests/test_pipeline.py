@@ -28,6 +28,7 @@ STAGES = [
     {"verb": "bench", "policies": ["base", "sft"]},
 ]
 BASE_SFT = {"verb": "sft", "policy": "base"}
+BASE_PRUNE = {"verb": "prune", "policy": "base", "ratio": 0.5}
 
 
 @pytest.fixture
@@ -124,6 +125,21 @@ def test_killed_and_started_again_it_ends_with_the_same_table(folder: Path, step
             "'later' is neither",
         ),
         ([STAGES[0], {"verb": "sft", "policy": "demos"}], {}, "stage 'demos' makes no checkpoint"),
+        (
+            [BASE_PRUNE | {"method": {"kind": "depth", "rnak": "gates"}}],
+            {},
+            r"unknown key 'method\.depth\.rnak' \(known: kind, keep, rank",
+        ),
+        (
+            STAGES,
+            {"study": {"policies": {"dense": "base"}, "sedes": []}},
+            r"unknown key 'study\.sedes' \(known: name, policies, seeds",
+        ),
+        (
+            [BASE_PRUNE | {"dry_run": True, "method": {"kind": "random"}}, {"verb": "sft", "policy": "prune"}],
+            {},
+            "policy: stage 'prune' is a dry run, which makes no checkpoint",
+        ),
         ([BASE_SFT, BASE_SFT], {}, "the name is taken"),
         ([BASE_SFT | {"name": "../x"}], {}, "a name is made of"),
         (STAGES, {"base": "nowhere"}, "'nowhere' is neither an earlier stage"),

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -241,13 +241,33 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{shorten(key)}' (known: {', '.join(model.model_fields)})"
+        known = _model_at(first["loc"][:-1], model)
+        return f"unknown key '{shorten(key)}'" + (f" (known: {', '.join(known.model_fields)})" if known else "")
     if first["type"] == "missing":
         return f"missing key '{key}'"
     if first["type"] == "path_type":
         return f"'{shorten(key)}': a path is needed"
     message = first["msg"].removeprefix("Value error, ")
     return f"'{shorten(key)}': {message}" if key else message
+
+
+def _model_at(place: Sequence[int | str], model: type[BaseModel]) -> type[BaseModel] | None:
+    """The model of what lies at a place of pydantic's, whose parts are fields, numbers of items, and the tags that
+    choose a model of several; None where it cannot be told."""
+    models = [model]
+    for part in place:
+        field = models[0].model_fields.get(str(part)) if len(models) == 1 else None
+        if field is not None:
+            models = _models_in(field.annotation)
+        elif isinstance(part, str):
+            models = [m for m in models if any(field.default == part for field in m.model_fields.values())]
+    return models[0] if len(models) == 1 else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _require_depth(value: Any, where: str) -> None:

@@ -77,6 +77,8 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
             wanted = "dataset" if field == "dataset" else "checkpoint"
             if VERBS[source.verb].artifact != wanted:
                 raise UserError(f"{where}: {field}: stage '{path}' makes no {wanted}")
+            if getattr(source.config, "dry_run", False):
+                raise UserError(f"{where}: {field}: stage '{path}' is a dry run, which makes no {wanted}")
             sources[str(source.artifact)] = source.fingerprint
             return source.artifact
         if field == "run":  # a run's page shows every stage before it

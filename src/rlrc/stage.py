@@ -222,7 +222,7 @@ def contents_of(field: str, path: Path) -> Path:
         exists = path.exists()
     except OSError as error:
         raise UserError(f"{field}: '{shorten(str(path))}' cannot be looked at ({error.strerror})") from error
-    if exists or field not in ("policy", "policies") or len(path.parts) != 2 or address_of(path):
+    if exists or field not in ("policy", "policies", "teacher") or len(path.parts) != 2 or address_of(path):
         return path
     from rlrc.policies.checkpoint import on_disk  # a heavy import, rarely needed
 

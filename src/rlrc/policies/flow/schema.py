@@ -102,3 +102,9 @@ class FlowFields(FileModel):
             if dims is not None and len(dims) != count:
                 raise ValueError(f"{field} names {len(dims)} numbers, and there are {count}")
         return self
+
+
+class StateFields(FlowFields):
+    """config.json of a family that always reads the robot's state as numbers."""
+
+    state_dim: Dimensions
