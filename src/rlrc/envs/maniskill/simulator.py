@@ -1,5 +1,6 @@
 """Starts ManiSkill: what has to be set before it is imported, and a clear word where something of it is missing."""
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ def start() -> str:
     import sapien.render
     import torch
 
+    gc.freeze()  # It looks for garbage each time that it builds a scene, and need not look through all that is loaded.
     sapien.render.set_log_level("off")  # It would say the same as the error below, in many lines.
     if torch.cuda.is_available():
         with suppress(RuntimeError):
