@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlrc.files import atomic_path
+from rlrc.png import save_png
 from rlrc.reading import read_json
 from rlrc.report.charts import COLOURS
 from rlrc.stats import wilson
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--summary", type=Path, default=Path("results/tabletop/summary.json"))
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/success_bytes.png"))
     options = parser.parse_args()
-    with mpl.rc_context(STYLE), atomic_path(options.out) as aside:
-        draw(read_json(options.summary)).savefig(aside, format="png", dpi=150, metadata={"Software": None})
+    with mpl.rc_context(STYLE):
+        save_png(draw(read_json(options.summary)), options.out, dpi=150)
 
 
 def draw(summary: dict[str, Any]) -> Figure:

@@ -28,7 +28,8 @@ from rlrc.act.realtime import measured_latency
 from rlrc.bench import machine, noise_observation
 from rlrc.configs.evaluate import EvaluateConfig, Realtime
 from rlrc.episodes import Rate
-from rlrc.files import atomic_path, write_json, write_text
+from rlrc.files import write_json, write_text
+from rlrc.png import save_png
 from rlrc.reading import read_json
 from rlrc.report.charts import COLOURS
 from rlrc.study.figures import STYLE
@@ -152,8 +153,8 @@ def play(name: str, path: Path, speed: int, mode: Realtime, latency_ms: float | 
 
 def write(points: list[Point], marks: list[dict[str, Any]], out: Path) -> None:
     """The chart and the table."""
-    with mpl.rc_context(STYLE), atomic_path(out / "chart.png") as aside:
-        draw(points, marks).savefig(aside, format="png", dpi=120, metadata={"Software": None})
+    with mpl.rc_context(STYLE):
+        save_png(draw(points, marks), out / "chart.png", dpi=120)
     write_text(out / "README.md", page(points, marks))
 
 

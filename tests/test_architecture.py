@@ -33,6 +33,7 @@ FLOORS = [
             "lock",
             "ownership",
             "pixels",
+            "png",
         ),
         *("process", "progress", "reading", "stats", "tables", "served", "version", "video"),
     },

@@ -244,7 +244,7 @@ def test_learning_rate_schedule() -> None:
 
 
 @pytest.mark.parametrize("capable", [False, True])
-def test_slow_bf16_is_told(
+def test_precision_follows_the_processor_and_slow_bf16_is_told(
     tiny_policy: Policy,
     tmp_path: Path,
     capable: bool,
@@ -252,10 +252,11 @@ def test_slow_bf16_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(loop, "multiplies_bfloat16", lambda: capable)
-    Learner(tiny_policy, LearnerConfig(device="cpu", precision="fp32"), tmp_path)
+    assert Learner(tiny_policy, LearnerConfig(device="cpu"), tmp_path).precision == ("bf16" if capable else "fp32")
+    assert Learner(tiny_policy, LearnerConfig(device="cpu", precision="fp32"), tmp_path).precision == "fp32"
     assert not capsys.readouterr().err
-    Learner(tiny_policy, LearnerConfig(device="cpu", precision="bf16"), tmp_path)
-    assert ("precision fp32 trains faster" in capsys.readouterr().err) == (not capable)
+    assert Learner(tiny_policy, LearnerConfig(device="cpu", precision="bf16"), tmp_path).precision == "bf16"
+    assert ("--precision fp32 trains" in capsys.readouterr().err) == (not capable)
 
 
 def test_divergence_is_told(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from names import TWO_LAYERS, VLA_CACHE, run_of, through_transformers
 from results import Rows, by_name, processor_of
 
 from rlrc.bench import STAGES
-from rlrc.files import atomic_path, write_text
+from rlrc.files import write_text
+from rlrc.png import save_png
 from rlrc.reading import read_json
 from rlrc.stage_chart import Bar, draw_stages
 from rlrc.tables import human_bytes, human_ratio, markdown_table
@@ -279,5 +280,4 @@ def draw_sweep(path: Path, points: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with atomic_path(path) as aside:
-        figure.savefig(aside, format="png")
+    save_png(figure, path)

@@ -11,7 +11,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from rlrc.files import atomic_path, write_text
+from rlrc.files import write_text
+from rlrc.png import save_png
 from rlrc.progress import say
 from rlrc.reading import read_json
 from rlrc.report.charts import COLOURS
@@ -21,8 +22,8 @@ from rlrc.study.figures import STYLE
 def write_page(result: dict[str, Any], out: Path) -> None:
     """Write a picture and a page beside the JSON `out`."""
     picture = out.with_suffix(".png")
-    with mpl.rc_context(STYLE), atomic_path(picture) as aside:
-        draw(result).savefig(aside, format="png", dpi=150, metadata={"Software": None})
+    with mpl.rc_context(STYLE):
+        save_png(draw(result), picture, dpi=150)
     write_text(out.with_suffix(".md"), text(result, picture.name))
     say(f"written: {out}, {picture.name} and {out.with_suffix('.md').name}")
 

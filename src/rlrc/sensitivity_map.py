@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlrc.files import atomic_path
+from rlrc.png import save_png
 from rlrc.tables import human_bytes, human_ratio
 
 COLOURS = ("#3b82c4", "#e08a3c", "#4fa373", "#b565a7", "#8a8f98", "#c9a227", "#c44e52", "#2f7f7f")
@@ -56,9 +56,7 @@ def _interval(mean: Mapping[str, Any]) -> str:
 
 def draw_map(path: Path, rows: Sequence[dict[str, Any]], size: int) -> None:
     """Write the picture, PNG; see `map_figure`."""
-    figure = map_figure(rows, size)
-    with atomic_path(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    save_png(map_figure(rows, size), path, dpi=110)
 
 
 def map_figure(rows: Sequence[dict[str, Any]], size: int) -> Figure:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from rlrc.files import atomic_path
+from rlrc.png import save_png
 
 COLOURS = {
     "preprocess": "#c9a227",
@@ -42,9 +42,8 @@ def draw_stages(path: Path, bars: Sequence[Bar]) -> None:
         axes.text(total, row - 0.08, f" {total:,.0f} ms" if total > 99 else f" {total:.1f} ms", va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     axes.set_xlabel("milliseconds a call at batch 1; thin bars: the machine's floors")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(COLOURS), frameon=False, fontsize=8)
-    with atomic_path(path) as aside:
-        figure.savefig(aside, format="png")
+    save_png(figure, path)

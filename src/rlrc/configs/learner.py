@@ -38,8 +38,9 @@ class LearnerConfig(DevicePart):
     """Gradients of a larger norm are scaled down to this norm."""
     gradient_accumulation: int = Field(default=1, ge=1, le=4096)
     """Number of batches whose gradients are averaged for one optimizer step."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Precision of the computation. With bf16, weights and moments are still kept in float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the computation. auto is bf16 where the GPU or the processor multiplies it, and fp32 elsewhere. With
+    bf16, weights and moments are still kept in float32."""
     save_every: float = Field(default=60.0, ge=0, le=1e6)
     """Seconds between two training states on disk. A run that was cut off continues from the last one."""
     seed: Seed = 0

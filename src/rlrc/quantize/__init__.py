@@ -64,22 +64,14 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         "disk": sum(stored_bytes(policy.source or config.policy).values()),
         "memory": _bytes_in_memory(policy.model),
     }
-    if lacking := [part for part in config.parts if part not in policy.parts]:
-        raise UserError(f"parts: this policy has no {lacking[0]}; it has {', '.join(policy.parts)}")
-    names = linear_names(policy, config.parts)
-    for part in config.modules_to_not_convert:
-        if not any(part in name for name in names):
-            raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
-    kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
-    names = [name for name in names if name not in kept]
-    demonstrations = None if config.dataset is None else Demonstrations.of(config)
-    if demonstrations is not None:
+    names, kept = _chosen(policy, config)
+    demonstrations = held_out = before_actions = actions = None
+    if config.dataset is not None:
+        demonstrations = Demonstrations.of(config)
         adopt_statistics(policy, demonstrations, config)
-    # Drawn by another seed than those to calibrate on.
-    held_out = None
-    if demonstrations is not None:
+        # Drawn by another seed than those to calibrate on.
         held_out = Samples.draw(policy, demonstrations, config.samples, config.seed + 1)
-    before_actions = None if held_out is None else held_out.best_actions(policy)
+        before_actions = held_out.best_actions(policy)
     packed, left = _pack(policy, names, config, demonstrations)
     left |= dict.fromkeys(kept, "named in modules_to_not_convert")
     if not packed:
@@ -89,19 +81,57 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     policy.model.config.quantization_config = quantization_config(
         config.bits, config.group_size, [layer.name for layer in packed]
     )
-    bf16, memory = sum(layer.bf16_bytes for layer in packed), sum(layer.bytes for layer in packed)
-    metrics = {"layers": len(packed), "bytes": memory, "bf16_bytes": bf16, "ratio": memory / bf16, "left_dense": left}
-    actions = None
     if held_out is not None and before_actions is not None:
         actions = disagreement(before_actions, held_out.best_actions(policy), policy.bin_width)
+    bf16, memory = sum(layer.bf16_bytes for layer in packed), sum(layer.bytes for layer in packed)
+    metrics = {"layers": len(packed), "bytes": memory, "bf16_bytes": bf16, "ratio": memory / bf16, "left_dense": left}
     stage = {"verb": "quantize", "config": config.model_dump(mode="json"), "metrics": metrics | {"actions": actions}}
     policy.save(out / "checkpoint", stage=stage)
 
     stored = stored_bytes(out / "checkpoint")
     disk = sum(stored[f"{layer.name}.{leaf}"] for layer in packed for leaf in ("codes", "scales", "zeros"))
     after = {"disk": sum(stored.values()), "memory": _bytes_in_memory(policy.model)}
-    for where, count in (("on disk", disk), ("in memory", memory)):
-        say(f"{len(packed)} layers {where}: {count:,} bytes, {count / bf16:.4f} of {human_bytes(bf16)} in bf16")
+    replaced = {
+        "layers": len(packed),
+        "bf16": bf16,
+        "disk": disk,
+        "disk_ratio": disk / bf16,
+        "memory": memory,
+        "memory_ratio": memory / bf16,
+    }
+    _tell(replaced, packed, left, actions)
+    return {
+        "replaced": replaced,
+        "total": {"before": before, "after": after},
+        "left_dense": left,
+        "actions": actions,
+        "per_layer": [asdict(layer) for layer in packed],
+    }
+
+
+def _chosen(policy: Policy, config: QuantizeConfig) -> tuple[list[str], list[str]]:
+    """Names of the layers to pack, and of those that `modules_to_not_convert` leaves alone.
+
+    Raises:
+        UserError: the policy has no such part, or a layer to leave alone does not exist.
+    """
+    if lacking := [part for part in config.parts if part not in policy.parts]:
+        raise UserError(f"parts: this policy has no {lacking[0]}; it has {', '.join(policy.parts)}")
+    names = linear_names(policy, config.parts)
+    for part in config.modules_to_not_convert:
+        if not any(part in name for name in names):
+            raise UserError(f"modules_to_not_convert: '{part}' is in the name of no layer of {', '.join(config.parts)}")
+    kept = [name for name in names if any(part in name for part in config.modules_to_not_convert)]
+    return [name for name in names if name not in kept], kept
+
+
+def _tell(
+    replaced: Mapping[str, Any], packed: Sequence[PackedLayer], left: Mapping[str, str], actions: dict | None
+) -> None:
+    """Print what was packed, what it did to weights and actions, and what was left dense."""
+    for where, key in (("on disk", "disk"), ("in memory", "memory")):
+        share, whole = replaced[f"{key}_ratio"], human_bytes(replaced["bf16"])
+        say(f"{len(packed)} layers {where}: {replaced[key]:,} bytes, {share:.4f} of {whole} in bf16")
     worst = min(packed, key=lambda layer: math.inf if layer.sqnr_db is None else layer.sqnr_db)
     say(f"lowest signal-to-noise ratio: {worst.sqnr_db or math.inf:.1f} dB, {worst.name}")
     if actions is not None and "bins" in actions:
@@ -111,20 +141,6 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
         say(f"{actions['numbers']} normalised actions change by {actions['l1_change']:.4f} on average")
     for name, reason in left.items():
         say(f"left dense: {name}: {reason}")
-    return {
-        "replaced": {
-            "layers": len(packed),
-            "bf16": bf16,
-            "disk": disk,
-            "disk_ratio": disk / bf16,
-            "memory": memory,
-            "memory_ratio": memory / bf16,
-        },
-        "total": {"before": before, "after": after},
-        "left_dense": left,
-        "actions": actions,
-        "per_layer": [asdict(layer) for layer in packed],
-    }
 
 
 def disagreement(before: torch.Tensor, after: torch.Tensor, bin_width: float | None) -> dict[str, float]:

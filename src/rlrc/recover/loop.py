@@ -63,27 +63,14 @@ class Learner:
         """
         self.policy = policy
         self.config = config
-        # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
-        place = resolve_device(config.device)
-        self._processes = PartialState(cpu=place.type != "cuda")
-        # The threads of a process group that is still there when the interpreter ends can abort the process.
-        atexit.register(self._processes.destroy_process_group)
-        self.device = self._processes.device
-        if place.type == "mps":
-            raise UserError("training runs on the CPU or on CUDA; give --device cpu")
-        if place.index is not None:
-            if self.world_size > 1:
-                raise UserError(f"--device {place}: several processes train on a device each; leave the number out")
-            torch.cuda.set_device(place)
-            self.device = place
+        self._processes, self.device = _processes_on(resolve_device(config.device))
+        self.precision = _precision_of(config, self.device, self.is_main)
         self._stored_dtype = policy.model.dtype
         if self._stored_dtype == torch.float16:
             policy.model.float()  # autocast's bf16 and float16 do not mix; float32 loses nothing
         if self.device.type == "cpu":
             # The backward pass of the fused CPU kernel takes several times as long as attention written out.
             policy.model.set_attn_implementation("eager")
-            if config.precision == "bf16" and self.is_main and not multiplies_bfloat16():
-                say("this processor has no instructions for bf16, so precision fp32 trains faster here")
         self._packed = PackedLayers(policy.model)
         if self._packed:
             if config.keep_zeros:
@@ -94,15 +81,8 @@ class Learner:
         modules = {"model": policy.model, **(extra_modules or {})}
         for module in modules.values():
             module.to(self.device)
-        self.parameters = {
-            f"{prefix}.{name}": parameter
-            for prefix, module in modules.items()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
-        for parameter in self.parameters.values():
-            parameter.data = parameter.data.float()
-        if config.precision == "fp32":
+        self.parameters = _trained_in_float32(modules)
+        if self.precision == "fp32":
             policy.model.float()
         self._zeros = zeros_of(self.parameters, linears(policy)) if config.keep_zeros else {}
         self._sound = torch.ones((), dtype=torch.bool, device=self.device)
@@ -145,7 +125,7 @@ class Learner:
         return torch.Generator(device or self.device).manual_seed(seed)
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -316,6 +296,7 @@ class Learner:
         last_row: dict[str, Any] = {}
         if self.is_main:
             last_row = read_metrics(self.out / "metrics.jsonl")[-1]
+            facts = {"precision": self.precision, **facts}
             stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row, **facts}
             self.policy.save(self.out / "checkpoint", stage, dtype=self._stored_dtype)
             self._state_path.unlink(missing_ok=True)
@@ -364,3 +345,46 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Lit
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def _processes_on(place: torch.device) -> tuple[PartialState, torch.device]:
+    """The group of processes that train together, and the device of this one.
+
+    Raises:
+        UserError: the device cannot be trained on, or is one of several processes' and has a number.
+    """
+    # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
+    processes = PartialState(cpu=place.type != "cuda")
+    # The threads of a process group that is still there when the interpreter ends can abort the process.
+    atexit.register(processes.destroy_process_group)
+    if place.type == "mps":
+        raise UserError("training runs on the CPU or on CUDA; give --device cpu")
+    if place.index is None:
+        return processes, processes.device
+    if processes.num_processes > 1:
+        raise UserError(f"--device {place}: several processes train on a device each; leave the number out")
+    torch.cuda.set_device(place)
+    return processes, place
+
+
+def _precision_of(config: LearnerConfig, device: torch.device, tells: bool) -> Literal["fp32", "bf16"]:
+    """The precision to compute in; `tells` is whether this process says what slows training down."""
+    native = multiplies_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported(False)
+    if config.precision == "auto":
+        return "bf16" if native else "fp32"
+    if config.precision == "bf16" and tells and not native:
+        say("nothing here multiplies bf16 natively, so --precision fp32 trains up to ten times as fast")
+    return config.precision
+
+
+def _trained_in_float32(modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by the names of their modules and their own, turned into float32."""
+    parameters = {
+        f"{prefix}.{name}": parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+    return parameters

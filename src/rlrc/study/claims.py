@@ -28,92 +28,10 @@ class Claim:
 
 def check(evidence: Evidence) -> list[Claim]:
     """Every claim about the policies that the study has, in the order of the paper's three steps."""
-    tests: list[tuple[tuple[str, ...], str, Callable[[Evidence], tuple[str, bool] | None]]] = [
-        (
-            ("dense",),
-            "The dense policy succeeds in at least 85 % of the IND episodes.",
-            lambda e: _at_least(e, "dense", "ind", 0.85),
-        ),
-        (
-            ("pruned",),
-            "Right after 90 % pruning, at most 25 % of the IND episodes succeed.",
-            lambda e: _at_most(e, "pruned", "ind", 0.25),
-        ),
-        (("sft",), "SFT restores at least 90 % of the dense policy's IND success.", _sft_restores),
-        (
-            ("8-bit", "sft"),
-            "The 8-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
-            lambda e: _keeps_skill(e, "8-bit", "sft"),
-        ),
-        (
-            ("4-bit", "sft"),
-            "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
-            lambda e: _keeps_skill(e, "4-bit", "sft"),
-        ),
-        (
-            ("rl",),
-            "After RL, IND success is not below the dense policy's (one-sided 95 % bound within 2 points).",
-            lambda e: _not_below(e, "rl", "dense"),
-        ),
-        (
-            ("rl",),
-            "The mean of the RL seeds is not below the dense policy's IND success (the same bound).",
-            _mean_not_below,
-        ),
-        (
-            ("rl",),
-            "After RL, OOD success is above the dense policy's (McNemar, p < 0.05).",
-            partial(_above, policy="rl", other="dense", condition="ood"),
-        ),
-        (
-            ("rl",),
-            "The mean of the RL seeds is above the dense policy's OOD success (one-sided normal, p < 0.05).",
-            _mean_above,
-        ),
-        (
-            ("rl",),
-            "OOD success rises along the RL learning curves, from the start over the first half to the last half.",
-            _curve_rises,
-        ),
-        (
-            ("rl", "sft-tokens"),
-            "After RL, IND success is not below that of the fine-tuned policy (one-sided 95 % bound within 2 points).",
-            lambda e: _not_below(e, "rl", "sft-tokens"),
-        ),
-        *(
-            (
-                ("rl", "more-sft"),
-                f"After RL, {split.upper()} success is above that after the same minutes of SFT (McNemar, p < 0.05).",
-                partial(_above, policy="rl", other="more-sft", condition=split),
-            )
-            for split in ("ind", "ood")
-        ),
-        (
-            ("rl", "sft", "sft-longer"),
-            "After RL, IND success is not below that of the fine-tuned policy (one-sided 95 % bound within 2 points).",
-            lambda e: _not_below(e, "rl", "sft"),
-        ),
-        *(
-            (
-                ("rl", "sft", "sft-longer"),
-                f"After RL, OOD success is above that {told} (McNemar, p < 0.05).",
-                partial(_above, policy="rl", other=other, condition="ood"),
-            )
-            for other, told in (("sft", "before it"), ("sft-longer", "after the same minutes of more SFT"))
-        ),
-        (
-            ("rl-4bit",),
-            "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
-            lambda e: _keeps_skill(e, "rl-4bit", "rl"),
-        ),
-        (("rl",), "At least 85 % of the decoder's parameters are removed.", _decoder_cut),
-        (("rl-4bit",), "The weights of the 4-bit policy take at most 1/6 of the dense policy's bytes in bf16.", _bytes),
-        (("rl-scratch",), "RL without SFT, with the same budget, is at least 20 points worse (IND).", _scratch),
-    ]
     claims = []
-    for about, claim, test in tests:
+    for about, claim, measure in CLAIMS:
         if evidence.plan.policies.keys() >= set(about):
-            outcome = test(evidence)
+            outcome = measure(evidence)
             claims.append(Claim(claim, *(outcome or ("not measured", None))))
     return claims
 
@@ -255,3 +173,88 @@ def _scratch(evidence: Evidence) -> tuple[str, bool] | None:
     if paired is None:
         return None
     return f"{100 * paired.difference:+.1f} points, n = {paired.n}", paired.difference <= -0.2
+
+
+CLAIMS: tuple[tuple[tuple[str, ...], str, Callable[[Evidence], tuple[str, bool] | None]], ...] = (
+    (
+        ("dense",),
+        "The dense policy succeeds in at least 85 % of the IND episodes.",
+        lambda e: _at_least(e, "dense", "ind", 0.85),
+    ),
+    (
+        ("pruned",),
+        "Right after 90 % pruning, at most 25 % of the IND episodes succeed.",
+        lambda e: _at_most(e, "pruned", "ind", 0.25),
+    ),
+    (("sft",), "SFT restores at least 90 % of the dense policy's IND success.", _sft_restores),
+    (
+        ("8-bit", "sft"),
+        "The 8-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+        lambda e: _keeps_skill(e, "8-bit", "sft"),
+    ),
+    (
+        ("4-bit", "sft"),
+        "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+        lambda e: _keeps_skill(e, "4-bit", "sft"),
+    ),
+    (
+        ("rl",),
+        "After RL, IND success is not below the dense policy's (one-sided 95 % bound within 2 points).",
+        lambda e: _not_below(e, "rl", "dense"),
+    ),
+    (
+        ("rl",),
+        "The mean of the RL seeds is not below the dense policy's IND success (the same bound).",
+        _mean_not_below,
+    ),
+    (
+        ("rl",),
+        "After RL, OOD success is above the dense policy's (McNemar, p < 0.05).",
+        partial(_above, policy="rl", other="dense", condition="ood"),
+    ),
+    (
+        ("rl",),
+        "The mean of the RL seeds is above the dense policy's OOD success (one-sided normal, p < 0.05).",
+        _mean_above,
+    ),
+    (
+        ("rl",),
+        "OOD success rises along the RL learning curves, from the start over the first half to the last half.",
+        _curve_rises,
+    ),
+    (
+        ("rl", "sft-tokens"),
+        "After RL, IND success is not below that of the fine-tuned policy (one-sided 95 % bound within 2 points).",
+        lambda e: _not_below(e, "rl", "sft-tokens"),
+    ),
+    *(
+        (
+            ("rl", "more-sft"),
+            f"After RL, {split.upper()} success is above that after the same minutes of SFT (McNemar, p < 0.05).",
+            partial(_above, policy="rl", other="more-sft", condition=split),
+        )
+        for split in ("ind", "ood")
+    ),
+    (
+        ("rl", "sft", "sft-longer"),
+        "After RL, IND success is not below that of the fine-tuned policy (one-sided 95 % bound within 2 points).",
+        lambda e: _not_below(e, "rl", "sft"),
+    ),
+    *(
+        (
+            ("rl", "sft", "sft-longer"),
+            f"After RL, OOD success is above that {told} (McNemar, p < 0.05).",
+            partial(_above, policy="rl", other=other, condition="ood"),
+        )
+        for other, told in (("sft", "before it"), ("sft-longer", "after the same minutes of more SFT"))
+    ),
+    (
+        ("rl-4bit",),
+        "The 4-bit policy is at most 3 points below its bf16 parent, IND and OOD (point estimates).",
+        lambda e: _keeps_skill(e, "rl-4bit", "rl"),
+    ),
+    (("rl",), "At least 85 % of the decoder's parameters are removed.", _decoder_cut),
+    (("rl-4bit",), "The weights of the 4-bit policy take at most 1/6 of the dense policy's bytes in bf16.", _bytes),
+    (("rl-scratch",), "RL without SFT, with the same budget, is at least 20 points worse (IND).", _scratch),
+)
+"""The claims: the policies that a study must have for it, the claim in words, and what measures it."""

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlrc.episodes import Rate, by_condition, success_rate
-from rlrc.files import atomic_path
+from rlrc.png import save_png
 from rlrc.report import charts
 from rlrc.report.charts import COLOURS
 from rlrc.study.evidence import Evidence
@@ -30,9 +30,8 @@ def draw(evidence: Evidence, out: Path, prefix: str = "") -> dict[str, Path]:
         for name, (caption, make) in FIGURES.items():
             figure = make(evidence)
             if figure is not None:
-                with atomic_path(out / f"{prefix}{name}") as aside:
-                    figure.savefig(aside, format="png", dpi=150, metadata={"Software": None})
                 drawn[caption] = out / f"{prefix}{name}"
+                save_png(figure, drawn[caption], dpi=150)
     return drawn
 
 
