@@ -62,7 +62,7 @@ def test_a_supervised_step_asks_for_no_value(
     without_values: Policy, optimizer: Literal["adamw", "muon"], tmp_path: Path
 ) -> None:
     policy = without_values
-    learner = Learner(policy, LearnerConfig(device="cpu", optimizer=optimizer), tmp_path)
+    learner = Learner(policy, LearnerConfig(device="cpu", optimizer=optimizer, precision="bf16"), tmp_path)
     means = Means()
     with learner.autocast():
         inputs = policy.encode(seen(policy, 3, pictures=True))
@@ -76,7 +76,7 @@ def test_a_supervised_step_asks_for_no_value(
 def test_a_step_of_ppo_asks_for_no_value(without_values: Policy, tmp_path: Path) -> None:
     policy: Any = without_values
     critic = Critic(40)
-    config = RlConfig(policy=tmp_path, world="tabletop", device="cpu", batch_size=4, target_kl=None)
+    config = RlConfig(policy=tmp_path, world="tabletop", device="cpu", batch_size=4, target_kl=None, precision="bf16")
     learner = Learner(policy, config, tmp_path, {"critic": critic})
     moments: Any = SimpleNamespace(inputs=lambda index: seen(policy, len(index), pictures=False))
     ones, true = torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool)  # three steps in four worlds
