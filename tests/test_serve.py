@@ -148,7 +148,7 @@ def test_policies_that_denoise_answer_many_as_if_each_were_alone(name: str) -> N
         return float(np.abs(got - expected).max())
 
     with served(policy) as server, ThreadPoolExecutor(9) as pool:
-        assert max(pool.map(play, range(9))) < 1e-4
+        assert max(pool.map(play, range(9))) < 1e-5
 
 
 # -- many clients ------------------------------------------------------------------------------------------------------
@@ -170,7 +170,8 @@ def test_many_clients_get_their_own_answers_and_are_batched(policy: Policy, serv
         return worst
 
     with ThreadPoolExecutor(clients) as pool:
-        assert max(pool.map(play, range(clients))) < 1e-4
+        # Sums of a batch are taken in another order: 1.24e-5 at most where MKL multiplies with AVX2.
+        assert max(pool.map(play, range(clients))) < 2e-5
     rows = server.service.metrics.rows.collect()[0].samples
     count = next(sample.value for sample in rows if sample.name.endswith("_count"))
     total = next(sample.value for sample in rows if sample.name.endswith("_sum"))

@@ -296,8 +296,13 @@ class Learner:
         last_row: dict[str, Any] = {}
         if self.is_main:
             last_row = read_metrics(self.out / "metrics.jsonl")[-1]
-            facts = {"precision": self.precision, **facts}
-            stage = {"verb": verb, "config": self.config.model_dump(mode="json"), "metrics": last_row, **facts}
+            stage = {
+                "verb": verb,
+                "config": self.config.model_dump(mode="json"),
+                "metrics": last_row,
+                "precision": self.precision,
+                **facts,
+            }
             self.policy.save(self.out / "checkpoint", stage, dtype=self._stored_dtype)
             self._state_path.unlink(missing_ok=True)
         self._processes.wait_for_everyone()
