@@ -257,9 +257,16 @@ def test_a_study_may_name_another_way_of_acting_by_its_evaluation(folder: Path) 
         resolve(read_recipe(Path("toy.yaml")), Path("runs/toy"))
 
 
-def test_a_study_that_names_no_policy_is_refused(folder: Path) -> None:
+def test_a_study_or_a_budget_that_names_no_policy_is_refused(folder: Path) -> None:
     write_recipe(STAGES, study={"policies": {"dense": "base", "sft": "demos"}})
     with pytest.raises(UserError, match="study: 'demos' is no stage that makes a policy"):
+        run_toy()
+    dry = BASE_PRUNE | {"name": "plan", "dry_run": True, "method": {"kind": "random"}}
+    write_recipe([dry], study={"policies": {"dense": "base", "pruned": "plan"}})
+    with pytest.raises(UserError, match="study: 'plan' is no stage that makes a policy"):
+        run_toy()
+    write_recipe([dry], budget={"policy": "plan", "max_latency": "9ms", "predicted_ms": 1, "predicted_bytes": 1})
+    with pytest.raises(UserError, match="budget: 'plan' is no stage that makes a policy"):
         run_toy()
 
 

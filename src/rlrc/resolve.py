@@ -42,13 +42,15 @@ def resolve(recipe: Recipe, folder: Path) -> dict[str, Stage]:
 
 
 def _check_policies(recipe: Recipe, stages: dict[str, Stage]) -> None:
-    """Check the stages that a study and a budget name: they make a policy, or let one act in another way.
+    """Check the stages that a study and a budget name: they make a policy, or let one act in another way. A dry run
+    makes none.
 
     Raises:
         UserError: one of them does not.
     """
     verbs = {name: stage.verb for name, stage in stages.items()}
-    makers = {"base", *(name for name, verb in verbs.items() if VERBS[verb].artifact == "checkpoint")}
+    at_work = {name: stage.verb for name, stage in stages.items() if not stage.is_dry_run}
+    makers = {"base", *(name for name, verb in at_work.items() if VERBS[verb].artifact == "checkpoint")}
     study = recipe.study
     in_tables = [name for names in study.of_policies.values() for name in names] if study else []
     ways = {name for name in in_tables if verbs.get(name) == "evaluate"}
@@ -77,7 +79,7 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
             wanted = "dataset" if field == "dataset" else "checkpoint"
             if VERBS[source.verb].artifact != wanted:
                 raise UserError(f"{where}: {field}: stage '{path}' makes no {wanted}")
-            if getattr(source.config, "dry_run", False):
+            if source.is_dry_run:
                 raise UserError(f"{where}: {field}: stage '{path}' is a dry run, which makes no {wanted}")
             sources[str(source.artifact)] = source.fingerprint
             return source.artifact
