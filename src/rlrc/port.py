@@ -17,6 +17,9 @@ from rlrc.served import API_KEY
 
 BACKLOG = 1024
 """Connections that may wait to be let in."""
+CLOSING_S = 1.0
+"""Seconds that the other side may take to agree that a websocket closes. At the end of a server aiohttp reads nothing
+more, so that all of them pass."""
 OPEN = ("/healthz", "/health")
 """Addresses that need no key."""
 

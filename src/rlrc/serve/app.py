@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from rlrc.configs.serve import ServeConfig
-from rlrc.port import door, error_answer, notice_dead_peers, opened
+from rlrc.port import CLOSING_S, door, error_answer, notice_dead_peers, opened
 from rlrc.progress import say
 from rlrc.serve.service import Question, Refused, Service
 from rlrc.serve.websocket import Session, serve_socket
@@ -58,7 +58,7 @@ class Application:
             self._service.metrics.connections.set(self._connected)
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
-        answer = web.WebSocketResponse(max_msg_size=self._largest, compress=False, timeout=self._limits.upload_s)
+        answer = web.WebSocketResponse(max_msg_size=self._largest, compress=False, timeout=CLOSING_S)
         if not answer.can_prepare(request).ok:
             return web.json_response(self._service.metadata)
         await answer.prepare(request)

@@ -15,7 +15,7 @@ import numpy as np
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientWSTimeout, WSCloseCode, WSMsgType, web
 
 from rlrc.errors import shorten
-from rlrc.port import door, notice_dead_peers, opened
+from rlrc.port import CLOSING_S, door, notice_dead_peers, opened
 from rlrc.trial.greetings import TIMEOUT_S, Greeting, as_told
 from rlrc.wire import WireError, pack, unpack
 
@@ -23,8 +23,6 @@ LARGEST_MESSAGE = 64 * 10**6
 """Bytes of the largest message that is handed on."""
 REQUEST_S = 20.0
 """Seconds that the robot's program may take to send the headers of its request."""
-CLOSING_S = 1.0
-"""Seconds that the other side may take to agree that a connection ends."""
 
 T = TypeVar("T")
 Socket = web.WebSocketResponse | ClientWebSocketResponse
