@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,3 +105,12 @@ def grouped_policy() -> "Policy":
     torch.manual_seed(0)
     policy.model = type(policy.model)(config).eval()
     return policy
+
+
+@pytest.fixture(scope="module")
+def quick_rates() -> Iterator[None]:
+    """`bench` measures the machine's rates with small tensors: others take a processor without bf16 20 seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlrc.roofline.READ_BYTES", 2**20)
+        patch.setattr("rlrc.roofline.WIDTH", 64)
+        yield

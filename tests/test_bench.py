@@ -28,15 +28,12 @@ BALLAST = 2**30
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """All that `bench` measures, here with small tensors for the machine's rates."""
+def measured(tiny_checkpoint: Path, quick_rates: None, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """All that `bench` measures."""
     out = tmp_path_factory.mktemp("bench")
     config = BenchConfig(policies=[tiny_checkpoint], batch_sizes=(1, 4), repeats=3, warmup=1)
     ballast = torch.ones(BALLAST, dtype=torch.uint8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlrc.roofline.READ_BYTES", 2**20)
-        patch.setattr("rlrc.roofline.WIDTH", 64)
-        result = bench(config, out)
+    result = bench(config, out)
     assert ballast.all()
     assert read_json(out / "bench.json") == result
     with Image.open(out / "bench.png") as picture:

@@ -226,7 +226,7 @@ def test_inspect(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert described["parameters"]["total"] == sum(p.numel() for p in rlrc.load(trained).model.parameters())
 
 
-def test_bench(tmp_path: Path) -> None:
+def test_bench(quick_rates: None, tmp_path: Path) -> None:
     stats = {"toy": {entry: {"mean": [0.0] * 7, "std": [1.0] * 7} for entry in ("action", "proprio")}}
     new_policy("smolvla", SHAPE, ["stop"], stats, 0, FLOW).save(tmp_path / "policy")
     config = BenchConfig(policies=[tmp_path / "policy"], batch_sizes=(1,), repeats=2, warmup=0, device="cpu")

@@ -32,6 +32,10 @@ _DTYPES = {
 SHARD_BYTES = 2**30
 """Bytes of one file. Writing a file takes as much memory beside the tensors themselves."""
 
+HELD_BYTES = 2**24
+"""Bytes that are read from a file before it is opened anew. Opening takes time that grows with the number of tensors
+in the file, and what was read of an open file counts as memory of this process."""
+
 
 def has_weights(folder: Path) -> bool:
     """Return whether the weights of a whole policy lie in `folder`."""
@@ -81,6 +85,10 @@ class TensorFiles:
         self.paths = weight_files(folder) if paths is None else paths
         self._file: dict[str, Path] = {}
         self._outline: dict[str, torch.Tensor] = {}
+        self._held: Any = None
+        """The file that was read last, of which `_held_bytes` were read since it was opened."""
+        self._held_path = folder
+        self._held_bytes = 0
         for path in self.paths:
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118  (a safetensors handle, not a dict)
@@ -120,9 +128,13 @@ class TensorFiles:
 
         Not a view of the file's pages: those lie at odd addresses, where kernels are slower and round differently.
         """
-        with _open(self._file[name]) as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor.clone()
+        path = self._file[name]
+        if self._held is None or path != self._held_path or self._held_bytes > HELD_BYTES:
+            self._held = None  # Two files that are open at once would count twice.
+            self._held, self._held_path, self._held_bytes = _open(path), path, 0
+        tensor: torch.Tensor = self._held.get_tensor(name)
+        self._held_bytes += tensor.nbytes
+        return tensor.clone()
 
 
 class ShardWriter:
