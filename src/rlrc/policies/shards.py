@@ -33,8 +33,8 @@ SHARD_BYTES = 2**30
 """Bytes of one file. Writing a file takes as much memory beside the tensors themselves."""
 
 HELD_BYTES = 2**24
-"""Bytes that are read from a file before it is opened anew. Opening takes time that grows with the number of tensors
-in the file, and what was read of an open file counts as memory of this process."""
+"""Bytes that are read from a file before it is closed. Opening it anew takes time that grows with the number of its
+tensors, and what was read of an open file counts as memory of this process."""
 
 
 def has_weights(folder: Path) -> bool:
@@ -86,7 +86,7 @@ class TensorFiles:
         self._file: dict[str, Path] = {}
         self._outline: dict[str, torch.Tensor] = {}
         self._held: Any = None
-        """The file that was read last, of which `_held_bytes` were read since it was opened."""
+        """The open file, of which `_held_bytes` were read; None where none is open."""
         self._held_path = folder
         self._held_bytes = 0
         for path in self.paths:
@@ -128,13 +128,17 @@ class TensorFiles:
 
         Not a view of the file's pages: those lie at odd addresses, where kernels are slower and round differently.
         """
-        path = self._file[name]
-        if self._held is None or path != self._held_path or self._held_bytes > HELD_BYTES:
-            self._held = None  # Two files that are open at once would count twice.
-            self._held, self._held_path, self._held_bytes = _open(path), path, 0
-        tensor: torch.Tensor = self._held.get_tensor(name)
+        tensor: torch.Tensor = self._opened(self._file[name]).get_tensor(name).clone()
         self._held_bytes += tensor.nbytes
-        return tensor.clone()
+        if self._held_bytes > HELD_BYTES:
+            self._held = None
+        return tensor
+
+    def _opened(self, path: Path) -> Any:
+        """The file, which stays open until another one is read, or enough of it."""
+        if self._held is None or path != self._held_path:
+            self._held, self._held_path, self._held_bytes = _open(path), path, 0
+        return self._held
 
 
 class ShardWriter:
