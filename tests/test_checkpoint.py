@@ -1,5 +1,6 @@
 """What is saved loads again, anywhere, with equal logits; what is damaged is refused in one line."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -85,6 +86,11 @@ def test_fresh_process_gives_equal_logits(kind: str, how: str, tiny_policy: Poli
     policy = quantized(policy) if kind.endswith("4bit") else policy
     policy.save(tmp_path / "saved")
     torch.testing.assert_close(fresh_logits(tmp_path / "saved", how), logits(policy), atol=1e-5, rtol=1e-5)
+
+
+def test_a_loaded_policy_can_be_copied(tiny_checkpoint: Path) -> None:
+    policy = rlrc.load(tiny_checkpoint)
+    assert torch.equal(logits(copy.deepcopy(policy)), logits(policy))
 
 
 def test_bf16_keeps_dtype_and_size(tiny_policy: Policy, tmp_path: Path) -> None:

@@ -134,6 +134,10 @@ class TensorFiles:
             self._held = None
         return tensor
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: all but the open file, which cannot be copied."""
+        return vars(self) | {"_held": None}
+
     def _opened(self, path: Path) -> Any:
         """The file, which stays open until another one is read, or enough of it."""
         if self._held is None or path != self._held_path:
