@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -63,6 +64,14 @@ def test_runs_every_stage_and_compares_with_the_first_policy(folder: Path) -> No
     assert sft["comparisons"]["ind"]["difference"] == pytest.approx(0.4)
     assert sft["comparisons"]["ind"]["p"] == pytest.approx(2 * 0.5**8)  # eight discordant pairs, all one way
     assert not base["comparisons"] and sft["cost"]["parameters"]["total"] == 100
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells its processor in /proc/cpuinfo")
+def test_what_ended_says_on_which_processor(folder: Path) -> None:
+    run_toy()
+    told = json.loads(Path("runs/toy/sft/done.json").read_text())["machine"]
+    name, cores = re.fullmatch(r"(.+), (\d+) cores", told).groups()
+    assert name in Path("/proc/cpuinfo").read_text() and 1 <= int(cores) <= os.cpu_count()
 
 
 def test_a_second_run_does_nothing(folder: Path) -> None:

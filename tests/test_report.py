@@ -71,7 +71,9 @@ def checkpoint(folder: Path, name: str) -> str:
 def finish(stage: Path, verb: str, config: dict, result: dict | None = None) -> Path:
     stage.mkdir()
     (stage / "config.yaml").write_text(yaml.safe_dump({"verb": verb, "fingerprint": "0" * 16, "config": config}))
-    (stage / "done.json").write_text(json.dumps({"fingerprint": "0" * 16, "seconds": 83.0, "result": result or {}}))
+    (stage / "done.json").write_text(
+        json.dumps({"fingerprint": "0" * 16, "seconds": 83.0, "machine": "Some CPU, 2 cores", "result": result or {}})
+    )
     return stage
 
 
@@ -181,7 +183,9 @@ def test_the_page_says_what_was_measured_and_needs_no_other_file(page: Path) -> 
     parsed.feed(page.read_text())
     assert "toy-run" in parsed.texts
     assert {"84.4 %", "[77, 90] n=128", "0.0 %", "[0, 3] n=128"} <= set(parsed.texts)  # 108 and 0 of 128, Wilson
-    assert {"6.40 M", "1.40 M", "12.2 MiB", "21.0 ms", "2.33x", "abc1234"} <= set(parsed.texts)
+    assert {"6.40 M", "1.40 M", "12.2 MiB", "21.0 ms", "2.33x", "abc1234", "1 min 23 s, Some CPU, 2 cores"} <= set(
+        parsed.texts
+    )
     outside = [address for address in parsed.addresses if not address.startswith(("data:", "#"))]
     assert not outside
     assert not re.search(r"@import|url\(http", page.read_text())

@@ -16,6 +16,8 @@ class Done(FileModel):
 
     fingerprint: str
     seconds: float = Field(ge=0)
+    machine: str | None = None
+    """Processor that it ended on, and its cores; what ended before this was recorded does not say."""
     result: dict[str, Any]
 
 
@@ -28,6 +30,7 @@ class Finished:
     verb: str
     config: dict[str, Any]
     seconds: float
+    machine: str | None
     result: dict[str, Any]
 
 
@@ -42,7 +45,7 @@ def read_finished(folder: Path) -> Finished | None:
     done, record = read_done(folder), read_record(folder)
     if record is None:
         raise UserError(f"{folder / RECORD}: no such file, and {DONE} lies beside it; delete {DONE} and run it again")
-    return Finished(folder.name, folder, record.verb, record.config, done.seconds, done.result)
+    return Finished(folder.name, folder, record.verb, record.config, done.seconds, done.machine, done.result)
 
 
 def read_done(folder: Path) -> Done:

@@ -24,6 +24,7 @@ from rlrc.errors import UserError, is_bug, shorten
 from rlrc.files import require_space, sha256_file, sha256_tree, write_json, write_text
 from rlrc.finished import read_done
 from rlrc.lock import locked
+from rlrc.native import processor
 from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
 from rlrc.process import rank
 from rlrc.reading import require_file
@@ -101,8 +102,8 @@ class Stage:
                 with _logged(self.folder / LOG):
                     result = work(self.config, self.folder)
             seconds = round(time.monotonic() - started, 1)
-            done = {"fingerprint": self.fingerprint, "seconds": seconds, "result": result}
-            write_json(self.folder / DONE, done)
+            done = {"fingerprint": self.fingerprint, "seconds": seconds, "machine": processor.described()}
+            write_json(self.folder / DONE, done | {"result": result})
         return result
 
     def check(self, restart: bool) -> None:

@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from rlrc.errors import UserError
 
 INSTRUCTIONS = "RLRC_INSTRUCTIONS"
@@ -98,6 +100,11 @@ def multiplies_bfloat16() -> bool:
 def name() -> str:
     """The name of the processor."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def described() -> str:
+    """The name of the processor and how many cores this machine has of it."""
+    return f"{name()}, {psutil.cpu_count(logical=False) or os.cpu_count()} cores"
 
 
 def machine() -> str:

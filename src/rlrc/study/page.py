@@ -178,12 +178,18 @@ def _cost(evidence: Evidence) -> str:
     for stage in evidence.stages.values():
         by_verb[stage.verb] = by_verb.get(stage.verb, 0) + stage.seconds / 3600
     told = ", ".join(f"{verb} {spent:.2f}" for verb, spent in sorted(by_verb.items(), key=lambda item: -item[1]))
-    machine = ", ".join(f"{key} {value}" for key, value in evidence.machine.items())
     return (
         f"The stages took {hours:.1f} hours in all ({told}). They ran side by side where `--jobs` allowed it. Of a "
         "stage that was cut off and resumed, only the last part is counted."
-        f"\n\nMachine: {machine or 'not recorded'}."
+        f"\n\nMachine: {_machine(evidence) or 'not recorded'}."
     )
+
+
+def _machine(evidence: Evidence) -> str:
+    """What `bench` says of its machine; without one, every processor that a stage ended on."""
+    told = [f"{key} {value}" for key, value in evidence.machine.items()]
+    ended_on = {stage.machine for stage in evidence.stages.values() if stage.machine}
+    return ", ".join(told) or "; ".join(sorted(ended_on))
 
 
 def _section(title: str, *blocks: str) -> list[str]:
