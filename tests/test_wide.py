@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.packed import reference
+from rlrc.packed.layers import QuantizedConv2d
 from rlrc.policies import checkpoint
 from rlrc.policies.contract import Policy
-from rlrc.policies.wide import FEWEST_ROWS, WideLinear, widen_products
+from rlrc.policies.wide import FEWEST_ROWS, WideConv2d, WideLinear, widen_products
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -26,6 +28,32 @@ def test_products_of_many_rows_are_those_of_float32_rounded_once(bias: bool) -> 
     few = x[0, : FEWEST_ROWS - 1]
     assert torch.equal(wide(few), dense(few))
     assert torch.equal(wide.float()(x.float()), dense.float()(x.float()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_are_those_of_float32_rounded_once(bias: bool) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=bias)).bfloat16()
+    wide = copy.deepcopy(dense)
+    widen_products(wide)
+    assert wide.state_dict().keys() == dense.state_dict().keys()
+    x = torch.randn(2, 3, 9, 9).bfloat16()
+    weight, shift = dense[0].weight.float(), dense[0].bias.float() if bias else None
+    exact = F.conv2d(x.float(), weight, shift, stride=2, padding=1)
+    assert torch.equal(wide(x), exact.bfloat16())
+    assert torch.equal(wide.float()(x.float()), exact)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_packed_convolutions_are_too(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "multiplies_bfloat16", lambda: fast)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, stride=2, padding=1).bfloat16()
+    packed = QuantizedConv2d.empty_like(conv, 4, 32).fill(conv)
+    x = torch.randn(2, 3, 9, 9).bfloat16()
+    dtype = torch.bfloat16 if fast else torch.float32
+    exact = F.conv2d(x.to(dtype), packed.dense(dtype).weight, conv.bias.to(dtype), stride=2, padding=1)
+    assert torch.equal(packed(x), exact.bfloat16())
 
 
 def test_master_weights_in_float32_are_left_to_autocast() -> None:
@@ -60,5 +88,6 @@ def test_a_policy_is_loaded_so_where_bfloat16_is_slow(
         policy = checkpoint.load(folder)
         assert any(isinstance(module, WideLinear) for module in policy.model.modules()) is not fast
         assert any(type(module) is nn.Linear for module in policy.model.modules()) is fast
+        assert any(isinstance(module, WideConv2d) for module in policy.model.modules()) is not fast
         actions.append(policy.act(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"]))
     np.testing.assert_allclose(actions[0], actions[1], atol=0.2)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlrc.policies.wide import wide_product
+from rlrc.native.processor import multiplies_bfloat16
+from rlrc.policies.wide import WideConv2d, wide_product
 
 MANY = 8
 """Number of rows from which a product counts as one of many."""
@@ -52,6 +53,13 @@ def choose_for_each(parts: Iterable[nn.Module]) -> list[dict[str, Any]]:
             module.__class__ = EitherLinear  # the same weights under the same names
             module.in_float32 = chosen[shape]
     return rows
+
+
+def widen_convolutions(part: nn.Module) -> None:
+    """Let the convolutions of `part` compute in float32 where the processor is slow at bf16, as rlrc's do."""
+    for module in part.modules():
+        if type(module) is nn.Conv2d and not multiplies_bfloat16():
+            module.__class__ = WideConv2d
 
 
 def any_in_float32(parts: Iterable[nn.Module]) -> bool:

@@ -14,6 +14,7 @@ from rlrc.config import Bits
 from rlrc.errors import UserError, shorten
 from rlrc.packed.backend import BACKENDS, Choice, backend_for
 from rlrc.packed.layout import PackedWeight, grouped, pack, packed_width, quantize_groups
+from rlrc.packed.reference import multiplied_in
 
 CHUNK = 2**16
 """Weights quantized at once: the search reads them many times, so they should fit in the processor's cache."""
@@ -185,8 +186,9 @@ class QuantizedConv2d(QuantizedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, in, H, W) -> (B, out, H', W') in x's dtype."""
         kernel, placing = self.geometry
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.unpacked(x.dtype).unflatten(1, kernel), bias, **placing)
+        dtype = multiplied_in(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.conv2d(x.to(dtype), self.unpacked(dtype).unflatten(1, kernel), bias, **placing).to(x.dtype)
 
 
 class QuantizedEmbedding(QuantizedLinear):

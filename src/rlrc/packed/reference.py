@@ -21,7 +21,13 @@ def linear(weight: PackedWeight, x: torch.Tensor, bias: torch.Tensor | None) -> 
 
     Numbers in bfloat16 are multiplied in float32 on processors that are slow at bfloat16.
     """
-    slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and not multiplies_bfloat16()
-    dtype = torch.float32 if slow else x.dtype
+    dtype = multiplied_in(x)
     bias = None if bias is None else bias.to(dtype)
     return F.linear(x.to(dtype), weight.dequantize(dtype), bias).to(x.dtype)
+
+
+def multiplied_in(x: torch.Tensor) -> torch.dtype:
+    """The dtype that products with `x` are computed in: float32 where its own is bfloat16 and the processor is slow at
+    it."""
+    slow = x.device.type == "cpu" and x.dtype == torch.bfloat16 and not multiplies_bfloat16()
+    return torch.float32 if slow else x.dtype
