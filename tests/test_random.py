@@ -29,6 +29,9 @@ from rlrc.policies.prismatic.published import published_parameters, published_te
 from rlrc.policies.prismatic.vision import is_dead
 from rlrc.policies.shards import TensorFiles, weight_files
 from rlrc.policies.values import Observation
+from rlrc.prune.child import child_of, plan_by_count
+from rlrc.prune.groups import chain_of
+from rlrc.prune.method import Target
 
 PROMPT = OpenVLAConfig.prompt_template
 
@@ -100,6 +103,13 @@ def test_a_pruned_policy_is_counted_as_papers_count() -> None:
     config = OpenVLAConfig.from_dict(values | {"text_config": values["text_config"] | layers})
     config.action_head_only = True
     assert published_parameters(OpenVLAForActionPrediction, config) == 6_225_798_592
+
+
+def test_towers_lose_in_the_count_what_they_lose_in_memory(policy: Policy) -> None:
+    plan = plan_by_count(policy, ("vision",), Target(0.5))
+    child = child_of(policy, chain_of(policy, ("vision",)), plan)
+    held = [sum(tensor.numel() for tensor in one.model.parameters()) for one in (policy, child)]
+    assert policy.published_parameters - child.published_parameters == held[0] - held[1] > 0
 
 
 def test_towers_of_our_own_hold_nothing_dead(tiny_policy: Policy) -> None:

@@ -6,6 +6,7 @@ neither builds nor stores them, but papers count them. Here they are counted, al
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.hidden_size, config.intermediate_size)
+        last: Any = config.per_layer_config[-1]  # type: ignore[index]  # never run either, so never pruned
+        self.mlp = Mlp(config.hidden_size, last.intermediate_size)
 
 
 def published_tensors(model_class: type[Prismatic], config: PrismaticConfig) -> dict[str, tuple[int, ...]]:
