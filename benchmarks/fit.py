@@ -4,8 +4,8 @@
     python benchmarks/fit.py --policy FOLDER --samples 2 --budgets 4s,3GB
 
 Fine-tuning changes no shape, so it is left out: the recipe's cuts and its rounding are carried out, and the result is
-measured by `bench`. Each budget is chosen in a process of its own, whose largest size in memory is kept. Rows of other
-policies and budgets stay in the file.
+measured by `bench`. Each budget is chosen in a process of its own, whose largest size in memory is kept. What was cut
+off goes on with the same command. Rows of other policies and budgets stay in the file.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def asked(budget: str) -> dict[str, str]:
 def one(config: FitConfig, folder: Path, repeats: int) -> dict[str, Any]:
     """Choose for a budget, make what was chosen, and measure it."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen, peak = in_fresh_process(choose, config, folder)
+    chosen, peak = choose_once(config, folder)
     recipe = read_yaml(folder / "fit.yaml")
     last = recipe["budget"]["policy"]
     recipe["stages"] = [stage for stage in recipe["stages"] if stage["verb"] in ("prune", "quantize")]
@@ -86,6 +86,17 @@ def one(config: FitConfig, folder: Path, repeats: int) -> dict[str, Any]:
     measured = {"p50_ms": cost["latency_ms"]["p50"], "weight_bytes": cost["bytes"]["memory"]}
     kept = ("policy", "budget", "predicted", "dense", "choice", "seconds")
     return {name: chosen[name] for name in kept} | {"measured": measured, "peak_bytes": peak}
+
+
+def choose_once(config: FitConfig, folder: Path) -> tuple[dict[str, Any], int]:
+    """What `choose` finds in a process of its own, or found there in an earlier call with this config."""
+    asked, file = config.model_dump(mode="json"), folder / "chosen.json"
+    kept = read_json(file) if file.exists() else {}
+    if kept.get("config") != asked:
+        chosen, peak = in_fresh_process(choose, config, folder)
+        kept = {"config": asked, "chosen": chosen, "peak_bytes": peak}
+        write_json(file, kept)
+    return kept["chosen"], kept["peak_bytes"]
 
 
 def choose(config: FitConfig, folder: Path) -> tuple[dict[str, Any], int]:
