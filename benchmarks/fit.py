@@ -90,11 +90,11 @@ def one(config: FitConfig, folder: Path, repeats: int) -> dict[str, Any]:
 
 def choose_once(config: FitConfig, folder: Path) -> tuple[dict[str, Any], int]:
     """What `choose` finds in a process of its own, or found there in an earlier call with this config."""
-    asked, file = config.model_dump(mode="json"), folder / "chosen.json"
+    wanted, file = config.model_dump(mode="json"), folder / "chosen.json"
     kept = read_json(file) if file.exists() else {}
-    if kept.get("config") != asked:
+    if kept.get("config") != wanted:
         chosen, peak = in_fresh_process(choose, config, folder)
-        kept = {"config": asked, "chosen": chosen, "peak_bytes": peak}
+        kept = {"config": wanted, "chosen": chosen, "peak_bytes": peak}
         write_json(file, kept)
     return kept["chosen"], kept["peak_bytes"]
 
