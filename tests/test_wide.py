@@ -1,6 +1,7 @@
 """Products in float32 from weights in bfloat16, on processors that are slow at bfloat16."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from rlrc.packed.layers import QuantizedConv2d
 from rlrc.policies import checkpoint
 from rlrc.policies.contract import Policy
 from rlrc.policies.wide import FEWEST_ROWS, WideConv2d, WideLinear, widen_products
+from rlrc.prune.calibrate import fill_around_decoder
+from rlrc.prune.groups import chain_of
+from rlrc.prune.stream import StoredBlocks
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -84,10 +88,24 @@ def test_a_policy_is_loaded_so_where_bfloat16_is_slow(
     tiny_policy.save(folder, dtype=torch.bfloat16)
     actions = []
     for fast in (True, False):
-        monkeypatch.setattr(checkpoint, "multiplies_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr("rlrc.policies.wide.multiplies_bfloat16", lambda fast=fast: fast)
         policy = checkpoint.load(folder)
         assert any(isinstance(module, WideLinear) for module in policy.model.modules()) is not fast
         assert any(type(module) is nn.Linear for module in policy.model.modules()) is fast
         assert any(isinstance(module, WideConv2d) for module in policy.model.modules()) is not fast
         actions.append(policy.act(np.zeros((1, 96, 96, 3), np.uint8), ["put carrot on plate"]))
     np.testing.assert_allclose(actions[0], actions[1], atol=0.2)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_passes_layer_by_layer_does_so_too(
+    fast: bool, tiny_policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_policy.save(tmp_path / "policy", dtype=torch.bfloat16)
+    monkeypatch.setattr("rlrc.policies.wide.multiplies_bfloat16", lambda: fast)
+    policy = checkpoint.outline(tmp_path / "policy")
+    fill_around_decoder(policy)
+    around = policy.model.get_submodule(policy.parts["vision"])
+    for part in (around, StoredBlocks(policy.weights, chain_of(policy))[0]):
+        linear = {type(module) for module in part.modules() if isinstance(module, nn.Linear)}
+        assert linear == {nn.Linear if fast else WideLinear}

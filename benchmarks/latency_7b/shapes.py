@@ -15,7 +15,6 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from rlrc.configs.prune import Tokens
-from rlrc.native.processor import multiplies_bfloat16
 from rlrc.packed.layers import quantization_config
 from rlrc.policies.contract import Policy
 from rlrc.policies.filling import empty_model
@@ -31,7 +30,7 @@ from rlrc.policies.prismatic.config import PrismaticConfig
 from rlrc.policies.prismatic.layout import image_processor
 from rlrc.policies.prismatic.processor import ImageProcessor, Processor
 from rlrc.policies.random_weights import fill_at_random, nothing
-from rlrc.policies.wide import widen_products
+from rlrc.policies.wide import widen_where_slow
 from rlrc.prune.allocate import Rounding
 from rlrc.prune.child import child_of, plan_by_count
 from rlrc.prune.groups import chain_of
@@ -175,8 +174,7 @@ def policy(config: PrismaticConfig, bits: int = 16, memory: Memory | None = None
         config.quantization_config = quantization_config(bits, 32, linear_names(outline(config), PARTS))
     made = outline(config)
     fill_at_random(made.model, device, torch.bfloat16, nothing if memory is None else memory.take)
-    if device == "cpu" and not multiplies_bfloat16():
-        widen_products(made.model)  # as `rlrc.load` does
+    widen_where_slow(made.model, torch.device(device))  # as `rlrc.load` does
     return made
 
 

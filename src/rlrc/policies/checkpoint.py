@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from rlrc.native.processor import multiplies_bfloat16
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import Reading
 from rlrc.policies.locate import on_disk
 from rlrc.policies.registry import recognise
 from rlrc.policies.warm_up import warm_up
-from rlrc.policies.wide import widen_products
+from rlrc.policies.wide import widen_where_slow
 
 
 def load(
@@ -51,8 +50,7 @@ def load(
 def made_ready(policy: Policy, device: torch.device) -> Policy:
     """The policy, whose weights are there, ready to act on a device."""
     policy.model.to(device)
-    if device.type == "cpu" and not multiplies_bfloat16():
-        widen_products(policy.model)
+    widen_where_slow(policy.model, device)
     warm_up(policy)
     return policy
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlrc.native.processor import multiplies_bfloat16
+
 FEWEST_ROWS = 32
 """Products of fewer rows stay in bfloat16, since widening the weight would take longer than it saves."""
 
@@ -39,6 +41,12 @@ class WideConv2d(nn.Conv2d):
 def wide_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x (..., in) times the weight (out, in), plus a bias (out), computed in float32: (..., out) in x's dtype."""
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def widen_where_slow(model: nn.Module, device: torch.device) -> None:
+    """Let `model` compute in float32 what takes longer in bfloat16 on a device."""
+    if device.type == "cpu" and not multiplies_bfloat16():
+        widen_products(model)
 
 
 def widen_products(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from rlrc.errors import UserError, shorten
 from rlrc.policies.contract import Policy
 from rlrc.policies.groups import DECODER
 from rlrc.policies.values import Observation, States, TeacherForced
+from rlrc.policies.wide import widen_where_slow
 from rlrc.progress import track
 from rlrc.prune.stream import Calibration
 from rlrc.reading import require_file
@@ -106,6 +107,7 @@ def fill_around_decoder(policy: Policy) -> None:
     for name, parameter in policy.model.named_parameters():
         if not name.startswith(prefixes):
             parameter.data = parameter.data.to(torch.get_default_device())
+    widen_where_slow(policy.model, torch.get_default_device())
 
 
 def text_calibration(source: Policy, path: Path) -> Calibration:

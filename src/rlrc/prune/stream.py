@@ -17,6 +17,7 @@ from torch import nn
 from rlrc.errors import UserError
 from rlrc.policies.groups import Block, Member
 from rlrc.policies.values import Stack, States, Tensors
+from rlrc.policies.wide import widen_where_slow
 from rlrc.prune.groups import Chain
 
 TOKENS_AT_ONCE = 8192
@@ -47,7 +48,9 @@ class StoredBlocks(Sequence[Block]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return Block({name: self._read(self._stacks[name], at) for name, at in self._places[index].items()}).eval()
+        block = Block({name: self._read(self._stacks[name], at) for name, at in self._places[index].items()}).eval()
+        widen_where_slow(block, self._device)
+        return block
 
     def _read(self, stack: Stack, index: int) -> nn.Module:
         with torch.device("meta"):
