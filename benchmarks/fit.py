@@ -1,7 +1,7 @@
 """Does a policy that `rlrc fit` chose cost what it predicted? Three budgets, each predicted, made and measured.
 
     python benchmarks/fit.py                    about 15 minutes on 2 cores; writes results/fit.json
-    python benchmarks/fit.py --policy FOLDER --samples 2 --budgets 4s,3GB
+    python benchmarks/fit.py --policy FOLDER --samples 2 --budgets 4s,3GB --few --out results/fit-7b.json
 
 Fine-tuning changes no shape, so it is left out: the recipe's cuts and its rounding are carried out, and the result is
 measured by `bench`. Each budget is chosen in a process of its own, whose largest size in memory is kept. What was cut
@@ -29,6 +29,8 @@ from rlrc.reading import read_json, read_yaml
 
 BUDGETS = ("15ms", "2MB", "13ms,1.5MB")
 DEMONSTRATIONS = 64
+FEW: dict[str, Any] = {"widths": (0.5, 0.75), "depths": (0.5,), "tokens": (0.75,), "bits": (4,)}
+"""Degrees of a large policy, each of which takes minutes."""
 
 
 def main() -> None:
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--budgets", nargs="+", default=BUDGETS, help="each a time, a size, or both with a comma between"
     )
+    parser.add_argument("--few", action="store_true", help=f"choose among these degrees alone: {FEW}")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=30, help="calls of which the measured time is the median")
     parser.add_argument("--cameras", nargs="+", default=["front", "wrist"])
@@ -53,6 +56,7 @@ def main() -> None:
             dataset=demonstrations / "dataset",
             samples=options.samples,
             sft_steps=0,
+            **(FEW if options.few else {}),
             **asked(budget),
         )
         row = one(config, place / budget.replace(",", "-"), options.repeats)
