@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -280,27 +281,26 @@ def test_a_study_or_a_budget_that_names_no_policy_is_refused(folder: Path) -> No
 
 
 CHILD = """
-import multiprocessing, os, sys, time
-from rlrc.process import end_with_parent
+import os, time
+from rlrc.jobs import in_fresh_process
 
 def work():
-    end_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=work).start()
-    time.sleep(60)
+    in_fresh_process(work)
 """
 
 
-def test_a_job_does_not_outlive_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_does_not_outlive_the_run(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "child.py").write_text(CHILD)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "child.py")], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert psutil.pid_exists(child)
-    parent.kill()
+    parent.send_signal(number)
     parent.wait()
     deadline = time.monotonic() + 20
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:

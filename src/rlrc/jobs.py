@@ -39,8 +39,9 @@ class JobPool(ProcessPoolExecutor):
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function of a module in a new process, whose memory is that of nobody else, and return its result."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        return fresh.submit(function, *arguments).result()
+    with job_pool(1) as fresh:
+        result: T = fresh.submit(function, *arguments).result()
+    return result
 
 
 def _start_job() -> None:
