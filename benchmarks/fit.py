@@ -59,7 +59,10 @@ def main() -> None:
             **(FEW if options.few else {}),
             **asked(budget),
         )
-        row = one(config, place / budget.replace(",", "-"), options.repeats)
+        folder = place / budget.replace(",", "-")
+        row = predicted(config, folder)
+        keep(row, options.out)  # so that it is there if what follows is cut off
+        row["measured"] = measured(config.policy, folder, options.repeats)
         say(f"{budget}: predicted {row['predicted']}, measured {row['measured']}")
         keep(row, options.out)
 
@@ -76,20 +79,24 @@ def asked(budget: str) -> dict[str, str]:
     return {"max_latency" if part.endswith("s") else "max_memory": part for part in budget.split(",")}
 
 
-def one(config: FitConfig, folder: Path, repeats: int) -> dict[str, Any]:
-    """Choose for a budget, make what was chosen, and measure it."""
+def predicted(config: FitConfig, folder: Path) -> dict[str, Any]:
+    """What was chosen for a budget, what it is to cost, and how much memory choosing took."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen, peak = choose_once(config, folder)
+    kept = ("policy", "budget", "predicted", "dense", "choice", "seconds")
+    return {name: chosen[name] for name in kept} | {"peak_bytes": peak}
+
+
+def measured(parent: Path, folder: Path, repeats: int) -> dict[str, float]:
+    """Make of a policy what was chosen, and measure what that costs."""
     recipe = read_yaml(folder / "fit.yaml")
     last = recipe["budget"]["policy"]
     recipe["stages"] = [stage for stage in recipe["stages"] if stage["verb"] in ("prune", "quantize")]
     write_text(folder / "made.yaml", yaml.safe_dump(recipe, sort_keys=False))
     run(RunConfig(recipe=folder / "made.yaml"), folder / "made")
-    policy = config.policy if last == "base" else folder / "made" / last / "checkpoint"
+    policy = parent if last == "base" else folder / "made" / last / "checkpoint"
     (cost,) = bench(BenchConfig(policies=[policy], batch_sizes=(1,), repeats=repeats), folder)["policies"]
-    measured = {"p50_ms": cost["latency_ms"]["p50"], "weight_bytes": cost["bytes"]["memory"]}
-    kept = ("policy", "budget", "predicted", "dense", "choice", "seconds")
-    return {name: chosen[name] for name in kept} | {"measured": measured, "peak_bytes": peak}
+    return {"p50_ms": cost["latency_ms"]["p50"], "weight_bytes": cost["bytes"]["memory"]}
 
 
 def choose_once(config: FitConfig, folder: Path) -> tuple[dict[str, Any], int]:
