@@ -104,7 +104,8 @@ def name() -> str:
 
 def described() -> str:
     """The name of the processor and how many cores this machine has of it."""
-    return f"{name()}, {psutil.cpu_count(logical=False) or os.cpu_count()} cores"
+    cores = psutil.cpu_count(logical=False) or os.cpu_count()
+    return f"{name()}, {cores} core{'s' if cores != 1 else ''}"
 
 
 def machine() -> str:
