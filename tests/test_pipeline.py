@@ -67,12 +67,13 @@ def test_runs_every_stage_and_compares_with_the_first_policy(folder: Path) -> No
     assert not base["comparisons"] and sft["cost"]["parameters"]["total"] == 100
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells its processor in /proc/cpuinfo")
 def test_what_ended_says_on_which_processor(folder: Path) -> None:
     run_toy()
     told = json.loads(Path("runs/toy/sft/done.json").read_text())["machine"]
     name, cores = re.fullmatch(r"(.+), (\d+) cores?", told).groups()
-    assert name in Path("/proc/cpuinfo").read_text() and 1 <= int(cores) <= os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert name in cpuinfo or "model name" not in cpuinfo  # which ARM and macOS lack
+    assert 1 <= int(cores) <= os.cpu_count()
 
 
 def test_a_second_run_does_nothing(folder: Path) -> None:
