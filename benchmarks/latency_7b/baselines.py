@@ -83,7 +83,7 @@ class Transformers:
             self._row["dtype"] = rivals.pack(run, [towers.dino, towers.siglip, self.llama.model], dense)
         if towers.device.type == "cpu":
             self._row["timed_layers"] = choose_for_each(dense)
-            widen_convolutions(towers)
+            widen_convolutions(towers, towers.device)
         if run.by == TRANSFORMERS:
             self._row["dtype"] = EITHER if any_in_float32(dense) else BF16
         self._row["weight_bytes"] = rivals.weight_bytes(towers) + rivals.weight_bytes(self.llama)

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlrc.native.processor import multiplies_bfloat16
-from rlrc.policies.wide import WideConv2d, wide_product
+from rlrc.policies.wide import wide_product, widen_where_slow
 
 MANY = 8
 """Number of rows from which a product counts as one of many."""
@@ -55,11 +54,11 @@ def choose_for_each(parts: Iterable[nn.Module]) -> list[dict[str, Any]]:
     return rows
 
 
-def widen_convolutions(part: nn.Module) -> None:
-    """Let the convolutions of `part` compute in float32 where the processor is slow at bf16, as rlrc's do."""
+def widen_convolutions(part: nn.Module, device: torch.device) -> None:
+    """Let the convolutions of `part` compute in float32 where bf16 is slow, as rlrc's do."""
     for module in part.modules():
-        if type(module) is nn.Conv2d and not multiplies_bfloat16():
-            module.__class__ = WideConv2d
+        if isinstance(module, nn.Conv2d):
+            widen_where_slow(module, device)
 
 
 def any_in_float32(parts: Iterable[nn.Module]) -> bool:
