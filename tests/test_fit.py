@@ -24,7 +24,7 @@ from rlrc.configs.run import RunConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics
 from rlrc.errors import UserError
-from rlrc.fit import check, fit, out_of_reach
+from rlrc.fit import check, fit, kept, out_of_reach
 from rlrc.fit import costs as costs_module
 from rlrc.fit.costs import Cost, Costs, behind, costs_of, exact_bytes
 from rlrc.fit.losses import loss_rises
@@ -35,7 +35,7 @@ from rlrc.inspect import describe
 from rlrc.pipeline import run
 from rlrc.policies.checkpoint import outline
 from rlrc.policies.registry import new_policy
-from rlrc.prune import prune
+from rlrc.prune import Task, prune
 from rlrc.quantize import quantize
 from rlrc.recipe import NAME, Budget, Recipe
 from rlrc.report.budget import budget_table
@@ -154,7 +154,9 @@ def test_what_is_out_of_reach_is_told() -> None:
     assert solve(costs, {}, (8,), 12.9, float("inf")) is None and solve(costs, {}, (8,), float("inf"), 599) is None
     assert solve(costs, {}, (8,), 13.1, 601) is not None
     asked = FitConfig(policy=Path("p"), dataset=Path("d"), max_latency="2ms")
-    assert "no choice meets 2ms: the fastest takes 13ms a call and the smallest 600 B" in out_of_reach(costs, asked)
+    told = out_of_reach(costs, asked, Path("runs/fit"))
+    assert "no choice meets 2ms: the fastest takes 13ms a call and the smallest 600 B" in told
+    assert "--measured runs/fit" in told
 
 
 def test_a_page_shows_budget_prediction_and_measurement() -> None:
@@ -247,14 +249,60 @@ def test_every_stage_reads_the_policy_as_fit_did(config: FitConfig) -> None:
     assert [stage.get("policy", stage.get("policies")) for stage in measured] == ["quantize", ["quantize"], None]
 
 
+FEW: dict[str, Any] = {"widths": (0.5,), "depths": (0.5,), "tokens": (), "bits": (), "towers": ()}
+
+
 @pytest.mark.parametrize("config", ["oft-l1"], indirect=True)
-def test_a_budget_out_of_reach_leaves_room_for_another(config: FitConfig, tmp_path: Path) -> None:
-    few = config.model_copy(update={"widths": (0.5,), "depths": (0.5,), "tokens": (), "bits": (), "towers": ()})
-    stage = standalone("fit", few.model_copy(update={"max_memory": "1kB"}), tmp_path / "out")
-    with pytest.raises(UserError, match="no choice meets 1kB"):
-        stage.run(restart=False)
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
-    assert standalone("fit", few, tmp_path / "out").run(restart=False)["predicted"]
+def test_another_budget_needs_no_measuring(config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, first, other = config.model_copy(update=FEW), tmp_path / "first", tmp_path / "other"
+    with pytest.raises(UserError, match=f"no choice meets 1kB.*--measured {first}"):
+        standalone("fit", few.model_copy(update={"max_memory": "1kB"}), first).run(restart=False)
+    monkeypatch.setattr(kept, "loss_rises", never)
+    monkeypatch.setattr(kept, "costs_of", never)
+    monkeypatch.setattr(Task, "_measure_on", never)
+    wanted = few.model_copy(update={"measured": first})
+    result = standalone("fit", wanted, other).run(restart=False)
+    measured = json.loads((first / "measured.json").read_text())
+    assert result["rises"] == [variant | {"rise": rise} for variant, rise in measured["rises"]]
+    dense = sum(measured["times"][side][0][1]["ms"] for side in ("vision", "language"))
+    dense += measured["times"]["projector"][0][1] + measured["times"]["rest_ms"]
+    assert result["dense"]["p50_ms"] == pytest.approx(dense)
+    assert sorted(path.name for path in first.glob("*.safetensors")) == [
+        path.name for path in sorted(other.glob("*.safetensors"))
+    ]
+    for options, word in (
+        ({"samples": 7}, "other samples"),
+        ({"widths": (0.25,)}, "other widths"),
+        ({"measured": config.policy}, "has no measured.json"),
+    ):
+        with pytest.raises(UserError, match=word):
+            standalone("fit", wanted.model_copy(update=options), tmp_path / "refused").run(restart=False)
+        assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("config", ["oft-l1"], indirect=True)
+def test_losses_outlast_a_cut(config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = config.model_copy(update=FEW)
+    with monkeypatch.context() as patched:
+        patched.setattr(kept, "costs_of", never)
+        with pytest.raises(AssertionError):
+            fit(few, tmp_path / "out")
+    with pytest.raises(UserError, match="cut off"):
+        fit(few.model_copy(update={"measured": tmp_path / "out"}), tmp_path / "other")
+    monkeypatch.setattr(kept, "loss_rises", never)
+    assert fit(few, tmp_path / "out")["predicted"]
+    (tmp_path / "out" / "measured.json").write_text('{"loss": 1}')
+    with pytest.raises(UserError, match=r"measured\.json.*delete it"):
+        fit(few, tmp_path / "out")
+
+
+def never(*arguments: Any) -> None:
+    raise AssertionError("this was measured before")
+
+
+@pytest.mark.parametrize("config", ["oft-l1"], indirect=True)
+def test_what_its_recipe_cannot_do_is_refused(config: FitConfig, tmp_path: Path) -> None:
+    few = config.model_copy(update=FEW)
     with pytest.raises(UserError, match=r"rl_iterations: .*L1 head"):
         fit(few.model_copy(update={"world": "tabletop", "rl_iterations": 3}), tmp_path / "rl")
     with pytest.raises(UserError, match="unknown world 'nowhere'"):

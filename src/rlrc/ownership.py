@@ -75,7 +75,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "evaluate": ("episodes.parquet", "latency.json", "eval.json", "eval_info.json", "videos/*.mp4"),
     "bench": ("bench.json", "bench.png"),
     "sensitivity": ("sensitivity.json", "sensitivity.png"),
-    "fit": ("fit.json", "fit.yaml", "*-*.safetensors", "calibration/sums.safetensors"),
+    "fit": ("fit.json", "fit.yaml", "measured.json", "*-*.safetensors", "calibration/sums.safetensors"),
     "report": ("report.html",),
 }
 """Patterns of what each verb that can be a stage writes into its folder, beside the files of every stage."""

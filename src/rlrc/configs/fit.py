@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -47,6 +48,9 @@ class FitConfig(LighteningPart):
     """Longest time that one call of the policy may take on this machine, such as 200ms or 1.5s."""
     max_memory: Size | None = None
     """Most memory that the policy's weights may take, such as 700MB or 1.5GiB."""
+    measured: Path | None = None
+    """Folder of an earlier `fit` of the same policy on this machine. Its measurements are used, so that another budget
+    takes seconds."""
     parts: tuple[Part, ...] = Field(default=("decoder", "expert", "vision", "projector", "embedding"), min_length=1)
     """Parts whose weights may be packed, as far as the policy has them."""
     repeats: int = Field(default=7, ge=1, le=100_000)

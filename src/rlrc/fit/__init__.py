@@ -7,7 +7,7 @@ Three things are measured. How much the loss on demonstrations rises when one pa
 fine-tuning (`losses.py`). How long each side of a call takes at each shape, on random policies of that shape
 (`costs.py`). How many bytes there are, which is exact. Of all choices that meet the budget the one is taken for which
 the rises add up to least (`solve.py`). The sum is a guess: parts are cut together, and fine-tuning follows. The recipe
-measures what has really come of it.
+measures what has really come of it. Measurements are kept (`kept.py`), so that another budget takes seconds.
 """
 
 import time
@@ -22,8 +22,8 @@ from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
 from rlrc.errors import UserError
 from rlrc.files import write_json, write_text
-from rlrc.fit.costs import Costs, costs_of, exact_bytes, require_alike
-from rlrc.fit.losses import loss_rises
+from rlrc.fit.costs import Costs, exact_bytes, require_alike
+from rlrc.fit.kept import key_of, measure, take_over
 from rlrc.fit.solve import Answer, rise_of, solve
 from rlrc.fit.versions import WHOLE, Choice, Versions
 from rlrc.fit.written import recipe_text
@@ -59,7 +59,7 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
 
     Raises:
         UserError: no choice meets the budget; the policy is quantized or pruned already, or does not fit the dataset;
-            or it has no likelihood, which RL needs.
+            it has no likelihood, which RL needs; or the measurements of `measured` are of something else.
     """
     keep_freed_memory()
     started = time.monotonic()
@@ -71,13 +71,14 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
         raise UserError(f"rl_iterations: {parent.no_likelihood}")
     demonstrations = Demonstrations.of(config)
     adopt_statistics(parent, demonstrations, config)
+    key = key_of(parent, demonstrations, config)
+    if config.measured is not None:
+        take_over(config.measured, out, key)
     versions = Versions.of(parent, config, out)
-    own, rises = loss_rises(versions, config, demonstrations)
-    costs = costs_of(versions, config)
+    own, rises, costs = measure(versions, config, demonstrations, key)
     answer = solve(costs, rises, config.bits, config.most_ms, config.most_bytes)
     if answer is None:
-        versions.forget()  # so that the same folder takes another budget
-        raise UserError(out_of_reach(costs, config))
+        raise UserError(out_of_reach(costs, config, out))
     whole = {"p50_ms": costs.ms(Choice(), Choice()), "weight_bytes": describe(parent)["bytes"]["total"]}
     predicted = {
         "p50_ms": costs.ms(answer.vision, answer.language),
@@ -109,14 +110,15 @@ def fit(config: FitConfig, out: Path) -> dict[str, Any]:
     return result
 
 
-def out_of_reach(costs: Costs, config: FitConfig) -> str:
-    """Say how light and how fast the policy gets at all."""
+def out_of_reach(costs: Costs, config: FitConfig, out: Path) -> str:
+    """Say how light and how fast the policy gets at all, and how another budget is asked for."""
     ms = min(costs.ms(vision, language) for vision in costs.vision for language in costs.language)
     size = sum(min(cost.bytes for cost in side.values()) for side in (costs.vision, costs.language))
     asked = " and ".join(part for part in (config.max_latency, config.max_memory) if part is not None)
     return (
-        f"no choice meets {asked}: the fastest takes {ms:.3g}ms a call and the smallest {human_bytes(size)}; raise the "
-        "budget, or offer more with --widths, --depths, --tokens or --bits"
+        f"no choice meets {asked}: the fastest takes {ms:.3g}ms a call and the smallest {human_bytes(size)}; give "
+        f"a larger budget with --measured {out} and another --out, or offer more with --widths, --depths, --tokens or "
+        "--bits"
     )
 
 

@@ -83,11 +83,6 @@ class Versions:
         packable = tuple(part for part in config.parts if part in parent.parts)
         return cls(parent, plans, config.bits, packable, out)
 
-    def forget(self) -> None:
-        """Remove what was measured."""
-        for variant in self.plans:
-            measured_in(self.out, variant).unlink(missing_ok=True)
-
     def degrees(self, part: str, kind: Kind) -> list[float]:
         """The degrees of a part that can be, from none on."""
         found = [variant.degree for variant in self.plans if (variant.part, variant.kind) == (part, kind)]

@@ -116,7 +116,7 @@ class Task:
         if demonstrations is not None:
             adopt_statistics(parent, demonstrations, config)
         key = {
-            "policy": _identity(parent, files),
+            "policy": identity(parent, files),
             "method": config.method.model_dump(mode="json"),
             "target": None if config.method.target_free else [config.ratio, sorted(protected)],
             "dataset": None if demonstrations is None else demonstrations.sha256,
@@ -224,7 +224,7 @@ class Task:
         }
 
 
-def _identity(policy: Policy, files: Tensors) -> dict[str, str]:
+def identity(policy: Policy, files: Tensors) -> dict[str, str]:
     """Hashes of the files that say what the policy computes: its weights, and all JSON beside them."""
     assert policy.source is not None
     folders = dict.fromkeys([policy.source, *(path.parent for path in files.paths)])
