@@ -291,9 +291,12 @@ def test_losses_outlast_a_cut(config: FitConfig, tmp_path: Path, monkeypatch: py
         fit(few.model_copy(update={"measured": tmp_path / "out"}), tmp_path / "other")
     monkeypatch.setattr(kept, "loss_rises", never)
     assert fit(few, tmp_path / "out")["predicted"]
-    (tmp_path / "out" / "measured.json").write_text('{"loss": 1}')
-    with pytest.raises(UserError, match=r"measured\.json.*delete it"):
-        fit(few, tmp_path / "out")
+    file = tmp_path / "out" / "measured.json"
+    whole = json.loads(file.read_text())
+    for damaged in ('{"loss": 1}', json.dumps(whole | {"rises": whole["rises"][1:]}), "["):
+        file.write_text(damaged)
+        with pytest.raises(UserError, match=r"measured\.json.*delete it"):
+            fit(few, tmp_path / "out")
 
 
 def never(*arguments: Any) -> None:

@@ -1,6 +1,8 @@
 """What `fit` has measured, in a file of its folder. A run that was cut off goes on from it, and another budget takes
 seconds."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +53,13 @@ class Measured(FileModel):
     rises: list[tuple[Variant, float]]
     times: Times | None = None
     """None where the run was cut off before the end of timing."""
+    checksum: str = ""
+
+    @property
+    def sum(self) -> str:
+        """Hash of all that was measured and what it depends on."""
+        values = self.model_dump(mode="json", exclude={"checksum"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(parent: Policy, demonstrations: Demonstrations, config: FitConfig) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def measure(
 
 
 def _written(file: Path, measured: Measured) -> Measured:
-    write_json(file, measured.model_dump(mode="json"))
+    write_json(file, measured.model_dump(mode="json") | {"checksum": measured.sum})
     return measured
 
 
@@ -111,6 +120,8 @@ def _read(file: Path, key: dict[str, Any]) -> Measured:
         found = read_model(file, Measured)
     except UserError as error:
         raise UserError(f"{error}; delete it, and `fit` measures anew") from error
+    if found.checksum != found.sum:
+        raise UserError(f"{file} was changed after it was measured; delete it, and `fit` measures anew")
     if differing := [name for name, value in key.items() if found.key.get(name) != value]:
         other = ", ".join(f"other {name}" for name in differing)
         raise UserError(f"{file} was measured for something else ({other}); choose another --out and no --measured")
