@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> None:
     out = command.out or _default_out(name, command.config)
     work = verb.function()
     # What writes no stage of its own leaves no stage folder behind, which would be in the way of the real thing.
-    if name in WITHOUT_STAGE or getattr(command.config, "dry_run", False):
+    if name in WITHOUT_STAGE or command.config.is_dry_run:
         with cleaning_up():
             result = work(command.config, out)
     else:

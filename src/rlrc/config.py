@@ -44,5 +44,10 @@ class Config(BaseModel):
         """
         return validate(values, cls, where)
 
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether a verb only tells what it would do with this, and makes no artifact."""
+        return getattr(self, "dry_run", False)
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

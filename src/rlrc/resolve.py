@@ -49,7 +49,7 @@ def _check_policies(recipe: Recipe, stages: dict[str, Stage]) -> None:
         UserError: one of them does not.
     """
     verbs = {name: stage.verb for name, stage in stages.items()}
-    at_work = {name: stage.verb for name, stage in stages.items() if not stage.is_dry_run}
+    at_work = {name: stage.verb for name, stage in stages.items() if not stage.config.is_dry_run}
     makers = {"base", *(name for name, verb in at_work.items() if VERBS[verb].artifact == "checkpoint")}
     study = recipe.study
     in_tables = [name for names in study.of_policies.values() for name in names] if study else []
@@ -79,7 +79,7 @@ def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dic
             wanted = "dataset" if field == "dataset" else "checkpoint"
             if VERBS[source.verb].artifact != wanted:
                 raise UserError(f"{where}: {field}: stage '{path}' makes no {wanted}")
-            if source.is_dry_run:
+            if source.config.is_dry_run:
                 raise UserError(f"{where}: {field}: stage '{path}' is a dry run, which makes no {wanted}")
             sources[str(source.artifact)] = source.fingerprint
             return source.artifact

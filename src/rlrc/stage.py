@@ -59,11 +59,6 @@ class Stage:
     def artifact(self) -> Path:
         return self.folder / VERBS[self.verb].artifact
 
-    @property
-    def is_dry_run(self) -> bool:
-        """Whether it only tells what it would do, and makes no artifact."""
-        return getattr(self.config, "dry_run", False)
-
     def result(self) -> dict[str, Any] | None:
         """Return what the finished stage measured, or None if it is not finished (or is another experiment).
 
