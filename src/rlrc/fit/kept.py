@@ -54,6 +54,7 @@ class Measured(FileModel):
     times: Times | None = None
     """None where the run was cut off before the end of timing."""
     checksum: str = ""
+    """The `sum` when this was written."""
 
     @property
     def sum(self) -> str:
