@@ -279,6 +279,13 @@ def test_every_part_of_the_balanced_policy_is_lighter() -> None:
     assert made.projector.fc1.out_features == before.projector.fc1.out_features
 
 
+def test_shuffled_tokens_lie_side_by_side_in_the_projector() -> None:
+    pooled, shuffled = (shapes.config_of(shape, tiny=True) for shape in ("balanced", "balanced-shuffled"))
+    assert shuffled.visual_tokens == pooled.visual_tokens | {"kind": "shuffle"}
+    inputs = [shapes.outline(config).model.projector.fc1.in_features for config in (pooled, shuffled)]
+    assert inputs[1] == 4 * inputs[0]
+
+
 def test_the_balanced_rows_tell_their_bytes() -> None:
     dense, packed = (making.make([name], TINY)[name] for name in ("balanced", "balanced-4bit"))
     assert isinstance(dense, Actor) and isinstance(packed, Actor)

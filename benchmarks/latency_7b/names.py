@@ -57,7 +57,7 @@ BUSY = "rlrc-overall"
 GROUPS = {
     "rlrc": [BASELINE, "rlrc-transformers", "rlrc", "rlrc-8bit", "rlrc-4bit"],
     BUSY: [BASELINE, "rlrc-overall-transformers", "rlrc-overall", "rlrc-overall-8bit", "rlrc-overall-4bit"],
-    "balanced": [BASELINE, "balanced", "balanced-4bit"],
+    "balanced": [BASELINE, "balanced", "balanced-4bit", "balanced-shuffled", "balanced-shuffled-4bit"],
     "dense": [BASELINE, COMPILED, "dense", VLA_CACHE],
     "dense-packed": [BASELINE, "dense", LARGE, "dense-4bit"],
     "methods": [BASELINE, "llm-pruner-25", "flap-20", "depth-0-31"],

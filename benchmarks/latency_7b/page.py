@@ -17,12 +17,16 @@ from rlrc.tables import human_bytes, human_ratio, markdown_table
 
 Table = tuple[list[str], list[list[str]]]
 """A head and rows of cells."""
+BALANCED = (
+    "balanced: one vision tower of two with half of its heads and channels, 91 % of the decoder's parameters gone, and "
+    "a quarter of the tokens"
+)
 SHAPES = {
     "dense": "dense",
     "rlrc": "RLRC, 90 % of the heads and channels of layers 1 to 30",
     "rlrc-overall": "RLRC, 90 % of the decoder's parameters, from layers 1 to 30",
-    "balanced": "balanced: one vision tower of two with half of its heads and channels, a quarter of the tokens, and "
-    "91 % of the decoder's parameters gone",
+    "balanced": f"{BALANCED} (means of patches)",
+    "balanced-shuffled": f"{BALANCED} (patches side by side)",
     "llm-pruner-25": "LLM-Pruner, 25 % of layers 4 to 29",
     "flap-20": "FLAP's shape, 20 % of all layers",
     "depth-0-31": "layers 0 and 31 alone",

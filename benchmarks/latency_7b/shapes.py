@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -67,13 +67,27 @@ class Shape(NamedTuple):
     vision: float = 0.0
     """Share of the heads and channels that each block of the vision towers loses."""
     tokens: float = 0.0
-    """Share of a picture's tokens that is lost by pooling."""
+    """Share of a picture's tokens that is lost."""
+    tokens_by: Literal["pool", "shuffle"] = "pool"
+    """Way to make fewer tokens, as `rlrc.configs.prune.Tokens` has it."""
     only_layers: int | None = None
     """Number of decoder layers; None is all."""
     of_oft: bool = False
     """Whether the dense policy is OpenVLA-OFT in place of OpenVLA."""
 
 
+# Every part is made lighter, until none takes most of an action. The shares are those of its time in 4 bits, and the
+# factors compare with "rlrc-overall"; both are seconds of one thread.
+BALANCED = Shape(
+    # Vision, 48 %: the second tower alone, with half of its heads and channels, takes 0.31 times as long.
+    tower=1,
+    vision=0.5,
+    # Prefill, 36 %, and the projector, 3 %: with 64 of 256 tokens (and the decoder below) they take 0.26 times as long.
+    tokens=0.75,
+    # Decode, 12 %: the first and the last layer stay whole and are most of what is read, so it takes 0.69 times as
+    # long. Of each layer between them one head and 256 channels are left; rounded up to these, 91 % are gone.
+    overall=0.92,
+)
 SHAPES = {
     "dense": Shape(),
     "rlrc": Shape(ratio=0.9),
@@ -86,19 +100,9 @@ SHAPES = {
     "ratio-0.25": Shape(ratio=0.25),
     "ratio-0.5": Shape(ratio=0.5),
     "ratio-0.75": Shape(ratio=0.75),
-    # Every part is made lighter, until none takes most of an action. The shares are those of its time in 4 bits, and
-    # the factors compare with "rlrc-overall"; both are seconds of one thread.
-    "balanced": Shape(
-        # Vision, 48 %: the second tower alone, with half of its heads and channels, takes 0.31 times as long.
-        tower=1,
-        vision=0.5,
-        # Prefill, 36 %, and the projector, 3 %: with 64 of 256 tokens (and the decoder below) they take 0.26 times as
-        # long.
-        tokens=0.75,
-        # Decode, 12 %: the first and the last layer stay whole and are most of what is read, so it takes 0.69 times as
-        # long. Of each layer between them one head and 256 channels are left; rounded up to these, 91 % are gone.
-        overall=0.92,
-    ),
+    "balanced": BALANCED,
+    # The policy on the tabletop that succeeds as often as the dense one.
+    "balanced-shuffled": BALANCED._replace(tokens_by="shuffle"),
     "oft": Shape(of_oft=True),
     "oft-rlrc": Shape(ratio=0.9, of_oft=True),
 }
@@ -120,7 +124,7 @@ def config_of(shape: str, tiny: bool = False) -> PrismaticConfig:
     if wanted.tokens:
         target = Target(wanted.tokens, tokens=made.model.config.tokens_of_picture)
         chain = chain_of(made)
-        made = child_of(made, chain, TokensMethod(Tokens(by="pool")).plan({}, (), len(chain), target))
+        made = child_of(made, chain, TokensMethod(Tokens(by=wanted.tokens_by)).plan({}, (), len(chain), target))
     return made.model.config
 
 
