@@ -21,7 +21,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.values import Observation
 from rlrc.reading import read_json
-from rlrc.roofline import floors_ms, work
+from rlrc.roofline import ROWS, floors_ms, rates, work
 
 BALLAST = 2**30
 """Bytes that this process holds while a fresh one is measured."""
@@ -163,6 +163,14 @@ def test_a_stage_is_no_faster_than_reading_its_weights_nor_than_multiplying_them
         assert least == pytest.approx(done[stage]["bytes"])
     for stage, least in floors_ms(done, slow_to_multiply).items():
         assert least == pytest.approx(done[stage]["operations"])
+
+
+@pytest.mark.parametrize("faster", [torch.bfloat16, torch.float32])
+def test_the_rate_of_products_is_that_of_the_faster_type(
+    quick_rates: None, monkeypatch: pytest.MonkeyPatch, faster: torch.dtype
+) -> None:
+    monkeypatch.setattr("rlrc.roofline._fastest", lambda call, _: 1.0 if call().dtype == faster else 4.0)
+    assert rates("cpu")["operations_per_second"] == 2 * ROWS * 64 * 64
 
 
 def test_inspect_prints_parts_and_layers(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

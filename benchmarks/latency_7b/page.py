@@ -103,14 +103,15 @@ def page(result: dict[str, Any]) -> str:
         *section(
             "Where the time goes",
             "Milliseconds of each stage of one action, and how many times the least time that this machine could take "
-            "(its floor, from its memory bandwidth and its rate of bf16 products, both measured; products of 8-bit "
-            "integers can go below, and of float32 too where the processor has no instructions for bf16).",
+            "(its floor, from its memory bandwidth and its rate of products in bf16 or float32, both measured). "
+            "Products of 8-bit integers can go below. In older rows the rate is that of bf16 alone, and "
+            "float32 can go below it where the processor has no instructions for bf16.",
             stages_table(rows),
         ),
         *section(
             "The least time",
             "A whole action beside its floor: the least time that this GPU could take, from its memory bandwidth and "
-            "its rate of bf16 products, both measured.",
+            "its rate of products in bf16 or float32, both measured.",
             floors_table(rows),
         ),
         *section(

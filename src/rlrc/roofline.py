@@ -1,12 +1,13 @@
 """The least time that one action can take on this machine: what must be read, and what must be multiplied.
 
 Reading weights limits the tokens that are decoded one by one. Multiplying limits the prompt and the picture on a
-processor; on a fast GPU reading may limit them too. The floors come from this machine's own rates, for bf16 products;
-8-bit integers can go below those.
+processor; on a fast GPU reading may limit them too. The floors come from this machine's own rates, for products in bf16
+or float32, whichever is faster here; 8-bit integers can go below those.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,15 +30,21 @@ Work = dict[str, int]
 
 
 def rates(device: torch.device | str = "cpu") -> dict[str, float]:
-    """`bytes_per_second` read from memory, and `operations_per_second` of a bf16 product (two a multiplication)."""
+    """Return the rates of a device.
+
+    Returns:
+        `bytes_per_second` read from memory, and `operations_per_second` of a product (two a multiplication) in bf16 or
+        float32, whichever is faster: a processor without instructions for bf16 is faster in float32.
+    """
     on_cuda = torch.device(device).type == "cuda"
     rows, queued = (ROWS_ON_CUDA, QUEUED_ON_CUDA) if on_cuda else (ROWS, 1)
     memory = torch.ones(READ_BYTES // 8, dtype=torch.int64, device=device)
     # Random numbers, since some GPUs multiply equal ones faster.
-    x, weight = (torch.randn(count, WIDTH, dtype=torch.bfloat16, device=device) for count in (rows, WIDTH))
+    x, weight = (torch.randn(count, WIDTH, device=device) for count in (rows, WIDTH))
+    products = [partial(F.linear, x.to(dtype), weight.to(dtype)) for dtype in (torch.bfloat16, torch.float32)]
     return {
         "bytes_per_second": memory.nbytes / _fastest(memory.sum, queued),
-        "operations_per_second": 2 * rows * weight.numel() / _fastest(lambda: F.linear(x, weight), queued),
+        "operations_per_second": 2 * rows * weight.numel() / min(_fastest(product, queued) for product in products),
     }
 
 

@@ -98,8 +98,10 @@ def multiplies_bfloat16() -> bool:
 
 @lru_cache(maxsize=1)
 def name() -> str:
-    """The name of the processor."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    """The name of the processor, on x86 with its family and model, since clouds give very different ones one name."""
+    info = _cpuinfo()
+    told = info.get("model name") or platform.processor() or platform.machine()
+    return f"{told} (family {info['cpu family']}, model {info['model']})" if "cpu family" in info else told
 
 
 def described() -> str:
