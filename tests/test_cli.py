@@ -254,6 +254,17 @@ def test_environment_variables_that_cannot_be_are_told(
     assert not Path("runs").exists()
 
 
+def test_a_verb_that_cannot_share_its_work_runs_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert rlrc(monkeypatch, "evaluate", "--policy", "base", "--world", "x") == 2
+        assert "evaluate runs in one process, and WORLD_SIZE is 2" in one_line(capsys)
+    assert not Path("runs").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_log_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def chatter(config: object, out: Path) -> dict:

@@ -5,12 +5,15 @@ The arithmetic itself is held to RL4VLA's in `test_rl4vla_fixtures.py`.
 
 import json
 import math
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import bandit_world
+import numpy as np
 import pytest
 import torch
 from bandit_world import STEPS
@@ -28,7 +31,7 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.values import Likelihood, Sampler
 from rlrc.quantize import QuantizeConfig, quantize
 from rlrc.recover import ppo
-from rlrc.recover.acting import Rows, Seen, privileged_count
+from rlrc.recover.acting import Episodes, Rows, Seen, privileged_count
 from rlrc.recover.critic import Critic, new_critic
 from rlrc.recover.gae import approx_kl, explained_variance, summed
 from rlrc.recover.loop import STATE_FILE, Learner, Means
@@ -396,9 +399,40 @@ def test_episodes_that_start_together_cannot_end_early(tiny_checkpoint: Path, en
     check(RlConfig(policy=tiny_checkpoint, world="putonplate", **ends))
 
 
+@pytest.mark.parametrize("num_envs", [8, 9, 10, 32])
+def test_every_task_begins_an_iteration_as_often_as_the_others(tmp_path: Path, num_envs: int) -> None:
+    """An episode's task is its id modulo the number of tasks, and LIBERO's lengths are multiples of that number."""
+    started: list[int] = []
+
+    def reset(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        started.extend(options["episode_ids"])
+        return {"instruction": ["x"] * num_envs}, {"environment_state": np.zeros((num_envs, 0))}
+
+    world = SimpleNamespace(num_tasks=10, environment_state_names=())
+    env: Any = SimpleNamespace(num_envs=num_envs, max_episode_steps=220, world_spec=world, reset=reset)
+    for iteration in range(10):
+        for rank in range(2):
+            learner: Any = SimpleNamespace(world_size=2, rank=rank)
+            Episodes(env, cast(Any, None), iteration, config(tmp_path), learner).start(
+                cast(Any, None), np.ones(num_envs, bool)
+            )
+    assert len(set(started)) == len(started)
+    assert set(np.bincount(np.array(started) % 10)) == {2 * num_envs}
+
+
+def test_a_dataset_that_cannot_be_read_is_told_before_anything_starts(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        check(RlConfig(policy=tiny_checkpoint, dataset=tmp_path, bc_coefficient=1.0))
+
+
 def test_bad_choices_are_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cut into batches of 48"):
         rl(config(tiny_checkpoint, batch_size=48), tmp_path)
+    with pytest.raises(UserError, match="cut into batches of 48"):
+        check(config(tiny_checkpoint, batch_size=48, execute=1))
     with pytest.raises(UserError, match="bc_coefficient > 0 and dataset together"):
         RlConfig.parse({"policy": "x", "bc_coefficient": 0.1}, "recipe")
 

@@ -21,7 +21,7 @@ from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
 from rlrc.recover import loop
 from rlrc.recover import sft as sft_module
-from rlrc.recover.loop import STATE_FILE, Learner, Means, learning_rate_factor
+from rlrc.recover.loop import STATE_FILE, Learner, Means, learning_rate_factor, processes_on
 from rlrc.recover.sft import Frames, SftConfig, fit
 
 
@@ -130,6 +130,27 @@ def test_a_state_of_another_run_is_refused(tiny_checkpoint: Path, tmp_path: Path
     Learner(policy, config(tiny_checkpoint, train="decoder"), tmp_path).save(3)
     with pytest.raises(UserError, match="another training run"):
         train(tiny_checkpoint, tmp_path)
+
+
+def test_a_state_of_another_number_of_processes_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(rlrc.load(tiny_checkpoint), config(tiny_checkpoint), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "world_size", 2)
+        learner.save(3)
+    with pytest.raises(UserError, match="began in 2 processes and cannot go on in 1"):
+        learner.resume()
+
+
+def test_each_stage_of_a_process_has_the_device_that_it_asks_for() -> None:
+    asked = [torch.device(name) for name in ("cpu", "cuda", "cpu")]
+    assert [processes_on(device)[1] for device in asked] == asked
+
+
+def test_adapters_and_zeros_that_stay_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="keep_zeros: adapters are merged into all weights"):
+        SftConfig.parse({"policy": "x", "dataset": "y", "keep_zeros": True, "lora": {}}, "recipe")
 
 
 def test_gradient_accumulation_is_a_larger_batch(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from rlrc.finished import read_done
 from rlrc.lock import locked
 from rlrc.native import processor
 from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
-from rlrc.process import rank
+from rlrc.process import rank, world_size
 from rlrc.reading import require_file
 from rlrc.served import address_of
 from rlrc.verbs import VERBS
@@ -78,11 +78,18 @@ class Stage:
             restart: whether a folder that holds another experiment of rlrc's is emptied or refused.
 
         Raises:
-            UserError: the folder holds something else, another process writes to it, or the verb finds its input wrong.
+            UserError: the folder holds something else, another process writes to it, the verb finds its input wrong, or
+                it cannot share its work among several processes.
         """
         if (result := self.result()) is not None:
             return result
-        work = VERBS[self.verb].function()
+        verb = VERBS[self.verb]
+        if world_size() > 1 and not verb.several_processes:
+            raise UserError(
+                f"{self.verb} runs in one process, and WORLD_SIZE is {world_size()}; start it without `accelerate "
+                "launch`, or unset RANK and WORLD_SIZE"
+            )
+        work = verb.function()
         if rank() > 0:
             return work(self.config, self.folder)
         self.check(restart)

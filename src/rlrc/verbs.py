@@ -25,6 +25,8 @@ class Verb(NamedTuple):
     summary: str
     alone: bool = False
     """True if nothing else may run beside it, because it measures time."""
+    several_processes: bool = False
+    """True if `accelerate launch` can share its work among several processes."""
 
     def config_class(self) -> type[Config]:
         """The class of the verb's options; importing it brings neither torch nor a simulator."""
@@ -73,6 +75,7 @@ VERBS = {
             "TrainConfig",
             "checkpoint",
             "train a small base policy from scratch",
+            several_processes=True,
         ),
         Verb(
             "prune",
@@ -89,6 +92,7 @@ VERBS = {
             "SftConfig",
             "checkpoint",
             "recover the skill by supervised fine-tuning",
+            several_processes=True,
         ),
         Verb(
             "rl",
@@ -97,6 +101,7 @@ VERBS = {
             "RlConfig",
             "checkpoint",
             "recover the skill by reinforcement learning (PPO)",
+            several_processes=True,
         ),
         Verb(
             "quantize",

@@ -1,8 +1,8 @@
 """Options that all kinds of training share."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlrc.config import Config, Seed, Share
 from rlrc.configs.augmentation import Augmentation
@@ -45,6 +45,12 @@ class LearnerConfig(DevicePart):
     """Seconds between two training states on disk. A run that was cut off continues from the last one."""
     seed: Seed = 0
     """Seed for everything random."""
+
+    @model_validator(mode="after")
+    def _zeros_can_stay(self) -> Self:
+        if self.keep_zeros and self.lora is not None:
+            raise ValueError("keep_zeros: adapters are merged into all weights, those that are zero too; leave one out")
+        return self
 
 
 class SupervisedConfig(LearnerConfig, DemonstrationsPart):

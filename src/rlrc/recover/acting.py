@@ -195,8 +195,10 @@ class Episodes:
         self, env: envs.WorkerVectorEnv, interface: Interface, iteration: int, config: RlConfig, learner: Learner
     ) -> None:
         self._env, self._interface, self._config = env, interface, config
+        # The iterations' first episodes walk through the tasks, so that none is left out where worlds are few.
         most = env.num_envs * env.max_episode_steps
-        self._next_id = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * most
+        stride = most + (env.num_envs - most) % env.world_spec.num_tasks
+        self._next_id = envs.FIRST_TRAINING_EPISODE + (iteration * learner.world_size + learner.rank) * stride
         self._words = rng(config.seed, "words", iteration, learner.rank)
         self._successes, self._steps = np.zeros((2, env.num_envs), int)
         self.instructions = [""] * env.num_envs

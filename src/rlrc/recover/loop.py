@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ from rlrc.recover.straight_through import PackedLayers
 from rlrc.recover.trainable import choose_trainable, linears, zeros_of
 
 STATE_FILE = "state.safetensors"
+LONGEST_WAIT = timedelta(hours=12)
+"""Longest time that processes wait for one of them, such as for the main one while it measures a learning curve."""
 
 
 class Learner:
@@ -63,7 +66,7 @@ class Learner:
         """
         self.policy = policy
         self.config = config
-        self._processes, self.device = _processes_on(resolve_device(config.device))
+        self._processes, self.device = processes_on(resolve_device(config.device))
         self.precision = _precision_of(config, self.device, self.is_main)
         self._stored_dtype = policy.model.dtype
         if self._stored_dtype == torch.float16:
@@ -198,18 +201,24 @@ class Learner:
         """Take up the last training state, if there is one, and return the steps that were done.
 
         Raises:
-            UserError: the state is not one of this model and config.
+            UserError: the state is not one of this model, config and number of processes.
         """
         if not self._state_path.exists():
             return 0
         try:
             with safe_open(self._state_path, framework="pt") as file:
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-                step = int((file.metadata() or {})["step"])
+                facts = file.metadata() or {}
+                step, processes = int(facts["step"]), int(facts.get("processes", self.world_size))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(
                 f"{self._state_path}: this training state cannot be read ({error}); delete it, and training starts anew"
             ) from error
+        if processes != self.world_size:
+            raise UserError(
+                f"{self._state_path}: this training began in {processes} processes and cannot go on in "
+                f"{self.world_size}; start as many, choose another folder, or delete the file"
+            )
         names = {name.partition("/")[2] for name in stored if name.startswith("parameter/")}
         owners = {name: self.parameters.get(name.partition("/")[2]) for name in stored}
         fits = all(
@@ -239,7 +248,7 @@ class Learner:
         for name, parameter in self.parameters.items():
             tensors |= {f"{key}/{name}": value for key, value in self._moments(parameter).items()}
         with atomic_path(self._state_path) as aside:
-            save_file(tensors, aside, metadata={"step": str(step)})
+            save_file(tensors, aside, metadata={"step": str(step), "processes": str(self.world_size)})
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         """Return what the optimizer remembers of a parameter, by name."""
@@ -352,24 +361,25 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Lit
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
 
 
-def _processes_on(place: torch.device) -> tuple[PartialState, torch.device]:
+def processes_on(place: torch.device) -> tuple[PartialState, torch.device]:
     """The group of processes that train together, and the device of this one.
 
     Raises:
         UserError: the device cannot be trained on, or is one of several processes' and has a number.
     """
     # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
-    processes = PartialState(cpu=place.type != "cuda")
+    processes = PartialState(cpu=place.type != "cuda", timeout=LONGEST_WAIT)
     # The threads of a process group that is still there when the interpreter ends can abort the process.
     atexit.register(processes.destroy_process_group)
     if place.type == "mps":
         raise UserError("training runs on the CPU or on CUDA; give --device cpu")
-    if place.index is None:
-        return processes, processes.device
-    if processes.num_processes > 1:
+    if processes.num_processes == 1:
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)
+        return processes, place  # not the group's device, which is that of the first stage in this process
+    if place.index is not None:
         raise UserError(f"--device {place}: several processes train on a device each; leave the number out")
-    torch.cuda.set_device(place)
-    return processes, place
+    return processes, processes.device
 
 
 def _precision_of(config: LearnerConfig, device: torch.device, tells: bool) -> Literal["fp32", "bf16"]:

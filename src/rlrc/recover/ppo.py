@@ -51,12 +51,17 @@ def check(config: RlConfig) -> None:
     """Hold a config against what its world has; nothing is started.
 
     Raises:
-        UserError: there is no such world, its episodes cannot end early, or the dataset cannot be read.
+        UserError: there is no such world, its episodes cannot end early, the dataset cannot be read, or an iteration
+            cannot be cut into equal batches, as far as that is known without the policy.
     """
-    if envs.spec(config.world).simulation and (config.end_after_success or config.end_on_loss):
+    world = envs.spec(config.world)
+    if world.simulation and (config.end_after_success or config.end_on_loss):
         raise UserError(
             f"the episodes of '{config.world}' start together, so end_after_success and end_on_loss cannot be used"
         )
+    Demonstrations.check(config)
+    if config.execute is not None:
+        require_whole_batches(chunks_of(world, config.execute, config), config)
 
 
 def rl(config: RlConfig, out: Path) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
         frames = Frames(policy, demonstrations, config.batch_size, learner, config.augment, config.word_dropout)
     done = learner.resume()
     cameras = policy.spec.cameras
-    require_whole_batches(config.num_envs * -(-world.max_episode_steps // actor.execute), config)
+    require_whole_batches(chunks_of(world, actor.execute, config), config)
     env = envs.make(
         config.world, config.num_envs, config.num_workers, policy.image_size, config.reward, cameras=cameras
     )
@@ -106,6 +111,11 @@ def rl(config: RlConfig, out: Path) -> dict[str, Any]:
             record(iteration + 1, values, f"success {100 * values['success_at_end']:.0f} %")
             learner.save_if_due(iteration + 1)
     return learner.finish("rl", **({} if frames is None else frames.facts))
+
+
+def chunks_of(world: envs.WorldSpec, execute: int, config: RlConfig) -> int:
+    """Number of chunks of actions in one iteration."""
+    return config.num_envs * -(-world.max_episode_steps // execute)
 
 
 def require_whole_batches(chunks: int, config: RlConfig) -> None:

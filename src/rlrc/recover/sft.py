@@ -27,11 +27,11 @@ from rlrc.data.statistics import adopt_statistics, policy_key, require_fit
 from rlrc.errors import UserError
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
-from rlrc.policies.device import moved
+from rlrc.policies.device import moved, resolve_device
 from rlrc.policies.losses import Teacher
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
-from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
+from rlrc.recover.loop import Learner, Means, learning_rate_factor, processes_on, rng
 from rlrc.recover.salient import frame_weights
 
 LOG_EVERY = 10
@@ -66,7 +66,8 @@ def load_teacher(config: SftConfig, student: Policy) -> Policy:
         UserError: it sees or does something else than the student, or normalises otherwise.
     """
     assert config.teacher is not None
-    teacher = load(config.teacher, student.unnorm_key, config.device, torch.float32, spec=config.teacher_spec)
+    _, device = processes_on(resolve_device(config.device))
+    teacher = load(config.teacher, student.unnorm_key, device, torch.float32, spec=config.teacher_spec)
     if teacher.spec != student.spec or teacher.image_size != student.image_size:
         raise UserError(
             f"{config.teacher}: the teacher sees and does something else than {config.policy} (family, cameras, state, "
