@@ -18,6 +18,7 @@ from rlrc.inspect import InspectConfig, describe, inspect
 from rlrc.packed import cpu, cuda
 from rlrc.packed.layers import QuantizedLinear
 from rlrc.policies.contract import Policy
+from rlrc.policies.folder import stored_bytes
 from rlrc.policies.parts.decoding import Decoding
 from rlrc.policies.values import Observation
 from rlrc.reading import read_json
@@ -94,6 +95,17 @@ def measured_as(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[Iterator[floa
     monkeypatch.setattr("rlrc.bench.timed_action", timed_action)
     monkeypatch.setattr("rlrc.bench.peak_memory", lambda *_: {"peak": 1})
     monkeypatch.setattr("rlrc.bench.rates", lambda _: {"bytes_per_second": 1e9, "operations_per_second": 1e9})
+
+
+def test_a_policy_may_be_named_by_its_hub_id(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_as(monkeypatch, [itertools.repeat(1.0)])
+    monkeypatch.setattr("rlrc.policies.locate._download", lambda hub_id, wanted: tiny_checkpoint)
+    config = BenchConfig(policies=[Path("me/tiny")], batch_sizes=(1,), repeats=1, warmup=0)
+    (entry,) = bench(config, tmp_path)["policies"]
+    assert entry["policy"] == "me/tiny"
+    assert entry["bytes"]["disk"] == sum(stored_bytes(tiny_checkpoint).values())
 
 
 def test_ratios_survive_a_machine_that_slows_down(

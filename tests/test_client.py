@@ -151,6 +151,8 @@ def test_asking_ahead_and_the_server_is_gone(fake: Fake) -> None:
                 client.act({})
     with pytest.raises(ValueError, match="execute is not for ask_ahead"):
         PolicyClient("ws://127.0.0.1:1", execute=2, ask_ahead=True)
+    with pytest.raises(ValueError, match="execute 0: at least one action"):
+        PolicyClient("ws://127.0.0.1:1", execute=0)
 
 
 def _until(condition: Callable[[], bool]) -> None:

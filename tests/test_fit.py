@@ -108,7 +108,7 @@ def test_rises_of_bits_are_those_of_packed_policies(config: FitConfig, versions:
 
 def by_hand(policy: Any, config: FitConfig, demonstrations: Demonstrations) -> float:
     """The mean of the loss over all numbers of the actions that are there, from one whole forward pass."""
-    frames = Frames.draw(policy, demonstrations, config.samples, config.seed + 1)
+    frames = Frames.draw(policy, demonstrations, config.samples, config.seed)
     with torch.no_grad():
         noise = torch.Generator().manual_seed(frames.seed)
         predicted, target = policy.predict(policy.prepare(frames.observation), frames.actions, noise)
@@ -195,7 +195,7 @@ def test_the_choice_is_the_best_of_all() -> None:
         most_ms, most_bytes = float(random.uniform(4, 18)), float(random.integers(50, 1500))
         answer = solve(costs, rises, (8, 4), most_ms, most_bytes)
         possible = [
-            rise_of(one, "vision", rises) + rise_of(two, LAYERS, rises)
+            (rise_of(one, "vision", rises) + rise_of(two, LAYERS, rises), costs.ms(one, two))
             for one, two in itertools.product(vision, language)
             if len({one.bits, two.bits} - {WHOLE}) < 2
             and costs.ms(one, two) <= most_ms
@@ -203,8 +203,8 @@ def test_the_choice_is_the_best_of_all() -> None:
         ]
         assert (answer is None) == (not possible)
         if answer is not None:
-            assert answer.rise == pytest.approx(min(possible))
-            assert costs.ms(answer.vision, answer.language) <= most_ms
+            # Of equal choices it is the fastest.
+            assert (answer.rise, costs.ms(answer.vision, answer.language)) == pytest.approx(min(possible))
 
 
 def test_a_rise_never_falls_with_more_of_the_same() -> None:
@@ -330,6 +330,7 @@ def test_it_starts_from_a_policy_that_is_whole(dataset: Path, tmp_path: Path) ->
         ({}, "a budget is needed"),
         ({"max_latency": "200"}, "max_latency"),
         ({"max_latency": "-1ms"}, "max_latency"),
+        ({"max_latency": "0ms"}, "'0ms' is nothing"),
         ({"max_memory": "1TB"}, "max_memory"),
         ({"max_memory": "1GB", "rl_iterations": 3}, "needs a world"),
     ],

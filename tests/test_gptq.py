@@ -64,14 +64,14 @@ def test_a_policy_changes_fewer_actions(tiny_checkpoint: Path, dataset: Path, tm
     results = {
         rounding: quantize(
             QuantizeConfig(
-                policy=tiny_checkpoint, rounding=rounding, dataset=dataset, samples=24, parts=("decoder", "projector")
+                policy=tiny_checkpoint, rounding=rounding, dataset=dataset, samples=12, parts=("decoder", "projector")
             ),
             tmp_path / rounding,
         )
         for rounding in ("nearest", "gptq")
     }
     for result in results.values():
-        assert result["actions"]["tokens"] == 7 * 24
+        assert result["actions"]["tokens"] == 7 * 12
     assert results["gptq"]["actions"]["bins"] < results["nearest"]["actions"]["bins"]
     assert results["gptq"]["replaced"] == results["nearest"]["replaced"]
 
@@ -80,5 +80,14 @@ def test_it_needs_demonstrations(tiny_checkpoint: Path, dataset: Path, tmp_path:
     with pytest.raises(ValueError, match="needs a dataset"):
         QuantizeConfig(policy=tiny_checkpoint, rounding="gptq")
     config = QuantizeConfig(policy=tiny_checkpoint, rounding="gptq", dataset=dataset, samples=10**5)
-    with pytest.raises(UserError, match="100000 samples asked for"):
+    with pytest.raises(UserError, match="100000 samples and 100000 others asked for"):
         quantize(config, tmp_path / "out")
+
+
+def test_frames_that_are_held_out_are_others() -> None:
+    demonstrations = toy_demonstrations()
+    half = len(demonstrations) // 2
+    drawn, held_out = (demonstrations.draw(half, 3, held) for held in (False, True))
+    assert len(set(drawn) | set(held_out)) == 2 * half
+    with pytest.raises(UserError, match=f"{half + 1} samples and {half + 1} others asked for"):
+        demonstrations.draw(half + 1, 3, held_out=True)

@@ -93,6 +93,8 @@ def test_a_file_gives_names(tmp_path: Path) -> None:
         ("cameras: {front: 7}", "cameras.front"),
         ("cameras: [front]", "cameras"),
         ("cameras: {front: ''}", "cameras.front"),
+        ("cameras: {front: []}", "cameras.front"),
+        ("cameras: {front: a}\ninstruction: []", "instruction"),
         ("cameras: {front: a", "not valid YAML"),
     ],
 )

@@ -14,6 +14,7 @@ from llama_source import apply, coupled_groups, source_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter
+from small_policies import CASES, make
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 import rlrc
@@ -28,6 +29,7 @@ from rlrc.policies.groups import DECODER, Group, Member
 from rlrc.prune import PruneConfig, measured, prune, stream
 from rlrc.prune.allocate import Rounding, choose
 from rlrc.prune.calibrate import Frames
+from rlrc.prune.flap import _rank_everything
 from rlrc.prune.groups import blocks_of, chain_of, describe
 from rlrc.prune.groups import coupled_groups as groups_of
 from rlrc.prune.measured import SavedSums
@@ -265,6 +267,28 @@ def test_flap_prunes_a_compensated_model_again(tiny_checkpoint: Path, dataset: P
     biases = [name for name in first if "_proj.bias" in name]
     assert len(biases) == 6 and any(first[name].any() for name in biases)
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_flap_leaves_protected_layers_whole(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    options = {"ratio": 0.5, "samples": 4, "protect": (0,), "round_to": 7, "round_direction": "down"}
+    prune(PruneConfig(policy=tiny_checkpoint, dataset=dataset, method=Flap(), **options), tmp_path)
+    before, after = (
+        rlrc.load(path).model.language_model.model.layers[0].mlp.down_proj.in_features
+        for path in (tiny_checkpoint, tmp_path / "checkpoint")
+    )
+    assert before == after and before % 7
+
+
+def test_flap_counts_the_parameters_of_several_stacks() -> None:
+    """The channels of pi0's expert are smaller than those of its language model."""
+    groups = groups_of(make(CASES["pi0"]))
+    assert len({group.unit_parameters for group in groups if group.kind == "channels"}) > 1
+    torch.manual_seed(0)
+    metrics = {f"{group.key}.metric": torch.rand(group.units * group.channels) for group in groups}
+    kept = _rank_everything(groups, metrics, 0.5)
+    total = sum(group.units * group.unit_parameters for group in groups)
+    left = sum(len(units) * group.unit_parameters for group, units in zip(groups, kept, strict=True))
+    assert abs(left - total / 2) <= max(group.unit_parameters for group in groups)
 
 
 @pytest.mark.parametrize("kind", ["rlrc", "auto"])
@@ -636,6 +660,9 @@ def test_bad_input_is_told_in_one_line(tiny_checkpoint: Path, dataset: Path, tmp
         ({"method": {"kind": "magnitude", "pattern": "4:4"}}, "zero fewer than all"),
         ({"ratio": 0.5, "method": {"kind": "magntude"}}, "magntude"),
         ({"ratio": 0.5, "round_to": 32, "method": {"kind": "tokens"}}, "leave round_to out"),
+        ({"ratio": 0.5, "round_to": 32, "dataset": "d", "method": {"kind": "wanda"}}, "leave round_to out"),
+        ({"method": {"kind": "wanda", "pattern": "2:4", "mass": True}, "dataset": "d"}, "mass takes a share"),
+        ({"method": {"kind": "depth", "keep": [0], "rank": "gates"}}, "leave rank out"),
         ({"ratio": 0.5, "dataset": "d", "method": {"kind": "llm-pruner", "importnace": "x"}}, "importnace"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_row_is_what_the_verb_makes_and_what_its_loss_is(
         row = next(row for row in result["rows"] if (row["part"], row["kind"]) == (part, kind))
         assert row["bytes"] == describe(lighter)["bytes"]["total"] < result["own"]["bytes"]
         demonstrations = Demonstrations.of(config)
-        frames = Frames.draw(lighter, demonstrations, 6, config.seed + 1)
+        frames = Frames.draw(lighter, demonstrations, 6, config.seed)
         mean = by_hand(lighter, frames)
         assert row["loss_change"]["mean"] == pytest.approx(mean - result["own"]["loss"], abs=2e-5)
         assert 0 <= row["changed"]["mean"] <= 1
@@ -134,6 +134,22 @@ def test_what_cannot_be_is_told_in_its_row(dataset: Path, tmp_path: Path, capsys
     assert rows[2]["refused"] == "depth: a ratio of 0.8 takes 3 of 4 layers; 2 is the most that can go"
     draw_map(tmp_path / "map.png", rows, 1000)
     assert table(rows, 1000)[1][2][0] == "vision, 80 % of layers gone: not done"
+
+
+def test_what_goes_wrong_is_no_row(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is no property of the policy."""
+    policy = policy_of("oft-l1", tmp_path / "policy")
+    options = ASKED | {"bits": (8,), "parts": ("decoder",), "widths": (), "depths": (), "towers": (), "tokens": ()}
+    config = SensitivityConfig(policy=policy, dataset=dataset, statistics="dataset", **options)
+
+    def full(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("rlrc.sensitivity.variants.quantize", full)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="the disk is full"):
+        sensitivity(config, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_new_statistics_go_with_every_version(dataset: Path, tmp_path: Path) -> None:

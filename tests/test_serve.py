@@ -104,6 +104,7 @@ def test_what_is_wrong_is_one_line_of_text_and_the_connection_closes(policy: Pol
         {**good, "images": {camera: np.zeros((4, 4), np.int32) for camera in policy.spec.cameras}},
         {**good, "seed": -1},
         {**good, "unnorm_key": "other"},
+        {**good, "unnorm_key": np.zeros(2)},
         [1, 2],
         None,
     ]
@@ -351,6 +352,7 @@ def test_the_key_is_asked_for() -> None:
             None,
             {"Authorization": "Api-Key wrong"},
             {"Authorization": "Basic %%%"},
+            {"Authorization": "Bearer caf\xe9"},
             {"Authorization": ""},
         ):
             with pytest.raises(InvalidStatus) as refusal:

@@ -32,7 +32,7 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.policies.folder import stored_bytes
-from rlrc.policies.locate import LINEAGE_FILE
+from rlrc.policies.locate import LINEAGE_FILE, on_disk
 from rlrc.policies.values import GREEDY, Observation
 from rlrc.progress import bar
 from rlrc.roofline import floors_ms, rates, work
@@ -55,7 +55,8 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     `spec` is for those policies that rlrc has not written; the others say themselves what they read.
     """
     device = str(resolve_device(config.device))
-    specs = [None if (path / LINEAGE_FILE).exists() else config.spec for path in config.policies]
+    places = [on_disk(path) for path in config.policies]
+    specs = [None if (place / LINEAGE_FILE).exists() else config.spec for place in places]
     if config.spec is not None and not any(specs):
         raise UserError("these policies say themselves what they read; leave spec out")
     asked = list(zip(config.policies, specs, strict=True))
@@ -77,7 +78,7 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     entries = []
     # Of one action, in rounds that the policies share.
     speedups = latency[0] / latency * [[policy.spec.execute / policies[0].spec.execute] for policy in policies]
-    for i, (path, policy) in enumerate(zip(config.policies, policies, strict=True)):
+    for i, (path, place, policy) in enumerate(zip(config.policies, places, policies, strict=True)):
         described = describe(policy)
         total_bytes = described["bytes"].pop("total")
         entries.append(
@@ -88,7 +89,11 @@ def bench(config: BenchConfig, out: Path) -> dict[str, Any]:
                 "multipliers": described["multipliers"],
                 "cuda_graph": policy.records,
                 "parameters": described["parameters"],
-                "bytes": {"memory": total_bytes, "disk": sum(stored_bytes(path).values()), "parts": described["bytes"]},
+                "bytes": {
+                    "memory": total_bytes,
+                    "disk": sum(stored_bytes(place).values()),
+                    "parts": described["bytes"],
+                },
                 "peak_memory": memory[i],
                 "latency_ms": _percentiles(1000 * latency[i]),
                 "stages_ms": {stage: _percentiles(1000 * stages[i, warm, k]) for k, stage in enumerate(STAGES)},

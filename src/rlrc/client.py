@@ -60,7 +60,7 @@ class PolicyClient:
     Raises:
         ServerGone: nobody answers at the address.
         ServerRefused: it is no policy's server, does not let us in, or its policy cannot continue chunks.
-        ValueError: the address is none, or these options do not go together.
+        ValueError: the address is none, nothing would be played, or these options do not go together.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class PolicyClient:
     ) -> None:
         if ask_ahead and execute is not None:
             raise ValueError("execute is not for ask_ahead: a chunk is played until the next one arrives")
+        if execute is not None and execute < 1:
+            raise ValueError(f"execute {execute}: at least one action of each chunk is played")
         if continue_chunks and not ask_ahead:
             raise ValueError("continue_chunks is for ask_ahead: without it nothing is left when the server is asked")
         self.address = address

@@ -11,6 +11,13 @@ class UserError(Exception):
     """
 
 
+class Impossible(UserError):
+    """What was asked for cannot be, whatever the machine and the data are: a share that leaves nothing, say.
+
+    Verbs that try many shapes of a policy leave such a one out, and end with any other error.
+    """
+
+
 EXTRAS = {
     "peft": "train",
     "tensorboard": "train",

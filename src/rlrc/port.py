@@ -1,7 +1,6 @@
 """A port that robots connect to: how it is opened, who may enter, and what is told to those who may not."""
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import socket
@@ -70,14 +69,14 @@ def door(key: str | None) -> Middleware:
 
 def _has_key(request: web.Request, key: str) -> bool:
     kind, _, given = request.headers.get("Authorization", "").partition(" ")
-    if kind.lower() == "basic":  # as in ws://:KEY@host, for clients that cannot send headers
-        try:
+    try:
+        if kind.lower() == "basic":  # as in ws://:KEY@host, for clients that cannot send headers
             given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        elif kind.lower() not in ("api-key", "bearer"):
             return False
-    elif kind.lower() not in ("api-key", "bearer"):
+        return hmac.compare_digest(given.encode(), key.encode())
+    except ValueError:  # of bytes that are no base64 or no text
         return False
-    return hmac.compare_digest(given.encode(), key.encode())
 
 
 def error_answer(status: int, line: str) -> web.Response:

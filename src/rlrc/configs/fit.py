@@ -18,13 +18,16 @@ def _amount(text: str, units: dict[str, float]) -> float:
     """The amount that a number with a unit behind it stands for.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or zero.
     """
     found = re.fullmatch(rf"(\d{{1,9}}(?:\.\d{{1,9}})?)({'|'.join(units)})", text)
     if found is None:
         unit = next(iter(units))
         raise ValueError(f"'{text[:40]}' is no number with a unit, such as 200{unit} (units: {', '.join(units)})")
-    return float(found[1]) * units[found[2]]
+    amount = float(found[1]) * units[found[2]]
+    if not amount:
+        raise ValueError(f"'{text}' is nothing, and a policy takes something")
+    return amount
 
 
 def _checked(units: dict[str, float]) -> AfterValidator:

@@ -33,6 +33,11 @@ class MethodConfig(Config):
         return True
 
     @property
+    def takes_channels(self) -> bool:
+        """True if channels go, so that their number can be rounded."""
+        return self.changes_layers
+
+    @property
     def couples_units(self) -> bool:
         """True if heads and channels go, with all that belongs to them, and not single weights of a matrix."""
         return True
@@ -134,6 +139,10 @@ class UnstructuredConfig(MethodConfig):
         return False
 
     @property
+    def takes_channels(self) -> bool:
+        return False
+
+    @property
     def needs_target(self) -> bool:
         return self.pattern is None
 
@@ -162,6 +171,12 @@ class Wanda(UnstructuredConfig):
     mass: bool = False
     """Use Wanda's variant: in each row goes what adds up to the same share of the row's scores, found by bisection."""
 
+    @model_validator(mode="after")
+    def _has_a_share(self) -> Self:
+        if self.mass and self.pattern is not None:
+            raise ValueError("mass takes a share of each row's scores, and pattern some of every few; give one of them")
+        return self
+
     @property
     def target_free(self) -> bool:
         return False
@@ -177,9 +192,19 @@ class Depth(MethodConfig):
     """Ranking of the layers: by how much a layer changes its input (influence), or by how much the loss changes when
     the layer fades (gates)."""
 
+    @model_validator(mode="after")
+    def _ranks_or_keeps(self) -> Self:
+        if self.keep and "rank" in self.model_fields_set:
+            raise ValueError("keep says itself which layers stay; leave rank out")
+        return self
+
     @property
     def needs_calibration(self) -> bool:
         return not self.keep
+
+    @property
+    def takes_channels(self) -> bool:
+        return False
 
     @property
     def needs_target(self) -> bool:
@@ -290,7 +315,7 @@ class PruneConfig(StatisticsPart, PolicyPart):
         for option in () if self.method.changes_layers else ("stacks", "protect"):
             if getattr(self, option):
                 raise ValueError(f"{self.method.kind} changes no layer; leave {option} out")
-        if not self.method.changes_layers and self.round_to > 1:
+        if not self.method.takes_channels and self.round_to > 1:
             raise ValueError(f"{self.method.kind} takes no channels that could be rounded; leave round_to out")
         if self.stacks not in (None, ("vision",)) and self.method.kind == "depth":
             raise ValueError("depth removes the layers of one number from all stacks but vision; leave stacks out")

@@ -117,15 +117,22 @@ class Demonstrations:
     def num_episodes(self) -> int:
         return len(np.unique(self.episode_index))
 
-    def draw(self, count: int, seed: int) -> np.ndarray:
+    def draw(self, count: int, seed: int, held_out: bool = False) -> np.ndarray:
         """Numbers (count,) of random frames, ascending.
+
+        Args:
+            held_out: none of those that the same count and seed draw without this.
 
         Raises:
             UserError: there are not as many.
         """
-        if count > len(self):
-            raise UserError(f"{count} samples asked for, but the dataset holds {len(self)} frames")
-        return np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        if count * (1 + held_out) > len(self):
+            more = f" and {count} others" if held_out else ""
+            raise UserError(f"{count} samples{more} asked for, but the dataset holds {len(self)} frames")
+        if not held_out:
+            return np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        others = np.setdiff1d(np.arange(len(self)), self.draw(count, seed))
+        return np.sort(np.random.default_rng(seed + 1).choice(others, count, replace=False))
 
     def seen_by(self, cameras: Sequence[str]) -> dict[str, Pictures]:
         """The pictures of a policy's cameras, by the policy's names of them; see `match_cameras`.

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlrc.bench import STAGES, noise_observation, stage_timer
 from rlrc.configs.fit import FitConfig
-from rlrc.errors import UserError
+from rlrc.errors import Impossible, UserError
 from rlrc.fit.versions import SEEING, WHOLE, Choice, Versions
 from rlrc.inspect import describe
 from rlrc.policies.checkpoint import made_ready
@@ -76,7 +76,7 @@ def costs_of(versions: Versions, config: FitConfig) -> Costs:
         for shape in shapes:
             try:
                 language |= clock.language(shape)
-            except UserError as error:
+            except Impossible as error:
                 say(f"{shape}: cannot be ({error})")
     return Costs(vision, language, projector, float(np.median(clock.rest)))
 

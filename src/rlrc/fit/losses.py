@@ -5,6 +5,7 @@ parameters needs the memory of a block and of what stands around the layers. `se
 actions change, with the whole policy in memory.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import nn
 from rlrc.configs.fit import FitConfig
 from rlrc.configs.quantize import GROUP_SIZE
 from rlrc.data import Demonstrations
+from rlrc.errors import UserError
 from rlrc.fit.versions import SEEING, Versions
 from rlrc.packed.layers import PACKABLE
 from rlrc.policies.contract import Policy
@@ -48,7 +50,7 @@ def loss_rises(
     """The policy's own mean loss, and by how much it rises for each version.
 
     Raises:
-        UserError: there are too few frames, or they do not fit the policy.
+        UserError: there are too few frames, they do not fit the policy, or a loss is not finite.
     """
     with (device := resolve_device(config.device)), torch.no_grad():  # where new tensors are made
         own = _around(versions.parent, config, demonstrations)
@@ -68,6 +70,10 @@ def loss_rises(
                 progress.advance()
         losses = {variant: _loss(version) for variant, version in passing.items()}
     mean = losses.pop(None)
+    if not math.isfinite(mean):
+        raise UserError(f"{config.policy}: its loss on demonstrations is NaN or infinite; it or its data is broken")
+    if broken := [variant for variant, loss in losses.items() if not math.isfinite(loss)]:
+        raise UserError(f"{broken[0]}: the loss is NaN or infinite with it; leave it out of what `fit` may choose")
     return mean, {variant: loss - mean for variant, loss in losses.items() if variant is not None}
 
 
@@ -106,7 +112,7 @@ def _around(policy: Policy, config: FitConfig, demonstrations: Demonstrations) -
     fresh = policy.rebuilt(policy.model.config)
     if policy.unnorm_key is not None:
         fresh.adopt((policy.norm_stats or {})[policy.unnorm_key], policy.unnorm_key)
-    return Frames.draw(fresh, demonstrations, config.samples, config.seed + 1)
+    return Frames.draw(fresh, demonstrations, config.samples, config.seed, held_out=True)
 
 
 def _unchanged(index: int, block: Block) -> bool:

@@ -54,7 +54,7 @@ def solve(
         found = _solve((vision, language), losses, most_ms - costs.rest_ms, most_bytes)
         if found is not None:
             answers.append(found)
-    return min(answers, key=lambda answer: answer.rise, default=None)
+    return min(answers, key=lambda each: (each.rise, costs.ms(each.vision, each.language)), default=None)
 
 
 def rise_of(choice: Choice, part: str, rises: Mapping[Variant, float]) -> float:
@@ -92,7 +92,9 @@ def _solve(
     ]
     if most_ms <= 0:
         return None
-    result = milp(loss + FASTER * ms / ms.max(), integrality=np.ones(len(cost)), bounds=Bounds(0, 1), constraints=rules)
+    objective = loss + FASTER * ms / ms.max()
+    exactly = {"mip_rel_gap": 0}
+    result = milp(objective, integrality=np.ones(len(cost)), bounds=Bounds(0, 1), constraints=rules, options=exactly)
     if not result.success:
         return None
     taken = [list(side)[int(np.argmax(result.x[mask]))] for side, mask in zip(sides, (first, ~first), strict=True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlrc.configs.fit import FitConfig
 from rlrc.configs.quantize import GROUP_SIZE
-from rlrc.errors import UserError
+from rlrc.errors import Impossible
 from rlrc.packed.layers import quantization_config, shrinks
 from rlrc.policies.contract import Policy
 from rlrc.policies.groups import VISION
@@ -77,7 +77,7 @@ class Versions:
             for variant in wanted:
                 try:
                     plans[variant] = _plan(config, variant, out)
-                except UserError as error:
+                except Impossible as error:
                     say(f"{variant}: cannot be ({error})")
                 progress.advance(note=str(variant))
         packable = tuple(part for part in config.parts if part in parent.parts)

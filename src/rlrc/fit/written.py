@@ -48,7 +48,7 @@ def recipe_text(config: FitConfig, versions: Versions, answer: Answer, budget: d
 def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[dict[str, Any]]:
     """The stages that make the policy, each from the one before."""
     policy = "base"
-    reading = partial(_given, config, READING | ACTING | {"dataset"})
+    reading = partial(_given, config, READING | ACTING | {"dataset", "seed"})
     pruned = list(_cuts(answer))
     for number, cut in enumerate(pruned, start=1):
         read = {"policy": policy, **reading(policy), "samples": config.samples}
@@ -62,7 +62,12 @@ def _stages(config: FitConfig, versions: Versions, answer: Answer) -> Iterator[d
         yield {"verb": "sft", "policy": policy, **reading(policy), "steps": config.sft_steps}
         policy = "sft"
     if config.rl_iterations:
-        yield {"verb": "rl", "policy": policy, **_given(config, ACTING, policy), "iterations": config.rl_iterations}
+        yield {
+            "verb": "rl",
+            "policy": policy,
+            **_given(config, ACTING | {"seed"}, policy),
+            "iterations": config.rl_iterations,
+        }
         policy = "rl"
     bits = min(answer.vision.bits, answer.language.bits)
     if bits < WHOLE:

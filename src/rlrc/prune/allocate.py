@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from rlrc.errors import UserError
+from rlrc.errors import Impossible
 from rlrc.policies.groups import Group
 
 
@@ -75,7 +75,7 @@ def share_of_free(overall: float, groups: Iterable[Group], free: Iterable[Group]
     """
     total, held = (sum(group.units * group.unit_parameters for group in some) for some in (groups, free))
     if overall * total >= held:
-        raise UserError(
+        raise Impossible(
             f"overall {overall:g} is out of reach: the unprotected layers hold {held / total:.4f} of the decoder's "
             f"linear parameters and must keep some; ask for less, or protect fewer layers"
         )
@@ -93,7 +93,7 @@ def _check_ratio(groups: Sequence[Group], ratio: float, rounding: Rounding) -> N
     largest = {group: _largest_ratio(group, rounding) for group in groups}
     tightest = min(groups, key=lambda group: largest[group])
     one = "head" if tightest.kind == "heads" else "channel"
-    raise UserError(
+    raise Impossible(
         f"{tightest}: a ratio of {ratio:.4g} leaves no {one} of {tightest.units}; "
         f"the largest workable ratio is {largest[tightest]:g}"
     )
@@ -124,7 +124,7 @@ def _threshold(free: Sequence[tuple[Group, torch.Tensor]], ratio: float, by_para
         removed = len(pool) - int(len(pool) * (1 - ratio))
     if removed >= len(pool):
         largest = math.floor((1 - 1 / len(pool)) * 10_000) / 10_000
-        raise UserError(
+        raise Impossible(
             f"{free[0][0]} and all others: a ratio of {ratio:.4g} leaves none of the {len(pool)} heads and channels; "
             f"the largest workable ratio is {largest:g}"
         )

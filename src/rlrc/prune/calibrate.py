@@ -49,14 +49,17 @@ class Frames:
     _entering: list[TeacherForced] = field(default_factory=list, repr=False)
 
     @classmethod
-    def draw(cls, policy: Policy, demonstrations: Demonstrations, samples: int, seed: int) -> Self:
-        """`samples` random frames; `policy` is an outline, and reads the weights around its decoder from its files.
+    def draw(
+        cls, policy: Policy, demonstrations: Demonstrations, samples: int, seed: int, held_out: bool = False
+    ) -> Self:
+        """`samples` random frames, as `Demonstrations.draw` has them; `policy` is an outline, and reads the weights
+        around its decoder from its files.
 
         Raises:
             UserError: there are not as many.
         """
         require_fit(policy, demonstrations)
-        chosen = demonstrations.draw(samples, seed)
+        chosen = demonstrations.draw(samples, seed, held_out)
         fill_around_decoder(policy)
         actions, padded = (tensor.to(torch.get_default_device()) for tensor in chunks(demonstrations, chosen, policy))
         return cls(policy, observe(demonstrations, chosen, policy), actions, padded, seed=seed)

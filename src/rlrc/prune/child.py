@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import torch
 
-from rlrc.errors import UserError
+from rlrc.errors import Impossible
 from rlrc.policies.contract import Policy
 from rlrc.prune.allocate import choose
 from rlrc.prune.groups import Chain, chain_of, coupled_groups
@@ -29,16 +29,16 @@ def child_of(parent: Policy, chain: Chain, plan: Plan) -> Policy:
             shape = layer_shape(stacks[name].layers[number], name)
             shapes[name].append(shape | plan.shapes.get((old, name), {}))
     if lost := [name for name, those in shapes.items() if not those]:
-        raise UserError(f"keep names no layer of the stack '{lost[0]}', which needs at least one")
+        raise Impossible(f"keep names no layer of the stack '{lost[0]}', which needs at least one")
     parent.reshape(config, plan.layers, shapes)
     for stack in () if chain.is_vision else chain.stacks:  # those of vision have biases anyway
         part = stack.config_in(config)
         part.output_bias = part.output_bias or plan.output_bias
     if plan.tokens is not None:
         if config.visual_tokens is not None:
-            raise UserError(f"{parent.source}: its pictures have fewer tokens already; start from before that")
+            raise Impossible(f"{parent.source}: its pictures have fewer tokens already; start from before that")
         if plan.tokens.kind == "shuffle" and f"{parent.feature_reader}.weight" not in parent.model.state_dict():
-            raise UserError("tokens: the projector is quantized, and is not widened then; prune first, quantize last")
+            raise Impossible("tokens: the projector is quantized, and is not widened then; prune first, quantize last")
         config.visual_tokens = asdict(plan.tokens)
     return parent.rebuilt(config)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from rlrc.configs.prune import Depth
-from rlrc.errors import UserError
+from rlrc.errors import Impossible, UserError
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.values import States
 from rlrc.prune.measured import Measured
@@ -70,10 +70,10 @@ class DepthMethod(PruningMethod[Depth]):
         assert target.ratio is not None
         count = int(layers * target.ratio + 1e-9)
         if not count:
-            raise UserError(f"depth: a ratio of {target.ratio:g} takes none of {layers} layers")
+            raise Impossible(f"depth: a ratio of {target.ratio:g} takes none of {layers} layers")
         most = len(self._free(groups, layers, target, range(layers)))
         if count > most:
-            raise UserError(
+            raise Impossible(
                 f"depth: a ratio of {target.ratio:g} takes {count} of {layers} layers; {most} is the most that can go"
             )
         return count

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from rlrc.configs.prune import Flap
-from rlrc.errors import UserError
+from rlrc.errors import Impossible
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.values import States
 from rlrc.progress import say
@@ -36,7 +36,7 @@ class FlapMethod(PruningMethod[Flap]):
         _ratio([group for group in groups if group.layer not in target.protected], groups, target)
         for group in groups:
             if [member.axis for member in group.members].count(1) != 1 or not group.members[-1].is_output:
-                raise UserError(
+                raise Impossible(
                     f"{group}: FLAP looks at one output matrix a unit, and this one has others; choose another method"
                 )
 
@@ -65,7 +65,10 @@ class FlapMethod(PruningMethod[Flap]):
         chosen = dict(zip(free, rank(free, measured, ratio), strict=True))
         kept = []
         for group in groups:
-            units = chosen.get(group, torch.arange(group.units))
+            if group not in chosen:
+                kept.append(torch.arange(group.units))
+                continue
+            units = chosen[group]
             if not len(units):
                 best = _unit_metric(group, measured).argmax()
                 say(f"{group}: none would stay; the best one does")
@@ -113,7 +116,7 @@ def _ratio(free: Sequence[Group], groups: Sequence[Group], target: Target) -> fl
         ratio = share_of_free(target.overall, groups, free)
     assert ratio is not None
     if ratio >= 1:
-        raise UserError(f"FLAP: a ratio of {ratio:g} leaves nothing; ask for less than 1")
+        raise Impossible(f"FLAP: a ratio of {ratio:g} leaves nothing; ask for less than 1")
     return ratio
 
 
@@ -142,9 +145,10 @@ def _rank_everything(groups: Sequence[Group], measured: Measured, ratio: float) 
 
 
 def _cost(group: Group, groups: Sequence[Group]) -> int:
-    """Cost of a head in MLP channels; the published code drops the fraction (512/3 becomes 170)."""
-    channel = next(other.unit_parameters for other in groups if other.kind == "channels")
-    return group.unit_parameters // channel if group.kind == "heads" else 1
+    """Cost of a unit in MLP channels; the published code drops the fraction of a head's (512/3 becomes 170). Where
+    channels have several sizes, as those of two stacks, it is the unit's parameters."""
+    channels = {other.unit_parameters for other in groups if other.kind == "channels"}
+    return group.unit_parameters if len(channels) > 1 else group.unit_parameters // min(channels)
 
 
 def _rank_each(groups: Sequence[Group], measured: Measured, ratio: float) -> list[torch.Tensor]:

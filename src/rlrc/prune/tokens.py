@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from rlrc.configs.prune import Tokens
-from rlrc.errors import UserError
+from rlrc.errors import Impossible
 from rlrc.policies.groups import Group
 from rlrc.policies.parts.schema import IN_WINDOWS, windows_make
 from rlrc.policies.parts.tokens import TokenReduction
@@ -38,11 +38,11 @@ class TokensMethod(PruningMethod[Tokens]):
         """
         count = round(tokens * (1 - ratio))
         if not 0 < count < tokens:
-            raise UserError(f"tokens: a ratio of {ratio:g} {'takes' if count else 'leaves'} none of {tokens}")
+            raise Impossible(f"tokens: a ratio of {ratio:g} {'takes' if count else 'leaves'} none of {tokens}")
         if self.config.by not in IN_WINDOWS or windows_make(tokens, count):
             return count
         side = math.isqrt(tokens)
         if side**2 != tokens:
-            raise UserError(f"tokens: {tokens} tokens are no square, which windows need; merge or select them instead")
+            raise Impossible(f"tokens: {tokens} tokens are no square, which windows need; merge or select them instead")
         ratios = ", ".join(f"{1 - 1 / by**2:.4g}" for by in range(2, side + 1) if side % by == 0)
-        raise UserError(f"tokens: windows of {side} x {side} tokens take a ratio of {ratios}, and not {ratio:g}")
+        raise Impossible(f"tokens: windows of {side} x {side} tokens take a ratio of {ratios}, and not {ratio:g}")

@@ -20,7 +20,7 @@ from torch import nn
 from rlrc.configs.quantize import QuantizeConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
-from rlrc.errors import UserError
+from rlrc.errors import Impossible, UserError
 from rlrc.packed.layers import PACKABLE, empty_packed, get_linear, quantization_config, shrinks
 from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
@@ -69,13 +69,12 @@ def quantize(config: QuantizeConfig, out: Path) -> dict[str, Any]:
     if config.dataset is not None:
         demonstrations = Demonstrations.of(config)
         adopt_statistics(policy, demonstrations, config)
-        # Drawn by another seed than those to calibrate on.
-        held_out = Samples.draw(policy, demonstrations, config.samples, config.seed + 1)
+        held_out = Samples.draw(policy, demonstrations, config.samples, config.seed, held_out=True)
         before_actions = held_out.best_actions(policy)
     packed, left = _pack(policy, names, config, demonstrations)
     left |= dict.fromkeys(kept, "named in modules_to_not_convert")
     if not packed:
-        raise UserError(
+        raise Impossible(
             f"{config.policy}: none of {len(names)} layers shrinks ({next(iter(left.values()), 'no layers')})"
         )
     policy.model.config.quantization_config = quantization_config(

@@ -35,16 +35,22 @@ class Samples:
 
     @classmethod
     def draw(
-        cls, policy: Policy, demonstrations: Demonstrations, count: int, seed: int, batch_size: int = 16
+        cls,
+        policy: Policy,
+        demonstrations: Demonstrations,
+        count: int,
+        seed: int,
+        held_out: bool = False,
+        batch_size: int = 16,
     ) -> "Samples":
-        """`count` random frames.
+        """`count` random frames, as `Demonstrations.draw` has them.
 
         Raises:
             UserError: there are not as many.
         """
         require_fit(policy, demonstrations)
         batches = []
-        for frames in np.split(demonstrations.draw(count, seed), range(batch_size, count, batch_size)):
+        for frames in np.split(demonstrations.draw(count, seed, held_out), range(batch_size, count, batch_size)):
             actions, _ = chunks(demonstrations, frames, policy)
             batches.append((policy.prepare(observe(demonstrations, frames, policy)), actions.to(policy.device)))
         return cls(batches)

@@ -18,7 +18,7 @@ from rlrc.bench import interleaved, machine, timed_action
 from rlrc.configs.sensitivity import SensitivityConfig
 from rlrc.data import Demonstrations
 from rlrc.data.statistics import adopt_statistics, policy_key
-from rlrc.errors import UserError
+from rlrc.errors import Impossible, UserError
 from rlrc.files import write_json
 from rlrc.inspect import describe
 from rlrc.policies.checkpoint import load
@@ -51,7 +51,8 @@ def sensitivity(config: SensitivityConfig, out: Path) -> dict[str, Any]:
         fast it is (with the interval of the median over rounds). A version that cannot be has the reason in place.
 
     Raises:
-        UserError: the policy is quantized, has no such part, or does not fit the dataset.
+        UserError: the policy is quantized, has no such part, has a loss that is not finite, or does not fit the
+            dataset.
     """
     keep_freed_memory()
     policy = load(config.policy, policy_key(config), config.device, spec=config.spec)
@@ -60,8 +61,10 @@ def sensitivity(config: SensitivityConfig, out: Path) -> dict[str, Any]:
     demonstrations = Demonstrations.of(config)
     adopt_statistics(policy, demonstrations, config)
     variants = variants_of(policy, config)
-    frames = Frames.draw(policy, demonstrations, config.samples, config.seed + 1)
+    frames = Frames.draw(policy, demonstrations, config.samples, config.seed)
     before = frames.shown_to(policy)
+    if not np.isfinite(before.losses).all():
+        raise UserError(f"{config.policy}: its loss on demonstrations is NaN or infinite; it or its data is broken")
     size = describe(policy)["bytes"]["total"]
     rows = _rows_of(out / FILE)
     with (
@@ -90,9 +93,11 @@ def _compared(policy: Policy, variant: Variant, maker: Maker, frames: Frames, be
     try:
         with maker.make(variant) as lighter:
             after = frames.shown_to(lighter)
+            if not np.isfinite(after.losses).all():
+                raise Impossible("its loss is NaN or infinite")
             seconds = interleaved([timed_action(policy), timed_action(lighter)], WARM_UP + repeats)[:, WARM_UP:]
             size = describe(lighter)["bytes"]["total"]
-    except UserError as error:
+    except Impossible as error:
         say(f"{variant}: not done ({error})")
         return {"refused": str(error)}
     ratios = seconds[0] / seconds[1]

@@ -43,12 +43,13 @@ class Frames:
 
     @classmethod
     def draw(cls, policy: Policy, demonstrations: Demonstrations, count: int, seed: int) -> "Frames":
-        """
+        """Frames that importance with the same seed is not measured on.
+
         Raises:
             UserError: there are not as many, or they do not fit the policy.
         """
         require_fit(policy, demonstrations)
-        rows = demonstrations.draw(count, seed)
+        rows = demonstrations.draw(count, seed, held_out=True)
         actions, padded = chunks(demonstrations, rows, policy)
         return cls(observe(demonstrations, rows, policy), actions, padded, demonstrations.episode_index[rows], seed)
 

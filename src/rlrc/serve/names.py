@@ -38,14 +38,16 @@ def _as_list(value: Any) -> Any:
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(max_length=16)]
 """Names of one thing on the wire; the first that a message has is taken."""
+SomeNames = Annotated[Names, Field(min_length=1)]
+"""Names of what a policy cannot do without."""
 
 
 class WireNames(FileModel, extra="forbid"):
     """Names on the wire of what a policy reads."""
 
-    cameras: Annotated[dict[Name, Names], Field(min_length=1, max_length=16)]
+    cameras: Annotated[dict[Name, SomeNames], Field(min_length=1, max_length=16)]
     state: Names = ()
-    instruction: Names = ("prompt", "instruction", "task", "task_description")
+    instruction: SomeNames = ("prompt", "instruction", "task", "task_description")
     gripper: Annotated[str, Field(max_length=200)] = ""
     """Convention of an action's last number, where a server says nothing of its actions."""
 
@@ -234,9 +236,16 @@ def _find(message: Mapping[str, Any], names: Names, what: str) -> Any:
     for name in names:
         parts = [_look_up(message, part) for part in name.split(JOIN)]
         if all(part is not None for part in parts):
-            return parts[0] if len(parts) == 1 else np.concatenate([np.ravel(part) for part in parts])
+            return parts[0] if len(parts) == 1 else _joined(parts, name)
     there = ", ".join(shorten(str(key), 40) for key in list(message)[:12]) or "nothing"
     raise UserError(f"the observation has no '{shorten(names[0])}' ({what}); it has {there}")
+
+
+def _joined(parts: Sequence[Any], name: str) -> np.ndarray:
+    try:
+        return np.concatenate([np.ravel(part) for part in parts])
+    except ValueError as error:
+        raise UserError(f"'{name}': these are no numbers that could be joined") from error
 
 
 def _look_up(message: Any, name: str) -> Any:

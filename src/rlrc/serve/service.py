@@ -107,6 +107,10 @@ class Service:
         except (WireError, UserError) as error:
             self.metrics.errors.labels(protocol).inc()
             raise Refused(str(error)) from error
+        except Exception as error:  # told on the server's console, and the server goes on
+            self.metrics.errors.labels(protocol).inc()
+            say(f"a message could not be read: {type(error).__name__}: {shorten(str(error))}")
+            raise Refused("this message could not be read; the server's console says why") from error
 
     def ask(self, message: Any, begun: float) -> Question:
         """Put the observation of a message into the policy's queue; called in a thread of `read`.
@@ -149,7 +153,7 @@ class Service:
         if not isinstance(message, Mapping):
             raise UserError(f"an observation is a mapping of names to values, not {type(message).__name__}")
         key = message.get("unnorm_key")
-        if key is not None and key != self.unnorm_key:
+        if key is not None and (not isinstance(key, str) or key != self.unnorm_key):
             raise UserError(
                 f"unnorm_key '{shorten(str(key))}': this policy is served with the statistics '{self.unnorm_key}'"
             )

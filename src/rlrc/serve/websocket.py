@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from rlrc.errors import shorten
 from rlrc.serve.service import Question, Refused, Service
 from rlrc.version import __version__
 from rlrc.wire import pack, unpack
@@ -101,15 +102,16 @@ class Session:
     # -- vla-eval ------------------------------------------------------------------------------------------------------
 
     async def _vla_eval(self, message: dict[str, Any]) -> None:
-        match message["type"]:
+        kind = message["type"] if isinstance(message["type"], str) else repr(message["type"])
+        match kind:
             case "observation":
                 await self._step(message)
             case "episode_start" | "episode_end":
                 self._chunk = self._chunk[:0]
             case "hello" | "error":  # The greeting has answered the first, and the other wants no answer.
                 pass
-            case kind:
-                await self._tell(message, "error", {"error": f"there is no message of type {str(kind)[:40]!r}"})
+            case _:
+                await self._tell(message, "error", {"error": f"there is no message of type {shorten(kind, 40)!r}"})
 
     async def _step(self, message: dict[str, Any]) -> None:
         if not len(self._chunk):
