@@ -3,7 +3,7 @@
 # make base    train the shipped base policy of the tabletop again from scratch; WORLD=putonplate: that of PutOnPlate
 # make libero  adds the LIBERO worlds (550 MB of packages); see docs/libero.md
 # make peers   lets other people's clients talk to a served policy, each in an environment of its own (.peers/)
-# make study   the evidence of results/tabletop: every cell of recipes/tabletop.yaml (about 6 hours on 2 cores)
+# make study   the evidence of results/tabletop: every cell of recipes/tabletop.yaml (about five core-hours)
 #
 # The first of them sets up .venv; see scripts/setup.sh for PYTHON and TORCH_INDEX.
 

@@ -15,6 +15,8 @@ import rlrc
 from rlrc import envs
 from rlrc.act.action_error import action_error
 from rlrc.act.evaluate import evaluate
+from rlrc.bench import bench
+from rlrc.configs.bench import BenchConfig
 from rlrc.configs.evaluate import EvaluateConfig
 from rlrc.configs.prune import Depth, Flap, LlmPruner, PruneConfig, StateSaliency, Wanda
 from rlrc.configs.quantize import QuantizeConfig
@@ -62,6 +64,12 @@ METHODS = {
     "wanda": Wanda(),
     "depth": Depth(),
 }
+
+
+def test_bench(trained: Path, quick_rates: None, tmp_path: Path) -> None:
+    config = BenchConfig(policies=[trained], batch_sizes=(1,), repeats=2, warmup=0, device="cpu")
+    (entry,) = bench(config, tmp_path)["policies"]
+    assert entry["actions_per_call"] == 3 and entry["stages_ms"]["vision"]["p50"] > 0
 
 
 @pytest.mark.parametrize("method", METHODS)

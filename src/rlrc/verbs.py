@@ -208,7 +208,7 @@ VERBS = {
             "rlrc.configs.make_random",
             "MakeRandomConfig",
             "",
-            "write a random checkpoint of OpenVLA's published layout",
+            "write a random checkpoint in a family's published layout",
         ),
     )
 }
