@@ -1,10 +1,12 @@
 """Does reinforcement learning help in `make run`? The default recipe from start to end, once for each of five seeds.
 
-    python benchmarks/default_seeds.py          about two hours on 2 cores; writes results/default-seeds.json
+    python benchmarks/default_seeds.py          about two hours on 2 cores; writes results/default-seeds.json and
+                                                the episodes beside it
 
 Every stage that has a seed gets the run's, except for evaluations, which play the same episodes for all. What was cut
-off goes on with the same command. Pairs are the same episode of the same seed before and after reinforcement learning,
-pooled over the seeds.
+off goes on with the same command. The files of results are written after every seed, and the seeds that they hold are
+not run again, so that another machine can go on from them. Pairs are the same episode of the same seed before and
+after reinforcement learning, pooled over the seeds.
 """
 
 import argparse
@@ -18,9 +20,9 @@ from typing import Any
 import yaml
 
 from rlrc.bench import machine
-from rlrc.episodes import Episode, by_condition, compare, success_rate
-from rlrc.files import write_json, write_text
-from rlrc.reading import read_yaml
+from rlrc.episodes import Episode, by_condition, compare, read_episodes, success_rate, write_episodes
+from rlrc.files import sha256_file, write_json, write_text
+from rlrc.reading import read_json, read_yaml
 from rlrc.report.summary import Summary, summarise_run
 
 RECIPE = Path("recipes/default.yaml")
@@ -34,12 +36,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("results/default-seeds.json"))
     options = parser.parse_args()
-    runs = {seed: run(seed) for seed in options.seeds}
-    rows = [row for seed, summary in runs.items() for row in rows_of(seed, summary)]
-    write_json(options.out, {"machine": machine(), "recipe": str(RECIPE), "rows": rows, "paired": list(pairs(runs))})
+    table = options.out.with_suffix(".parquet")
+    recipe = {"recipe": str(RECIPE), "sha256": sha256_file(RECIPE)}
+    runs, episodes = measured(options.out, table, recipe)
+    for seed in options.seeds:
+        if seed not in [run["seed"] for run in runs]:
+            summary = run_recipe(seed)
+            minutes = sum(stage.seconds for stage in summary.stages) / 60
+            runs.append({"seed": seed, "minutes": round(minutes, 1), "machine": machine()})
+            episodes += [
+                replace(episode, policy=row.name, seed=seed) for row in summary.rows for episode in row.episodes
+            ]
+            write_episodes(table, episodes)
+        write_json(options.out, {**recipe, "runs": runs, "rows": rows(runs, episodes), "paired": pairs(episodes)})
 
 
-def run(seed: int) -> Summary:
+def measured(out: Path, table: Path, recipe: dict[str, str]) -> tuple[list[dict[str, Any]], list[Episode]]:
+    """Return the runs that the files of results hold, and their episodes."""
+    if not out.exists():
+        return [], []
+    found = read_json(out)
+    if {name: found.get(name) for name in recipe} != recipe:
+        raise SystemExit(f"{out}: its runs are of another {RECIPE}; delete it, or name another file with --out")
+    seeds = [run["seed"] for run in found["runs"]]
+    return found["runs"], [episode for episode in read_episodes(table) if episode.seed in seeds]
+
+
+def run_recipe(seed: int) -> Summary:
     """Run the recipe with a seed, or what is left of it."""
     values = read_yaml(RECIPE)
     values["name"] = f"default-seed{seed}"
@@ -53,41 +76,30 @@ def run(seed: int) -> Summary:
     return summarise_run(Path("runs") / values["name"])
 
 
-def rows_of(seed: int, summary: Summary) -> list[dict[str, Any]]:
-    """Successes of every policy in every split, and the minutes that the whole run took."""
-    minutes = sum(stage.seconds for stage in summary.stages) / 60
+def rows(runs: list[dict[str, Any]], episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """Successes of every seed's policies in every split, and the minutes that the seed's whole run took."""
     return [
-        {"seed": seed, "minutes": round(minutes, 1), "policy": row.name, "split": split, "n": len(cell)}
+        {"seed": run["seed"], "minutes": run["minutes"], "policy": policy, "split": split, "n": len(cell)}
         | {"successes": success_rate(cell).successes}
-        for row in summary.rows
-        for split, cell in by_condition(row.episodes).items()
+        for run in runs
+        for policy in dict.fromkeys(episode.policy for episode in episodes)
+        for split, cell in by_condition([e for e in episodes if (e.policy, e.seed) == (policy, run["seed"])]).items()
     ]
 
 
-def pairs(runs: dict[int, Summary]) -> list[dict[str, Any]]:
-    """Differences in percentage points over the pooled pairs, with Tango's interval and McNemar's exact p."""
+def pairs(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """Differences in percentage points over the pairs of all seeds, with Tango's interval and McNemar's exact p."""
     found = []
     for a, b in PAIRS:
         for split in ("ind", "ood"):
-            difference = compare(pooled(runs, b, split), pooled(runs, a, split))
+            before, after = ([e for e in episodes if (e.policy, e.condition) == (name, split)] for name in (a, b))
+            difference = compare(after, before)
             points = {name: round(100 * getattr(difference, name), 3) for name in ("low", "high")}
             found.append(
                 {"a": a, "b": b, "split": split, "n": difference.n}
                 | {"points": round(100 * difference.difference, 3), **points, "p": difference.p}
             )
     return found
-
-
-def pooled(runs: dict[int, Summary], policy: str, split: str) -> Sequence[Episode]:
-    """The episodes of a policy in all runs; those of different runs are told apart by their seed."""
-    return [
-        replace(episode, seed=seed)
-        for seed, summary in runs.items()
-        for row in summary.rows
-        if row.name == policy
-        for episode in row.episodes
-        if episode.condition == split
-    ]
 
 
 if __name__ == "__main__":
