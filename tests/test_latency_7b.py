@@ -189,6 +189,17 @@ def test_rows_of_an_older_benchmark_stay_until_they_are_measured_again(rows: res
     assert "Measured earlier" not in page.page(results.result(head, rows, {}, found.earlier))
 
 
+def test_what_is_missing_of_other_groups_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "find_spec", lambda package: None)
+    path, row = tmp_path / "cpu.json", f"{names.TWO_LAYERS}-4bit"
+    assert row in results.stored(path, "cpu", None).missing
+    assert not results.stored(path, "cpu", None, ["balanced"]).missing
+    path.write_text(json.dumps({"rows": [], "missing": {row: "bitsandbytes is not installed"}}))
+    assert list(results.stored(path, "cpu", None, ["balanced"]).missing) == [row]
+    monkeypatch.setattr(names, "find_spec", lambda package: package)
+    assert row not in results.stored(path, "cpu", None).missing
+
+
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     optional = f"{names.TWO_LAYERS}-dynamic-int8"
     for roomy in (True, False):
@@ -199,6 +210,7 @@ def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch: pytest.Monke
     assert names.refusal(f"{names.TWO_LAYERS}-4bit", "cpu", None) == "bitsandbytes is not installed"
     assert names.refusal("rlrc", "cpu", None) is None
     assert "CPUs alone" in str(names.refusal(optional, "cuda", None))
+    assert "no setting that holds it" in str(names.refusal(f"{names.TWO_LAYERS}-4bit", "cpu", "avx2"))
 
 
 class Refuses:

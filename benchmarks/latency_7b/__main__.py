@@ -56,8 +56,9 @@ def main() -> None:
     head = described(options)
     setting = Setting(options.device, options.tiny)
     roomy = options.device == "cuda" and torch.cuda.get_device_properties(0).total_memory >= ROOMY_BYTES
-    rows, earlier, missing = stored(options.out, options.device, options.instructions)
-    for group in options.only or GROUPS:
+    groups = options.only or list(GROUPS)
+    rows, earlier, missing = stored(options.out, options.device, options.instructions, groups)
+    for group in groups:
         names = [name for name in GROUPS[group] if name not in missing]
         wanted = set(names) - rows.keys()
         # Rows that have only their baseline beside them compare nothing.

@@ -123,10 +123,10 @@ def refusal(name: str, device: str, instructions: str | None) -> str | None:
         instructions: the level that all libraries are held to, or None.
     """
     by = run_of(name).by
-    if by in PACKAGES and find_spec(PACKAGES[by]) is None:
-        return f"{PACKAGES[by]} {NOT_INSTALLED}"
     if by == DYNAMIC and device != "cpu":
         return "PyTorch's dynamic quantization computes on CPUs alone"
     if by == BITSANDBYTES and instructions is not None:
         return "bitsandbytes asks the processor itself what it can do, and has no setting that holds it to less"
+    if by in PACKAGES and find_spec(PACKAGES[by]) is None:
+        return f"{PACKAGES[by]} {NOT_INSTALLED}"
     return None

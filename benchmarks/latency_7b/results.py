@@ -28,14 +28,16 @@ class Stored(NamedTuple):
     """Why rows cannot be measured."""
 
 
-def stored(out: Path, device: str, instructions: str | None) -> Stored:
-    """What the file of results holds, and what this machine cannot measure."""
+def stored(out: Path, device: str, instructions: str | None, groups: Iterable[str] = GROUPS) -> Stored:
+    """What the file of results holds, and what this machine cannot measure of the groups."""
     before = read_json(out) if out.exists() else {"rows": []}
     found = by_name(before)
     rows = {name: row for name, row in found.items() if is_complete(name, row)}
     earlier = {name: row | {"earlier": True} for name, row in found.items() if name not in rows}
-    missing = {name: why for name, why in before.get("missing", {}).items() if NOT_INSTALLED not in why}
-    refusals = {name: refusal(name, device, instructions) for name in NAMES if name not in rows}
+    asked = {name for group in groups for name in GROUPS[group]}
+    told = before.get("missing", {}).items()
+    missing = {name: why for name, why in told if NOT_INSTALLED not in why or name not in asked}
+    refusals = {name: refusal(name, device, instructions) for name in NAMES if name in asked - rows.keys()}
     return Stored(rows, earlier, missing | {name: why for name, why in refusals.items() if why is not None})
 
 
