@@ -76,6 +76,19 @@ def test_the_folder_is_the_one_that_it_came_from(case: FlowSet) -> None:
         assert all(torch.equal(tensor, theirs[key].float()) for key, tensor in ours.items())
 
 
+def test_cameras_keep_their_names(case: FlowSet) -> None:
+    """LIBERO's datasets name theirs without LeRobot's usual prefix."""
+    folder = case.copy("renamed")
+    config = json.loads((folder / "config.json").read_text())
+    features = config["input_features"]
+    first = next(name for name in features if name.startswith("observation.images."))
+    features["observation.image"] = features.pop(first)
+    (folder / "config.json").write_text(json.dumps(config))
+    case.load(folder).save(case.scratch / "saved")
+    written = json.loads((exported(case, case.scratch / "saved", "whole") / "config.json").read_text())
+    assert written["input_features"].keys() == features.keys()
+
+
 @pytest.mark.parametrize("stacks", [None, ("expert",), ("decoder",)])
 def test_smaller_layers_are_filled_up_with_zeros_and_act_as_before(
     case: FlowSet, stacks: tuple[Any, ...] | None

@@ -216,6 +216,14 @@ def test_statistics_in_the_weights_are_refused(case: FlowSet) -> None:
 BAD: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "no cameras": ("config.json", lambda v: v["input_features"].clear(), "input_features"),
     "aloha": ("config.json", lambda v: v.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha"),
+    "relative": ("config.json", lambda v: v.update(use_relative_actions=True), "relative to the state"),
+    "relative step": (
+        PREPROCESSOR_FILE,
+        lambda v: v["steps"].insert(0, {"registry_name": "relative_actions_processor", "config": {"enabled": True}}),
+        "relative to the state",
+    ),
+    "memory": ("config.json", lambda v: v.update(use_visual_memory=True), "remembers what it saw"),
+    "prompt": ("config.json", lambda v: v.update(include_state_in_prompt=False), "add state=none to spec"),
     "chunk": ("config.json", lambda v: v.update(chunk_size=0), "chunk_size"),
     "execute": ("config.json", lambda v: v.update(n_action_steps=99), "execute 99 is above horizon 10"),
     "periods": ("config.json", lambda v: v.update(min_period=4.0, max_period=4.0), "min_period 4 is not below"),

@@ -126,7 +126,11 @@ def refuse_biases(stack: Any, told: str) -> None:
 def _features(config: Any) -> dict[str, Any]:
     size = config.vision_config.image_size
     features: dict[str, Any] = {
-        f"observation.images.{name}": {"type": "VISUAL", "shape": [3, size, size]} for name in config.cameras
+        name if name.startswith("observation.") else f"observation.images.{name}": {
+            "type": "VISUAL",
+            "shape": [3, size, size],
+        }
+        for name in config.cameras
     }
     if config.state_dim:
         features["observation.state"] = {"type": "STATE", "shape": [config.state_dim]}

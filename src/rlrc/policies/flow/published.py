@@ -23,6 +23,7 @@ from rlrc.reading import FileModel, read_model, validate
 
 PREPROCESSOR_FILE, POSTPROCESSOR_FILE = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALISER, UNNORMALISER = "normalizer_processor", "unnormalizer_processor"
+RELATIVE = "relative_actions_processor"
 STATE_PROMPT = "pi05_prepare_state_tokenizer_processor_step"
 TOKENIZER_FILES = ("config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 """Files of a VLM's repository that are downloaded: its tokenizer and its config."""
@@ -77,6 +78,10 @@ class LeRobotFields(FileModel):
     add_image_special_tokens: StrictBool = False
     adapt_to_pi_aloha: StrictBool = False
     use_delta_joint_actions_aloha: StrictBool = False
+    use_relative_actions: StrictBool = False
+    use_visual_memory: StrictBool = False
+    use_proprioceptive_memory: StrictBool = False
+    include_state_in_prompt: StrictBool = True
     prefix_length: StrictInt = 0
     n_obs_steps: StrictInt = 1
 
@@ -172,6 +177,19 @@ class Published:
         self.require(
             not (fields.adapt_to_pi_aloha or fields.use_delta_joint_actions_aloha),
             "it converts an ALOHA's joints (adapt_to_pi_aloha), which rlrc does not",
+        )
+        relative = self.preprocessor.step(RELATIVE)
+        self.require(
+            not fields.use_relative_actions and (relative is None or relative.config.get("enabled") is False),
+            "its actions are relative to the state (use_relative_actions), which rlrc does not convert",
+        )
+        self.require(
+            not (fields.use_visual_memory or fields.use_proprioceptive_memory),
+            "it remembers what it saw (use_visual_memory, use_proprioceptive_memory); rlrc shows one moment at a time",
+        )
+        self.require(
+            fields.include_state_in_prompt or self.spec.state == "none",
+            "its prompt has no state (include_state_in_prompt); add state=none to spec",
         )
         self.require(fields.n_obs_steps == 1, f"n_obs_steps is {fields.n_obs_steps}; rlrc shows one moment at a time")
         self.require(
