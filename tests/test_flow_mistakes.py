@@ -286,6 +286,15 @@ def test_bad_specs(family: str, spec: str | None, message: str, tmp_path: Path) 
         rlrc.load(case.folder / "checkpoint", spec=spec)
 
 
+def test_a_tokenizer_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = flow_set("pi05", tmp_path)
+    folder, heads = case.folder / "checkpoint", case.spec.partition(",")[2]
+    with pytest.raises(UserError, match=r"^tokenizer=.*: there is no tokenizer.json in it$"):
+        rlrc.load(folder, spec=f"tokenizer={tmp_path},{heads}")
+    rlrc.load(folder, spec=heads)
+    assert "without a tokenizer this policy cannot act; add tokenizer=FOLDER to spec" in capsys.readouterr().err
+
+
 def test_pi05_tells_the_state_as_the_spec_says(tmp_path: Path) -> None:
     case = flow_set("pi05", tmp_path)
     state = np.array([2.0, -1.5, 0.12], np.float32)

@@ -16,10 +16,12 @@ from rlrc.errors import UserError, shorten
 from rlrc.policies.flow.normalisation import FIELDS, LEROBOT_KINDS, Kind
 from rlrc.policies.locate import CONFIG_FILE, on_disk
 from rlrc.policies.parts.schema import MAX_HORIZON, MAX_STATE, ImageSize
+from rlrc.policies.parts.tokenizer import TOKENIZER_FILE
 from rlrc.policies.parts.words import words_of
 from rlrc.policies.schema import Name, Number
 from rlrc.policies.shards import TensorFiles
-from rlrc.reading import FileModel, read_model, validate
+from rlrc.progress import say
+from rlrc.reading import FileModel, lies_there, read_model, validate
 
 PREPROCESSOR_FILE, POSTPROCESSOR_FILE = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALISER, UNNORMALISER = "normalizer_processor", "unnormalizer_processor"
@@ -299,17 +301,24 @@ def read_published(folder: Path, shapes: dict[str, tuple[int, ...]], spec: str |
 def tokenizer_folder(published: Published, named: str | None) -> Path | None:
     """The folder of the tokenizer: that of the spec, or the one that the preprocessor names, from the hub.
 
-    None where the hub does not give it: the policy can then be changed and cannot act.
+    None where the hub does not give it, which is told: the policy can then be changed and cannot act.
+
+    Raises:
+        UserError: the spec names a folder that is not there or has no tokenizer.
     """
     if named is not None:
-        return on_disk(named, TOKENIZER_FILES)
+        place = on_disk(named, TOKENIZER_FILES)
+        if named == published.spec.tokenizer and not lies_there(place / TOKENIZER_FILE):
+            raise UserError(f"tokenizer={named}: there is no {TOKENIZER_FILE} in it")
+        return place
     step = published.preprocessor.step("tokenizer_processor")
     name = None if step is None else step.config.get("tokenizer_name")
     if not isinstance(name, str):
         return None
     try:
         return on_disk(name, TOKENIZER_FILES)
-    except UserError:
+    except UserError as error:
+        say(f"{published.folder}: without a tokenizer this policy cannot act; add tokenizer=FOLDER to spec ({error})")
         return None
 
 
