@@ -100,8 +100,8 @@ class FlowProcessor:
         """
         if self.tokenizer is None:
             raise UserError(
-                "the checkpoint has no tokenizer.json: put the tokenizer's files beside its config.json, or name their "
-                "folder with spec"
+                "the checkpoint has no tokenizer.json: put the tokenizer's files beside its config.json, or, where "
+                "LeRobot saved it, name their folder with spec"
             )
         prompt = self._prompt(instruction, state)
         if prompt not in self._ids:
