@@ -137,9 +137,10 @@ def test_a_quantized_policy_finds_what_pays_and_stays_quantized(tiny_checkpoint:
     train(tiny_checkpoint, tmp_path / "sft", steps=60, batch_size=16)
     quantize(QuantizeConfig(policy=tmp_path / "sft" / "checkpoint", bits=3), tmp_path / "packed")
     packed = tmp_path / "packed" / "checkpoint"
-    result = rl(config(packed, iterations=10, num_envs=128, batch_size=64, temperature=0.5), tmp_path / "rl")
+    options = {"iterations": 10, "num_envs": 128, "batch_size": 64, "temperature": 0.5, "precision": "fp32"}
+    result = rl(config(packed, **options), tmp_path / "rl")
     assert result["success_at_end"] > metrics(tmp_path / "rl")[0]["success_at_end"] + 0.2
-    assert metrics(tmp_path / "rl")[0]["acting_gap"] < 0.01, "acting and learning are by the same weights"
+    assert metrics(tmp_path / "rl")[0]["acting_gap"] < 1e-4, "acting and learning are by the same weights"
     moved = changed(packed, tmp_path / "rl" / "checkpoint")
     assert any(name.endswith("_proj.codes") for name in moved)
     assert not [name for name in moved if name.startswith(("vision", "projector"))]
