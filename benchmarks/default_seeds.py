@@ -1,7 +1,7 @@
 """Does reinforcement learning help in `make run`? The default recipe from start to end, once for each of five seeds.
 
-    python benchmarks/default_seeds.py             about two hours on 2 cores; writes results/default-seeds.json and
-                                                   the episodes beside it
+    python benchmarks/default_seeds.py             2.5 hours on 2 cores; writes results/default-seeds.json and the
+                                                   episodes beside it
     python benchmarks/default_seeds.py --jobs 2    two seeds at a time, each on half of the cores, which is sooner done
 
 Every stage that has a seed gets the run's, except for evaluations, which play the same episodes for all. What was cut
@@ -80,7 +80,7 @@ def run_recipe(seed: int, jobs: int) -> Summary:
     write_text(recipe, yaml.safe_dump(values, sort_keys=False))
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     command = [sys.executable, "-m", "rlrc", "run", str(recipe)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": threads})
+    subprocess.run(command, check=True, env={"OMP_NUM_THREADS": threads, **os.environ})
     return summarise_run(Path("runs") / values["name"])
 
 

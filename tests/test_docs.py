@@ -146,17 +146,18 @@ def told_of_latency() -> Iterator[str]:
     yield f"**{last['speedup']:.1f} times faster at OpenVLA-7B's size**"
     yield f"one action takes {cells(last)[0]} instead of {cells(first)[0]} through transformers"
     yield from (f"|{'|'.join(cells(row))}|" for row in rows)
-    yield f"|vision and tokens lighter too, 4-bit|{quick_cells('balanced-4bit')}|"
-    yield f"|OpenVLA-OFT (8 actions a call), pruned, 4-bit|{quick_cells('oft-rlrc-4bit')}|"
+    yield quick_row("vision and tokens lighter too, 4-bit", "balanced-4bit")
+    yield quick_row("OpenVLA-OFT ({actions} actions a call), pruned, 4-bit", "oft-rlrc-4bit")
 
 
-def quick_cells(name: str) -> str:
-    """Milliseconds, ratio and weights of one action, where a call may give several."""
+def quick_row(told: str, name: str) -> str:
+    """What README tells of a row: milliseconds, ratio and weights of one action, where a call may give several."""
     rows = read_json(ROOT / "results" / "latency_7b" / "cpu.json")["rows"]
     row = next(row for row in rows if row["name"] == name)
     actions = row["actions_per_call"]
     milliseconds, ratio = row["p50_ms"] / actions, row["speedup"] * actions
-    return f"{milliseconds:.0f} ms|{ratio:.2f}x|{human_bytes(row['weight_bytes'])}"
+    size = human_bytes(row["weight_bytes"])
+    return f"|{told.format(actions=actions)}|{milliseconds:.0f} ms|{ratio:.2f}x|{size}|"
 
 
 def latency_rows() -> list[dict[str, Any]]:

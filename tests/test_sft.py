@@ -21,7 +21,8 @@ from rlrc.progress import MetricsLog
 from rlrc.prune import PruneConfig, prune
 from rlrc.recover import loop
 from rlrc.recover import sft as sft_module
-from rlrc.recover.loop import STATE_FILE, Learner, Means, learning_rate_factor, processes_on
+from rlrc.recover.loop import STATE_FILE, Learner, Means, learning_rate_factor
+from rlrc.recover.processes import processes_on
 from rlrc.recover.sft import Frames, SftConfig, fit
 
 

@@ -5,19 +5,16 @@ every draw comes from a generator seeded by (seed, what it is for, step), and th
 step. What is left to store is the trainable parameters, the optimizer's moments and the step, in one safetensors file.
 """
 
-import atexit
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather, reduce
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -32,12 +29,11 @@ from rlrc.policies.contract import Policy
 from rlrc.policies.device import resolve_device
 from rlrc.progress import MetricsLog, bar, read_metrics, say
 from rlrc.recover.optimizer import optimizers
+from rlrc.recover.processes import processes_on
 from rlrc.recover.straight_through import PackedLayers
 from rlrc.recover.trainable import choose_trainable, linears, zeros_of
 
 STATE_FILE = "state.safetensors"
-LONGEST_WAIT = timedelta(hours=12)
-"""Longest time that processes wait for one of them, such as for the main one while it measures a learning curve."""
 
 
 class Learner:
@@ -359,27 +355,6 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: Lit
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
-
-
-def processes_on(place: torch.device) -> tuple[PartialState, torch.device]:
-    """The group of processes that train together, and the device of this one.
-
-    Raises:
-        UserError: the device cannot be trained on, or is one of several processes' and has a number.
-    """
-    # Not `Accelerator`: it fixes one precision for the life of the process, and a recipe's stages may differ.
-    processes = PartialState(cpu=place.type != "cuda", timeout=LONGEST_WAIT)
-    # The threads of a process group that is still there when the interpreter ends can abort the process.
-    atexit.register(processes.destroy_process_group)
-    if place.type == "mps":
-        raise UserError("training runs on the CPU or on CUDA; give --device cpu")
-    if processes.num_processes == 1:
-        if place.type == "cuda" and place.index is not None:
-            torch.cuda.set_device(place)
-        return processes, place  # not the group's device, which is that of the first stage in this process
-    if place.index is not None:
-        raise UserError(f"--device {place}: several processes train on a device each; leave the number out")
-    return processes, processes.device
 
 
 def _precision_of(config: LearnerConfig, device: torch.device, tells: bool) -> Literal["fp32", "bf16"]:

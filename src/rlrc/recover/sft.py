@@ -31,7 +31,8 @@ from rlrc.policies.device import moved, resolve_device
 from rlrc.policies.losses import Teacher
 from rlrc.policies.values import Observation
 from rlrc.process import keep_freed_memory
-from rlrc.recover.loop import Learner, Means, learning_rate_factor, processes_on, rng
+from rlrc.recover.loop import Learner, Means, learning_rate_factor, rng
+from rlrc.recover.processes import processes_on
 from rlrc.recover.salient import frame_weights
 
 LOG_EVERY = 10

@@ -125,13 +125,8 @@ def refuse_biases(stack: Any, told: str) -> None:
 
 def _features(config: Any) -> dict[str, Any]:
     size = config.vision_config.image_size
-    features: dict[str, Any] = {
-        name if name.startswith("observation.") else f"observation.images.{name}": {
-            "type": "VISUAL",
-            "shape": [3, size, size],
-        }
-        for name in config.cameras
-    }
+    names = [name if name.startswith("observation.") else f"observation.images.{name}" for name in config.cameras]
+    features: dict[str, Any] = {name: {"type": "VISUAL", "shape": [3, size, size]} for name in names}
     if config.state_dim:
         features["observation.state"] = {"type": "STATE", "shape": [config.state_dim]}
     return features | {"action": {"type": "ACTION", "shape": [config.action_dim]}}
