@@ -58,6 +58,9 @@ class Known:
     def action_statistics(self) -> dict:
         return {}
 
+    def require_readable(self, instructions: list[str]) -> None:
+        pass
+
 
 def demonstrations() -> Demonstrations:
     """Episodes 3 and 5; what is asked at a frame is the frame's number, which is its instruction."""
@@ -156,6 +159,7 @@ def test_sampled_actions_do_not_depend_on_what_is_asked_beside(tiny_checkpoint: 
     [
         ({"world": "tabletop"}, "world and dataset are both given"),
         ({"videos": 1}, "videos is for a world, and a dataset is given"),
+        ({"dataset": None, "cameras": ["front"]}, "cameras is for a dataset, and none is given"),
         ({"splits": ("ind",)}, "splits is for a world"),
         ({"vla_cache": {}}, "vla_cache is for a world"),
     ],

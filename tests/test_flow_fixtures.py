@@ -8,6 +8,7 @@ import torch
 from flow_fixtures import FEATURES, SETS, WIDE, FlowSet
 from torch.nn.functional import pad
 
+from rlrc.errors import UserError
 from rlrc.policies.flow.normalisation import FIELDS, LEROBOT_KINDS, normalise, unnormalise
 from rlrc.policies.pi05.policy import bins
 
@@ -138,6 +139,27 @@ def test_cameras_that_are_not_there(case: FlowSet) -> None:
     images = {name: image for name, image in without.images.items() if name != "right_wrist_0_rgb"}
     lacking = type(without)(images, without.instruction, without.state, without.present)
     close(case.velocity(lacking), case.velocity(without))
+
+
+@torch.no_grad()
+def test_a_spec_names_the_robots_cameras_and_those_that_it_lacks(case: FlowSet) -> None:
+    """The published codes' velocities with the last camera missing, whatever the robot calls the others."""
+    own = case.policy.spec.cameras
+    names = [f"robot_{place}" for place in range(len(own) - 1)]
+    policy = case.load(more=f",cameras={'+'.join([*names, 'none'])}")
+    assert policy.spec.cameras == tuple(names)
+    whole = case.look()
+    images = {name: whole.images[camera] for name, camera in zip(names, own[:-1], strict=True)}
+    seen = type(whole)(images, whole.instruction, whole.state, {})
+    expected = case.cases["missing.velocity"] if case.family == "smolvla" else case.cases["expected.velocity"][0]
+    time = 0.5 if case.family == "smolvla" else float(case.cases["in.velocity_times"][0])
+    close(case.velocity(seen, time, policy), expected, **WIDE)
+    for cameras, told in (
+        (["front", *["none"] * len(own)], "cameras .*, and spec names"),
+        (["none"] * len(own), "one"),
+    ):
+        with pytest.raises(UserError, match=told):
+            case.load(more=f",cameras={'+'.join(cameras)}")
 
 
 def test_normalisation(case: FlowSet) -> None:

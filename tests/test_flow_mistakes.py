@@ -213,6 +213,74 @@ def test_statistics_in_the_weights_are_refused(case: FlowSet) -> None:
         case.load(folder)
 
 
+def test_a_policy_that_no_robot_has_trained_yet_takes_the_statistics_of_a_dataset(case: FlowSet) -> None:
+    """LeRobot saves its base policies with normalisers that name no file."""
+    folder = case.copy("base")
+    for name in (PREPROCESSOR_FILE, POSTPROCESSOR_FILE):
+        state_file(folder, name).unlink()
+        change_json(folder / name, lambda values: [step.pop("state_file", None) for step in values["steps"]])
+    policy = case.load(folder)
+    with pytest.raises(UserError, match="without which it cannot act; prune and sft take those of your demonstrations"):
+        policy.act(case.look())
+    policy.adopt(case.policy.norm_stats["dataset"], "mine")
+    assert torch.equal(case.velocity(case.look(), policy=policy), case.velocity(case.look()))
+    policy.save(folder.parent / "saved")
+    assert rlrc.load(folder.parent / "saved").norm_stats == {"mine": case.policy.norm_stats["dataset"]}
+
+
+def test_a_policy_that_normalises_nothing_acts(case: FlowSet) -> None:
+    folder = case.copy("identity")
+
+    def nothing(values: dict[str, Any]) -> None:
+        for step in values["steps"]:
+            if "state_file" in step:
+                step["config"]["norm_map"] |= {"STATE": "IDENTITY", "ACTION": "IDENTITY"}
+                del step["state_file"]
+
+    for name in (PREPROCESSOR_FILE, POSTPROCESSOR_FILE):
+        change_json(folder / name, nothing)
+    policy, actions = case.load(folder), np.array([[0.25, -3.0]], np.float32)
+    np.testing.assert_array_equal(policy.to_physical(actions), actions)
+    assert policy.act(case.look(), temperature=0).shape == (2, policy.spec.horizon, len(policy.spec.action))
+    with pytest.raises(UserError, match="holds no action statistics"):
+        rlrc.load(folder, "so100", spec=case.spec)
+
+
+def test_weights_of_mixed_precision_have_the_dtype_of_the_config(case: FlowSet) -> None:
+    folder = case.copy("mixed")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    first, *_ = sorted(tensors)
+    save_file(tensors | {first: tensors[first].float()}, folder / "model.safetensors")
+    change_json(folder / "config.json", lambda values: values.pop("dtype", None))
+    assert case.load(folder).model.dtype == torch.float32
+    change_json(folder / "config.json", lambda values: values.update(dtype="bfloat16"))
+    assert case.load(folder).model.dtype == torch.bfloat16
+
+
+def test_lerobots_adapters_are_merged_as_peft_merges_them(case: FlowSet, tmp_path: Path) -> None:
+    """peft wraps LeRobot's policy, which holds the model as `model`."""
+    peft = pytest.importorskip("peft")
+    base, folder = case.folder / "checkpoint", tmp_path / "adapter"
+    policy, lerobots = case.load(), torch.nn.Module()
+    lerobots.add_module("model", policy.model)
+    layers = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=r".*expert.*\.(q|v)_proj", modules_to_save=["action_out_proj"]
+    )
+    wrapped = peft.PeftModel(lerobots, layers)
+    torch.manual_seed(0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter.data)
+    wrapped.save_pretrained(folder)
+    change_json(folder / "adapter_config.json", lambda values: values.update(base_model_name_or_path=str(base)))
+    merged = wrapped.merge_and_unload().state_dict()
+    loaded, before = case.load(folder).model.state_dict(), case.policy.model.state_dict()
+    assert {f"model.{name}" for name in loaded} == set(merged)
+    assert sum(not torch.equal(loaded[name], before[name]) for name in loaded) >= 5
+    for name in loaded:
+        torch.testing.assert_close(loaded[name], merged[f"model.{name}"], atol=1e-5, rtol=1e-5)
+
+
 BAD: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "no cameras": ("config.json", lambda v: v["input_features"].clear(), "input_features"),
     "aloha": ("config.json", lambda v: v.update(adapt_to_pi_aloha=True), "adapt_to_pi_aloha"),
@@ -293,6 +361,13 @@ def test_a_tokenizer_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.Ca
         rlrc.load(folder, spec=f"tokenizer={tmp_path},{heads}")
     rlrc.load(folder, spec=heads)
     assert "without a tokenizer this policy cannot act; add tokenizer=FOLDER to spec" in capsys.readouterr().err
+
+
+def test_a_vlm_without_a_tokenizer_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = flow_set("smolvla", tmp_path)
+    (Path(case.spec.removeprefix("vlm=")) / "tokenizer.json").unlink()
+    assert not case.load().can_read_instructions
+    assert "there is no tokenizer.json in it, without which this policy cannot act" in capsys.readouterr().err
 
 
 def test_pi05_tells_the_state_as_the_spec_says(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from rlrc.configs.quantize import QuantizeConfig
 from rlrc.configs.rl import RlConfig
 from rlrc.configs.sft import SftConfig
 from rlrc.configs.train import FlowOptions, TrainConfig
+from rlrc.data import Demonstrations
+from rlrc.data.statistics import adopt_statistics
 from rlrc.errors import UserError
 from rlrc.inspect import inspect
 from rlrc.policies.make_random import make_random
@@ -80,6 +82,25 @@ def test_random_policies_act(family: str, tmp_path: Path) -> None:
     assert actions.shape == (1, 50, len(policy.spec.action)) and np.isfinite(actions).all()
     # What nothing reads is counted, and neither loaded nor saved.
     assert policy.published_parameters > sum(parameter.numel() for parameter in policy.model.parameters())
+
+
+def test_data_that_a_policy_was_not_made_for_are_told_before_training(
+    trained: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, shown, config = rlrc.load(trained), Demonstrations.load(dataset), SftConfig(policy=trained, dataset=dataset)
+    assert shown.state is not None
+    adopt_statistics(policy, shown, config)
+    assert not capsys.readouterr().err, "the policy was trained on these"
+    far = shown.state.mean(axis=0) + 100 * (np.ptp(shown.state, axis=0) + 1)
+    adopt_statistics(policy, replace(shown, state=shown.state + far), config)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "100.0% of the states in" in line and "far outside" in line and "clipped" not in line
+    actions = shown.actions.copy()
+    actions[:, 2] = actions[:, 2].mean() + 100 * (np.ptp(actions[:, 2]) + 1)
+    adopt_statistics(policy, replace(shown, actions=actions), config)
+    assert f"{1 / 7:.1%} of the action labels in" in (told := capsys.readouterr().err) and " 2 (100%);" in told
+    with pytest.raises(UserError, match=r"makes \d+ tokens, and the policy reads 1 to"):
+        adopt_statistics(policy, replace(shown, tasks=["put " * 300 for _ in shown.tasks]), config)
 
 
 METHODS = {

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from rlrc.configs.parts import OTHER_CAMERAS
 from rlrc.envs.world import WorldSpec
 from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim
@@ -109,7 +110,7 @@ def connect(policy: PolicySpec, world: WorldSpec) -> Interface:
     if lacking := [camera for camera in policy.cameras if camera not in world.cameras]:
         raise UserError(
             f"the policy sees the camera '{shorten(lacking[0])}', and the world '{world.name}' has "
-            f"{', '.join(world.cameras)}"
+            f"{', '.join(world.cameras)}; {OTHER_CAMERAS}"
         )
     state = conversion(world.state, policy.state, "state", world.name) if policy.state else None
     return Interface(policy.cameras, state, conversion(policy.action, world.action, "action", world.name))

@@ -19,6 +19,9 @@ WORLD_OPTIONS = (
 )
 """Options that say nothing about a dataset."""
 
+DATASET_OPTIONS = tuple(name for name in DatasetPart.model_fields if name != "dataset")
+"""Options that say nothing about a world."""
+
 SERVERS_OWN = ("unnorm_key", "spec", "device", "temperature", "denoising_steps", "center_crop", "vla_cache")
 """Options of a policy that a server holds, which the server has been given."""
 
@@ -94,7 +97,7 @@ class EvaluateConfig(ActingPart, DatasetPart, PolicyPart):
     @model_validator(mode="after")
     def _world_or_dataset(self) -> Self:
         if self.dataset is None:
-            return self
+            return self._without(DATASET_OPTIONS, "is for a dataset, and none is given")
         if self.world is not None:
             raise ValueError("world and dataset are both given: give a world to act in, or a dataset to compare with")
         return self._without(WORLD_OPTIONS, "is for a world, and a dataset is given")

@@ -13,6 +13,11 @@ from rlrc.config import Config
 ActionForm = Literal["l1", "tokens", "diffusion"]
 """Forms of an OpenVLA-OFT policy's actions: numbers, action tokens, or noise that is taken away."""
 
+OTHER_CAMERAS = (
+    "where LeRobot saved the policy, spec cameras= says what your robot calls each of its cameras, and which it lacks"
+)
+"""The end of errors about cameras."""
+
 
 class DevicePart(Config):
     """Option that says where a verb computes."""
@@ -27,7 +32,8 @@ class SpecPart(Config):
     spec: str | None = Field(default=None, min_length=1, max_length=1000)
     """Facts that the files of a published policy do not say. OpenVLA-OFT: its chunk, cameras and state, as libero,
     aloha, or such as chunk=8,cameras=front+wrist,state=8. SmolVLA, pi0, pi0.5: folders of the VLM or of the tokenizer,
-    such as vlm=FOLDER or tokenizer=FOLDER. A policy that rlrc wrote needs none."""
+    such as vlm=FOLDER or tokenizer=FOLDER, and what your robot calls the policy's cameras, in the policy's order, with
+    none for one that it lacks: cameras=front+wrist+none. A policy that rlrc wrote needs none."""
 
 
 class ActingPart(Config):

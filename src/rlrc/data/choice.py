@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlrc.configs.parts import OTHER_CAMERAS
 from rlrc.data import format as fmt
 from rlrc.data.info import Info
 from rlrc.errors import UserError, shorten
@@ -48,13 +49,15 @@ def match_cameras(policy: Sequence[str], dataset: Sequence[str], named: bool, wh
     sees = f"the policy sees {len(policy)} {'camera' if len(policy) == 1 else 'cameras'} ({shorten(', '.join(policy))})"
     if named or len(policy) == len(dataset) == 1:
         if len(policy) != len(dataset):
-            raise UserError(f"{where}: cameras names {len(dataset)} ({shorten(', '.join(dataset))}), and {sees}")
+            raise UserError(
+                f"{where}: cameras names {len(dataset)} ({shorten(', '.join(dataset))}), and {sees}; {OTHER_CAMERAS}"
+            )
         for name, key in zip(policy, dataset, strict=True):
             if any(_is_called(key, other) for other in policy if other != name) and not _is_called(key, name):
                 raise UserError(f"{where}: cameras are in the policy's order, and {key} stands for '{shorten(name)}'")
         return dict(zip(policy, dataset, strict=True))
     if len(dataset) < len(policy):
-        raise UserError(f"{where}: {sees}, and the dataset has fewer ({shorten(', '.join(dataset))})")
+        raise UserError(f"{where}: {sees}, and the dataset has fewer ({shorten(', '.join(dataset))}); {OTHER_CAMERAS}")
     found = {}
     for name in policy:
         keys = [key for key in dataset if key == name] or [key for key in dataset if _is_called(key, name)]

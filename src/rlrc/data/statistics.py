@@ -1,5 +1,6 @@
 """OpenVLA's normalisation statistics of a dataset, and checks that a policy and a dataset fit each other."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,14 +9,13 @@ from rlrc.data.demonstrations import Demonstrations
 from rlrc.data.format import STATE_KEYS
 from rlrc.errors import UserError
 from rlrc.policies.contract import Policy
+from rlrc.policies.statistics import Entry
 from rlrc.progress import say
 
-TOLERANCE = 1 / 256
-"""Distance that a normalised label may lie outside [-1, 1] and not count as clipped: half an action bin."""
-CLIPPED_SHARE = 0.03
-"""Share of all labels above which a warning tells that they are clipped; quantiles of the same data leave out 2 %."""
-CLIPPED_SHARE_OF_DIMENSION = 0.10
-"""The same for the labels of a single dimension."""
+OUTSIDE_SHARE = 0.03
+"""Share of all numbers above which a warning tells that they lie outside; quantiles of the same data leave out 2 %."""
+OUTSIDE_SHARE_OF_DIMENSION = 0.10
+"""The same for the numbers of a single dimension."""
 
 
 class StatisticsChoice(Protocol):
@@ -53,14 +53,16 @@ def adopt_statistics(policy: Policy, demonstrations: Demonstrations, config: Sta
 
     `statistics: dataset` computes those of the demonstrations, keeps them in the policy's config under `unnorm_key`, or
     else under the name of the dataset's folder, and makes them the policy's own. `statistics: policy` leaves the policy
-    as it is and prints a warning where they clip more than a few per cent of the labels.
+    as it is and prints a warning where more than a few per cent of the actions or states lie outside of them.
 
     Raises:
         UserError: the numbers of dimensions differ, or the policy holds other statistics of that name.
     """
     if config.statistics == "policy":
         require_fit(policy, demonstrations)
-        _warn_of_clipping(policy, demonstrations)
+        _warn(policy, "action labels", demonstrations.actions, "action", demonstrations.path)
+        if policy.spec.state and demonstrations.state is not None:
+            _warn(policy, "states", demonstrations.state, "proprio", demonstrations.path)
         return
     key = config.unnorm_key or demonstrations.path.resolve().name
     entry = norm_stats(demonstrations, key)
@@ -79,7 +81,8 @@ def require_fit(policy: Policy, demonstrations: Demonstrations) -> None:
     """Check that the demonstrations hold what the policy sees, and that states and actions have its dimensions.
 
     Raises:
-        UserError: a camera or the state is missing, dimensions differ, or the policy has no statistics to use.
+        UserError: a camera or the state is missing, dimensions differ, an instruction is longer than the policy reads,
+            or the policy has no statistics to use.
     """
     here, there = demonstrations.actions.shape[1], len(policy.spec.action)
     if here != there:
@@ -94,26 +97,19 @@ def require_fit(policy: Policy, demonstrations: Demonstrations) -> None:
         if here != there:
             raise UserError(f"{demonstrations.path}: the state has {here} dimensions, and the policy's has {there}")
     demonstrations.seen_by(policy.spec.cameras)
+    policy.require_readable(demonstrations.tasks)
     _ = policy.action_statistics()
 
 
-def clipped(actions: np.ndarray, stats: dict[str, np.ndarray]) -> np.ndarray:
-    """Return which labels of actions (T, D) lie outside what `stats` can say, by more than `TOLERANCE`, bool (T, D)."""
-    low, high = stats["low"], stats["high"]
-    scaled = np.where(stats["mask"], 2 * (actions - low) / (high - low + 1e-8) - 1, actions)
-    return np.abs(scaled) > 1 + TOLERANCE
-
-
-def _warn_of_clipping(policy: Policy, demonstrations: Demonstrations) -> None:
-    if not policy.clips_actions:
-        return
-    outside = clipped(demonstrations.actions, policy.action_statistics())
+def _warn(policy: Policy, what: str, values: np.ndarray, entry: Entry, path: Path) -> None:
+    outside = policy.outside(values, entry)
     shares = outside.mean(axis=0)
-    if outside.mean() > CLIPPED_SHARE or shares.max() > CLIPPED_SHARE_OF_DIMENSION:
-        most = [f"{n} ({shares[n]:.0%})" for n in np.argsort(-shares, kind="stable") if shares[n] > CLIPPED_SHARE]
+    if outside.mean() > OUTSIDE_SHARE or shares.max() > OUTSIDE_SHARE_OF_DIMENSION:
+        most = [f"{n} ({shares[n]:.0%})" for n in np.argsort(-shares, kind="stable") if shares[n] > OUTSIDE_SHARE]
+        where, clipped = ("outside", " and are clipped") if policy.clips else ("far outside", "")
         say(
-            f"warning: {outside.mean():.1%} of the action labels in {demonstrations.path} lie outside the policy's "
-            f"statistics and are clipped, in dimensions {', '.join(most)}; --statistics dataset uses the dataset's own"
+            f"warning: {outside.mean():.1%} of the {what} in {path} lie {where} the policy's statistics{clipped}, in "
+            f"dimensions {', '.join(most)}; --statistics dataset uses the dataset's own"
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from rlrc.policies.groups import Block, Group
 from rlrc.policies.losses import Teacher, losses_of
 from rlrc.policies.offers import Offers
+from rlrc.policies.statistics import Entry
 from rlrc.policies.values import (
     GREEDY,
     Generators,
@@ -57,8 +58,8 @@ class Policy(Offers, ABC):
     default_temperature: float = 0.0
     """Temperature at which the policy acts unless told otherwise: 0 takes the likeliest tokens, 1 the starting noise
     that a policy which denoises was trained on."""
-    clips_actions: bool = True
-    """True where normalised actions are clipped to [-1, 1], so that statistics which do not fit lose something."""
+    clips: bool = True
+    """True where normalised actions and states are clipped to [-1, 1]."""
     eager: bool = False
     """True where an action on a GPU is to be launched kernel by kernel, and not as one CUDA graph."""
 
@@ -189,12 +190,16 @@ class Policy(Offers, ABC):
 
     @abstractmethod
     def action_statistics(self) -> dict[str, np.ndarray]:
-        """The statistics in use, each (D,): `low`, `high`, `mask` of a policy that clips actions, and of others those
-        of its kind of normalisation.
+        """The statistics in use, each (D,).
 
         Raises:
             UserError: they are damaged, missing, unknown, or have another number of dimensions than the actions.
         """
+
+    @abstractmethod
+    def outside(self, values: np.ndarray, entry: Entry) -> np.ndarray:
+        """Which numbers (T, D) of actions or states in the robot's units are clipped, bool (T, D); where nothing is
+        clipped, those that lie far from all that the statistics were made of."""
 
     @abstractmethod
     def to_physical(self, actions: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ Adapters are as peft saves them (`adapter_config.json`, `adapter_model.safetenso
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -60,12 +60,15 @@ def base_of(folder: Path) -> Path | None:
 class Adapter:
     """The changes that an adapter makes to the tensors of its base.
 
+    Args:
+        of_stored: the model's name for a stored one, where they differ.
+
     Raises:
         UserError: a file is missing or damaged, the adapter is of a kind that cannot be merged so, or its base cannot
             be had.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, of_stored: Callable[[str], str] | None = None) -> None:
         self.folder = folder
         path = folder / CONFIG_FILE
         self.fields = read_model(path, AdapterFields)
@@ -77,7 +80,7 @@ class Adapter:
         self._factors: dict[str, tuple[str, str]] = {}
         self._instead: dict[str, str] = {}
         for name in self.files:
-            self._sort(name)
+            self._sort(name, of_stored or str)
         self.base = self._find_base()
 
     @property
@@ -131,7 +134,7 @@ class Adapter:
                 f"{self.folder}: the adapter's change of '{shorten(name)}' does not fit the base {self.base}"
             )
 
-    def _sort(self, key: str) -> None:
+    def _sort(self, key: str, of_stored: Callable[[str], str]) -> None:
         """Find out which tensor of the base the adapter's tensor `key` belongs to."""
         name = key.removeprefix(PREFIX)
         for first, second in FACTORS.items():
@@ -140,7 +143,7 @@ class Adapter:
                 other = f"{PREFIX}{module}.{second}"
                 if other not in self.files:
                     raise UserError(f"{self.files.path(key)}: '{shorten(key)}' is there without its '{second}'")
-                self._factors[f"{module}.weight"] = (key, other)
+                self._factors[of_stored(f"{module}.weight")] = (key, other)
                 return
             if name.endswith(f".{second}"):
                 other = f"{PREFIX}{name.removesuffix(second)}{first}"
@@ -152,7 +155,7 @@ class Adapter:
                 f"{self.files.path(key)}: tensor '{shorten(key)}' is none that rlrc can merge; "
                 "merge with peft's merge_and_unload()"
             )
-        self._instead[name.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = key
+        self._instead[of_stored(name.replace(".modules_to_save.", ".").replace(".base_layer.", "."))] = key
 
     def _is_embedding(self, name: str) -> bool:
         return self._factors[name][0].endswith("lora_embedding_A")

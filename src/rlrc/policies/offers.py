@@ -1,4 +1,4 @@
-"""What only some families offer. Each of these refuses in one line, and a family that has it says how."""
+"""What only some families offer, or refuse. What others lack they refuse in one line."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ class Offers:
             UserError: the policy has no likelihood, so that PPO cannot train it.
         """
         raise UserError(self.no_likelihood or "the policy has no likelihood")
+
+    def require_readable(self, instructions: Sequence[str]) -> None:
+        """Check that none of these is longer than the policy reads.
+
+        Raises:
+            UserError: one is, or there is no tokenizer to tell.
+        """
 
     def crop_pictures(self) -> None:
         """Cut off the rim of pictures from now on, as evaluation does where training pictures were cropped at random.

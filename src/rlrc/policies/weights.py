@@ -127,7 +127,7 @@ class Weights:
         beside: Beside | None = None,
     ) -> None:
         self.folder, self.naming = folder, naming
-        self._adapter = Adapter(folder) if is_adapter(folder) else None
+        self._adapter = Adapter(folder, naming.of_stored) if is_adapter(folder) else None
         self._beside = beside
         files = TensorFiles(folder if self._adapter is None else self._adapter.base)
         named = files if naming.of_stored is None else Renamed(files, naming.of_stored)

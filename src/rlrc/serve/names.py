@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from rlrc.configs.parts import OTHER_CAMERAS
 from rlrc.errors import UserError, shorten
 from rlrc.policies.values import Observation, PolicySpec, Previous
 from rlrc.reading import FileModel, read_yaml, validate
@@ -134,7 +135,7 @@ class Reader:
         if missing := [camera for camera in spec.cameras if camera not in cameras]:
             raise UserError(
                 f"the policy's camera '{shorten(missing[0])}' has no name on the wire: there are names for "
-                f"{', '.join(map(shorten, cameras))}; give a YAML file that names it"
+                f"{', '.join(map(shorten, cameras))}; give a YAML file that names it; {OTHER_CAMERAS}"
             )
         if spec.state and not names.state:
             raise UserError(f"the policy reads a state of {len(spec.state)} numbers, which has no name on the wire")

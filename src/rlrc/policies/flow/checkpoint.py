@@ -12,7 +12,7 @@ from rlrc.policies.filling import empty_model, told
 from rlrc.policies.filling import outline as give_shapes
 from rlrc.policies.flow.config import FlowConfig
 from rlrc.policies.flow.model import FlowModel
-from rlrc.policies.flow.published import Published, model_names, read_published, tokenizer_folder
+from rlrc.policies.flow.published import PREFIX, Published, read_published, tokenizer_folder
 from rlrc.policies.folder import Reading, beside, read_lineage
 from rlrc.policies.locate import CONFIG_FILE
 from rlrc.policies.lora import base_of
@@ -71,23 +71,25 @@ def read_outline(model_class: type[FlowModel], layout: Layout, folder: Path, rea
     base = base_of(folder)
     home = beside(folder, base, CONFIG_FILE)
     files = TensorFiles(base or folder)
-    names = model_names(list(files))
-    known = set(names.values())
-    names = {stored: layout.alias(name, known) for stored, name in names.items()}
+    known = {stored.removeprefix(PREFIX) for stored in files}
+
+    def name_of(stored: str) -> str:
+        return layout.alias(stored.removeprefix(PREFIX), known)
+
     values = read_object(home / CONFIG_FILE)
     if values.get("model_type") == model_class.config_class.model_type:
         if reading.spec is not None:
             raise UserError(f"{folder}: this checkpoint says itself what it reads; leave spec out")
         tokens_in: Path | None = beside(folder, base, TOKENIZER_FILE)
     else:
-        shapes = {names[stored]: tuple(files.outline(stored).shape) for stored in files}
+        shapes = {name_of(stored): tuple(files.outline(stored).shape) for stored in files}
         published = read_published(home, shapes, reading.spec)
         values = published.robot() | layout.config(published) | {"model_type": model_class.config_class.model_type}
         named = layout.named_tokenizer(published)
         beside_it = named is None and (home / TOKENIZER_FILE).exists()
         tokens_in = home if beside_it else tokenizer_folder(published, named)
     config = config_of(model_class, values, home / CONFIG_FILE)
-    naming = Naming(partial(_is_in, layout.dead(config)), lambda stored: names[stored])
+    naming = Naming(partial(_is_in, layout.dead(config)), name_of)
     weights = Weights(folder, config, naming, reading.dtype)
     model = empty_model(model_class, config, folder).eval()
     give_shapes(model, weights)

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from rlrc.errors import UserError
-from rlrc.policies.flow.normalisation import FIELDS, LEROBOT_KINDS, chosen
-from rlrc.policies.flow.published import NORMALISER, POSTPROCESSOR_FILE, PREPROCESSOR_FILE, UNNORMALISER
+from rlrc.policies.flow.normalisation import FIELDS, LEROBOT_KINDS
+from rlrc.policies.flow.published import NORMALISER, POSTPROCESSOR_FILE, PREFIX, PREPROCESSOR_FILE, UNNORMALISER
+from rlrc.policies.statistics import chosen
 from rlrc.policies.values import Exported
 
-PREFIX = "model."
-"""Stands before all names of tensors in LeRobot's files."""
 KINDS = {kind: name for name, kind in LEROBOT_KINDS.items()}
 STATISTICS = {statistic for pair in FIELDS.values() for statistic in pair}
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rlrc.errors import UserError, shorten
 from rlrc.policies.schema import Number
+from rlrc.policies.statistics import Entry, chosen
 from rlrc.reading import FileModel, validate
 
 Kind = Literal["mean_std", "bounds", "quantiles", "deciles", "identity"]
@@ -28,6 +29,8 @@ LEROBOT_KINDS: dict[str, Kind] = {
     "IDENTITY": "identity",
 }
 EPSILON = 1e-8
+FAR = {"mean_std": 5.0, "bounds": 1.5, "quantiles": 1.5, "deciles": 3.0, "identity": np.inf}
+"""Normalised values that data of the statistics' own hardly exceed, by kind."""
 
 Numbers = Annotated[list[Annotated[Number, Field(ge=-1e30, le=1e30)]], Field(min_length=1, max_length=1024)]
 
@@ -45,30 +48,16 @@ class EntryFields(FileModel):
     q90: Numbers | None = None
 
 
-def chosen(norm_stats: dict[str, Any] | None, key: str | None) -> tuple[str, dict[str, Any]]:
-    """The set of statistics in use, and its name.
-
-    Raises:
-        UserError: there are none, the key is unknown, or it is missing where there are several.
-    """
-    if not norm_stats:
-        raise UserError("the checkpoint holds no statistics ('norm_stats'); actions cannot be un-normalised")
-    if key is None and len(norm_stats) > 1:
-        raise UserError(f"choose an unnorm_key: the checkpoint holds statistics for {shorten(', '.join(norm_stats))}")
-    key = next(iter(norm_stats)) if key is None else key
-    if key not in norm_stats:
-        raise UserError(f"unknown unnorm_key '{shorten(key)}': the checkpoint knows {shorten(', '.join(norm_stats))}")
-    return key, norm_stats[key]
-
-
 def statistics_of(
-    norm_stats: dict[str, Any] | None, key: str | None, entry: Literal["action", "proprio"], kind: Kind, count: int
+    norm_stats: dict[str, Any] | None, key: str | None, entry: Entry, kind: Kind, count: int
 ) -> dict[str, np.ndarray]:
     """The two statistics that a kind needs, float64 (count,) each; none of kind "identity".
 
     Raises:
         UserError: they are missing or damaged, or have another number of dimensions.
     """
+    if kind == "identity" and not norm_stats and key is None:
+        return {}
     name, found = chosen(norm_stats, key)
     if kind == "identity":
         return {}
@@ -94,6 +83,11 @@ def normalise(values: np.ndarray, stats: dict[str, np.ndarray], kind: Kind) -> n
     if kind == "mean_std":
         return ((values - first) / (second + EPSILON)).astype(np.float32)
     return (2 * (values - first) / _ranges(first, second) - 1).astype(np.float32)
+
+
+def far(values: np.ndarray, stats: dict[str, np.ndarray], kind: Kind) -> np.ndarray:
+    """Which values (T, D) in physical units lie far from all that the statistics were made of, bool (T, D)."""
+    return np.abs(normalise(values, stats, kind)) > FAR[kind]
 
 
 def unnormalise(values: np.ndarray, stats: dict[str, np.ndarray], kind: Kind) -> np.ndarray:

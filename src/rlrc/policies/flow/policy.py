@@ -28,6 +28,7 @@ from rlrc.policies.folder import Reading
 from rlrc.policies.groups import DECODER, EXPERT, VISION, Block
 from rlrc.policies.parts.noise import draw, require_generators
 from rlrc.policies.parts.observed import state_of
+from rlrc.policies.statistics import Entry
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import (
     GREEDY,
@@ -76,7 +77,7 @@ class FlowPolicy(StoredPolicy):
     default_temperature = 1.0
     masks_cameras = True
     continues_chunks = True
-    clips_actions = False
+    clips = False
     exploration = "flow-sde"
     noise_draws: int = 1
     """Noises and times from which each frame is learnt."""
@@ -131,6 +132,10 @@ class FlowPolicy(StoredPolicy):
             config.horizon,
             config.execute,
         )
+
+    def require_readable(self, instructions: Sequence[str]) -> None:
+        state = np.zeros((len(instructions), len(self.spec.state)), np.float32) if self.spec.state else None
+        self.processor.prompts(instructions, state)
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +203,7 @@ class FlowPolicy(StoredPolicy):
     def _kind(self, what: Literal["action", "state"]) -> normalisation.Kind:
         return self.model.config.normalisation[what]  # type: ignore[index,return-value]
 
-    def _statistics(self, entry: Literal["action", "proprio"]) -> dict[str, np.ndarray]:
+    def _statistics(self, entry: Entry) -> dict[str, np.ndarray]:
         config = self.model.config
         is_action = entry == "action"
         count, kind = (config.action_dim, "action") if is_action else (config.state_dim, "state")
@@ -211,6 +216,10 @@ class FlowPolicy(StoredPolicy):
         if self.spec.state:
             _ = self._statistics("proprio")
         return self._statistics("action")
+
+    def outside(self, values: np.ndarray, entry: Entry) -> np.ndarray:
+        kind = self._kind("action" if entry == "action" else "state")
+        return normalisation.far(values, self._statistics(entry), kind)
 
     def to_physical(self, actions: np.ndarray) -> np.ndarray:
         return normalisation.unnormalise(actions, self._statistics("action"), self._kind("action"))

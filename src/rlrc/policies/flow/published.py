@@ -5,7 +5,6 @@ names. Statistics lie in the safetensors files that the pre- and postprocessor's
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,7 @@ from rlrc.policies.flow.normalisation import FIELDS, LEROBOT_KINDS, Kind
 from rlrc.policies.locate import CONFIG_FILE, on_disk
 from rlrc.policies.parts.schema import MAX_HORIZON, MAX_STATE, ImageSize
 from rlrc.policies.parts.tokenizer import TOKENIZER_FILE
-from rlrc.policies.parts.words import words_of
+from rlrc.policies.parts.words import CameraNames, words_of
 from rlrc.policies.schema import Name, Number
 from rlrc.policies.shards import TensorFiles
 from rlrc.progress import say
@@ -32,7 +31,15 @@ TOKENIZER_FILES = ("config.json", "tokenizer*.json", "special_tokens_map.json", 
 KEY = "dataset"
 """Name of a folder's only set of statistics."""
 STATISTIC = re.compile(r"(?:(.+?)\.)?(?:buffer\.)?(action|observation\.state)\.(\w+)")
-EXAMPLES = "such as vlm=FOLDER (SmolVLA), tokenizer=FOLDER,vision_heads=16 (pi0, pi05) or state=padded (pi05)"
+EXAMPLES = (
+    "such as vlm=FOLDER (SmolVLA), tokenizer=FOLDER,vision_heads=16 (pi0, pi05), state=padded (pi05) or "
+    "cameras=front+wrist+none"
+)
+LACKING = "none"
+"""Stands in a spec for a camera that the robot lacks."""
+PREFIX = "model."
+"""Stands before all names of tensors in LeRobot's files; openpi's converter puts nothing there."""
+WITHOUT_TOKENIZER = "this policy cannot act; add tokenizer=FOLDER to spec"
 
 Dimensions = Annotated[StrictInt, Field(ge=1, le=MAX_STATE)]
 
@@ -48,6 +55,8 @@ class FlowSpec(FileModel, extra="forbid"):
     """Heads of pi's vision tower, where it is none of the published width."""
     state: Literal["real", "padded", "none"] | None = None
     """What pi05's prompt says of the state: its real dimensions, padded ones as lerobot 0.4.4 writes, or nothing."""
+    cameras: CameraNames | None = None
+    """The robot's name of each of the policy's cameras, or `LACKING`."""
 
 
 class FeatureFields(FileModel):
@@ -86,6 +95,7 @@ class LeRobotFields(FileModel):
     include_state_in_prompt: StrictBool = True
     prefix_length: StrictInt = 0
     n_obs_steps: StrictInt = 1
+    dtype: Literal["bfloat16", "float32"] | None = None
 
 
 class StepFields(FileModel):
@@ -168,11 +178,8 @@ class Published:
     def robot(self) -> dict[str, Any]:
         """Fields of our config about the robot: cameras, state, actions, statistics."""
         fields = self.fields
-        visual = [name for name, feature in fields.input_features.items() if feature.type == "VISUAL"]
-        cameras = [name.removeprefix("observation.images.") for name in visual]
-        cameras = [name for name in cameras if not name.startswith("empty_camera_")]
+        cameras = self._cameras()
         state, action = fields.input_features.get("observation.state"), fields.output_features.get("action")
-        self.require(bool(cameras), "input_features name no picture (type VISUAL)")
         self.require(action is not None and len(action.shape) == 1, "output_features have no 'action' of one axis")
         assert action is not None
         state_dim = 0 if state is None else state.shape[0]
@@ -212,7 +219,25 @@ class Published:
             "max_period": fields.max_period,
             "normalisation": kinds,
             "norm_stats": statistics,
+            "dtype": fields.dtype,
         }
+
+    def _cameras(self) -> list[str]:
+        """The robot's names of the cameras that the policy sees; those that it lacks are not seen."""
+        visual = [name for name, feature in self.fields.input_features.items() if feature.type == "VISUAL"]
+        own = [name.removeprefix("observation.images.") for name in visual]
+        own = [name for name in own if not name.startswith("empty_camera_")]
+        self.require(bool(own), "input_features name no picture (type VISUAL)")
+        if self.spec.cameras is None:
+            return own
+        self.require(
+            len(self.spec.cameras) == len(own),
+            f"it has {len(own)} cameras ({shorten(', '.join(own))}), and spec names {len(self.spec.cameras)}; give the "
+            f"robot's name of each in this order, and {LACKING} for one that it lacks",
+        )
+        names = [name for name in self.spec.cameras if name != LACKING]
+        self.require(bool(names) and len(set(names)) == len(names), "spec must name one camera or more, each once")
+        return names
 
     def _statistics(self, state_dim: int) -> tuple[dict[str, Kind], dict[str, Any]]:
         """The kinds of normalisation, and sets of statistics by name."""
@@ -233,7 +258,8 @@ class Published:
                 )
             entry, kind = _kind_of(step, feature, path)
             kinds[entry] = kind
-            if kind != "identity" and (entry == "action" or state_dim):
+            needed = kind != "identity" and (entry == "action" or state_dim)
+            if needed and step.state_file is not None:  # a policy that was trained on no robot yet has none
                 self._collect(found, step, path, feature, kind)
         return kinds, found
 
@@ -241,7 +267,8 @@ class Published:
         self, found: dict[str, dict[str, Any]], step: StepFields, path: Path, feature: str, kind: Kind
     ) -> None:
         """Add a feature's statistics of each set in a step's file."""
-        if step.state_file is None or Path(step.state_file).name != step.state_file:
+        assert step.state_file is not None
+        if Path(step.state_file).name != step.state_file:
             raise UserError(f"{path}: its step '{step.registry_name}' names no file of statistics beside it")
         files = TensorFiles(self.folder, [self.folder / step.state_file])
         there = False
@@ -308,8 +335,10 @@ def tokenizer_folder(published: Published, named: str | None) -> Path | None:
     """
     if named is not None:
         place = on_disk(named, TOKENIZER_FILES)
-        if named == published.spec.tokenizer and not lies_there(place / TOKENIZER_FILE):
-            raise UserError(f"tokenizer={named}: there is no {TOKENIZER_FILE} in it")
+        if not lies_there(place / TOKENIZER_FILE):
+            if named == published.spec.tokenizer:
+                raise UserError(f"tokenizer={named}: there is no {TOKENIZER_FILE} in it")
+            say(f"{named}: there is no {TOKENIZER_FILE} in it, without which {WITHOUT_TOKENIZER}")
         return place
     step = published.preprocessor.step("tokenizer_processor")
     name = None if step is None else step.config.get("tokenizer_name")
@@ -318,11 +347,5 @@ def tokenizer_folder(published: Published, named: str | None) -> Path | None:
     try:
         return on_disk(name, TOKENIZER_FILES)
     except UserError as error:
-        say(f"{published.folder}: without a tokenizer this policy cannot act; add tokenizer=FOLDER to spec ({error})")
+        say(f"{published.folder}: without a tokenizer {WITHOUT_TOKENIZER} ({error})")
         return None
-
-
-def model_names(stored: Sequence[str]) -> dict[str, str]:
-    """The model's name of each stored tensor: LeRobot puts `model.` in front of all, openpi's converter does not."""
-    prefix = "model." if all(name.startswith("model.") for name in stored) else ""
-    return {name: name.removeprefix(prefix) for name in stored}

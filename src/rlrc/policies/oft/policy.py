@@ -24,7 +24,7 @@ from rlrc.policies.parts.observed import state_of
 from rlrc.policies.prismatic.checkpoint import Supplement
 from rlrc.policies.prismatic.inputs import PrismaticInputs
 from rlrc.policies.prismatic.policy import PARTS, PrismaticPolicy
-from rlrc.policies.statistics import normalise, unnormalise
+from rlrc.policies.statistics import Entry, clipped, normalise, unnormalise
 from rlrc.policies.values import (
     GREEDY,
     Generators,
@@ -129,6 +129,9 @@ class OFTPolicy(PrismaticPolicy):
     def action_statistics(self) -> dict[str, np.ndarray]:
         config = self.model.config
         return self.statistics_of("action", config.action_dim, config.normalisation)
+
+    def outside(self, values: np.ndarray, entry: Entry) -> np.ndarray:
+        return clipped(values, self.action_statistics() if entry == "action" else self.state_statistics())
 
     def state_statistics(self) -> dict[str, np.ndarray]:
         """The statistics in use of the state, as `action_statistics`; none of a policy that reads no state.

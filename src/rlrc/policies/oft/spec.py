@@ -5,17 +5,16 @@ It is a preset, or words, or a preset and words that say something else: `libero
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from rlrc.config import CameraName
 from rlrc.configs.parts import ActionForm
 from rlrc.errors import UserError, shorten
 from rlrc.policies.dim import Dim, dims
 from rlrc.policies.oft.schema import MAX_STEPS
-from rlrc.policies.parts.schema import MAX_CAMERAS, MAX_HORIZON, MAX_STATE
-from rlrc.policies.parts.words import words_of
+from rlrc.policies.parts.schema import MAX_HORIZON, MAX_STATE
+from rlrc.policies.parts.words import CameraNames, words_of
 from rlrc.reading import FileModel, validate
 
 EXAMPLES = "libero, aloha, 'bridge,cameras=front', or such as chunk=8,cameras=front+wrist,state=8"
@@ -26,7 +25,7 @@ class Spec(FileModel, extra="forbid"):
 
     chunk: Annotated[int, Field(ge=1, le=MAX_HORIZON)]
     """Actions of a call."""
-    cameras: Annotated[tuple[CameraName, ...], Field(min_length=1, max_length=MAX_CAMERAS)]
+    cameras: CameraNames
     """Names of the cameras, in the order in which the policy was trained on them."""
     state: Annotated[int, Field(ge=0, le=MAX_STATE)] = 0
     """Numbers of proprioception."""
@@ -38,11 +37,6 @@ class Spec(FileModel, extra="forbid"):
     """Statistics that normalise: q01 and q99, or min and max."""
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 50
     """Diffusion steps of training."""
-
-    @field_validator("cameras", mode="before")
-    @classmethod
-    def _split(cls, cameras: Any) -> Any:
-        return cameras.split("+") if isinstance(cameras, str) else cameras
 
     @field_validator("cameras")
     @classmethod

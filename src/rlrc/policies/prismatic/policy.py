@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from rlrc.policies.prismatic.processor import Processor
 from rlrc.policies.prismatic.published import published_parameters
 from rlrc.policies.prismatic.towers import FEATURE_READER, config_of_one, joined_towers, of_one
 from rlrc.policies.prismatic.vision import lighter_tower, vision_pass, vision_stacks
-from rlrc.policies.statistics import Kind, action_statistics, normalise, unnormalise
+from rlrc.policies.statistics import Entry, Kind, action_statistics, clipped, normalise, unnormalise
 from rlrc.policies.stored import StoredPolicy
 from rlrc.policies.values import LanguageModel, Observation, Stack, States, TeacherForced, VisionPass
 
@@ -91,14 +91,15 @@ class PrismaticPolicy(StoredPolicy):
     def action_statistics(self) -> dict[str, np.ndarray]:
         return self.statistics_of("action", self.model.config.action_dim)
 
-    def statistics_of(
-        self, entry: Literal["action", "proprio"], count: int, kind: Kind = "quantiles"
-    ) -> dict[str, np.ndarray]:
+    def statistics_of(self, entry: Entry, count: int, kind: Kind = "quantiles") -> dict[str, np.ndarray]:
         """The statistics in use of actions or states of `count` numbers; errors name the policy's folder."""
         try:
             return action_statistics(self.norm_stats, self.unnorm_key, count, kind, entry)
         except UserError as error:
             raise error if self.source is None else UserError(f"{self.source}: {error}") from None
+
+    def outside(self, values: np.ndarray, entry: Entry) -> np.ndarray:
+        return clipped(values, self.action_statistics())
 
     def to_physical(self, actions: np.ndarray) -> np.ndarray:
         return unnormalise(actions, self.action_statistics()).astype(np.float32)
