@@ -1,5 +1,6 @@
 """The client for robots: chunks played step by step, lost servers, and servers that are none."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -228,6 +229,32 @@ def test_a_late_answer_is_not_taken_for_the_next_one(fake: Fake, address: str) -
         fake.waits_s = 0.0
         time.sleep(2)
         np.testing.assert_array_equal(client.act({}), (CHUNK + 10 * fake.asked)[0])
+
+
+def test_an_answer_to_an_interrupted_question_is_not_taken_for_the_next_one(fake: Fake, address: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with PolicyClient(address, execute=1) as client:
+            client.act({})
+            fake.waits_s = 1.0
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                client.act({})
+            fake.waits_s = 0.0
+            time.sleep(1)
+            np.testing.assert_array_equal(client.act({}), (CHUNK + 10 * fake.asked)[0])
+            assert fake.asked == 3
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_errors_do_not_tell_the_key() -> None:
+    with pytest.raises(ServerGone) as gone:
+        PolicyClient("ws://:a-long-key@127.0.0.1:1")
+    assert "127.0.0.1:1" in str(gone.value) and "long-key" not in str(gone.value)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,21 @@ def test_a_served_policy_ends_episodes_as_the_same_one_here(
         assert one.path_length == pytest.approx(other.path_length, abs=1e-5)
 
 
+def test_the_noise_of_a_served_policy_is_that_of_the_seed_and_the_episode(
+    tiny_policy: Policy, worlds: None, tmp_path: Path
+) -> None:
+    """Twice on one server, which counts its requests, and once with another seed."""
+    with served(tiny_policy, temperature=1.0) as server:
+        for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+            evaluate(config(f"ws://:a-secret@{server.address.removeprefix('ws://')}", seed=seed), tmp_path / name)
+    one, again, other = (
+        [episode.path_length for episode in read_episodes(tmp_path / name / "episodes.parquet")]
+        for name in ("one", "again", "other")
+    )
+    assert one == again and one != other
+    assert "a-secret" not in (tmp_path / "one" / "eval.json").read_text()
+
+
 GRIPPERS = "1 opens, 0 closes", "-1 opens, 1 closes"
 
 

@@ -373,6 +373,9 @@ def test_connections_and_messages_are_limited() -> None:
     policy = make(CASES["openvla"])
     with served(policy, limits={"connections": 2, "message_mb": 0.1}) as server:
         with open_socket(server), open_socket(server), pytest.raises(InvalidStatus) as refusal:
+            for path in ("healthz", "health", "metrics"):  # asked by who restarts servers that do not answer
+                with urllib.request.urlopen(f"{server.http}/{path}") as reply:
+                    assert reply.status == 200
             open_socket(server)
         assert refusal.value.response.status_code == 503
         deadline = time.monotonic() + 20

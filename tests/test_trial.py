@@ -178,6 +178,25 @@ def test_the_key_is_asked_for_and_handed_on(tmp_path: Path, monkeypatch: pytest.
     assert {policy.header for policy in policies} == {"Api-Key a long one"}
 
 
+def test_a_key_in_a_policys_address_goes_with_another_for_the_robot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLRC_API_KEY", "a long one")
+    policies = Marked(1), Marked(2)
+    with kitchen(*policies) as given:
+        keyed = [text.replace("//", "//:its-own-key@") for text in given]
+        bench = Bench(monkeypatch, tmp_path, keyed, always("s"))
+
+        def act() -> str:
+            with PolicyClient(bench.address, "a long one") as robot:
+                robot.infer({})
+            return "s"
+
+        monkeypatch.setattr(bench, "act", act)
+        bench.run()
+    assert all(policy.header.startswith("Basic ") for policy in policies)
+
+
 def test_what_a_policy_refuses_is_told_to_the_robot_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policies = Marked(1), Marked(2)
     with kitchen(*policies) as given:

@@ -116,6 +116,16 @@ BAD = {
 }
 
 
+def test_the_pictures_of_a_message_are_bounded_together() -> None:
+    data = io.BytesIO()
+    Image.new("1", (2048, 2048)).save(data, "PNG")
+    pictures = [{"__image__": True, "format": "png", "data": data.getvalue(), "shape": [2048, 2048]}] * 5
+    assert len(data.getvalue()) < 2000
+    assert len(unpack(msgpack.packb(pictures[:4]))) == 4
+    with pytest.raises(WireError, match="of all in a message"):
+        unpack(msgpack.packb(pictures))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_messages_are_told_in_one_line(name: str) -> None:
     with pytest.raises(WireError) as refusal:

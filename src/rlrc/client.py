@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketExcepti
 from websockets.sync.client import ClientConnection, connect
 
 from rlrc.errors import plain, shorten
-from rlrc.served import DELAY, PREVIOUS
+from rlrc.served import DELAY, PREVIOUS, key_header, without_key
 from rlrc.wire import WireError, pack, unpack
 
 Hold = np.ndarray | Callable[[np.ndarray | None], np.ndarray]
@@ -80,7 +80,8 @@ class PolicyClient:
         if continue_chunks and not ask_ahead:
             raise ValueError("continue_chunks is for ask_ahead: without it nothing is left when the server is asked")
         self.address = address
-        self._headers = None if api_key is None else {"Authorization": f"Api-Key {api_key}"}
+        self._told = without_key(address)
+        self._headers = key_header(address, api_key)
         self._timeout_s = timeout_s
         self._execute = execute
         self._hold = hold
@@ -98,7 +99,7 @@ class PolicyClient:
         self._socket: ClientConnection | None = self._connect()
         if continue_chunks and self.metadata.get("continues_chunks") is not True:
             self.close()
-            raise ServerRefused(f"{address}: its policy cannot continue chunks (only policies that denoise can)")
+            raise ServerRefused(f"{self._told}: its policy cannot continue chunks (only policies that denoise can)")
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -121,10 +122,13 @@ class PolicyClient:
             reply = self._socket.recv(timeout=self._timeout_s)
         except TimeoutError as error:
             self._drop()  # its answer could come later, in place of the next one
-            raise ServerGone(f"{self.address}: no answer within {self._timeout_s:g} seconds") from error
+            raise ServerGone(f"{self._told}: no answer within {self._timeout_s:g} seconds") from error
         except (WebSocketException, OSError) as error:
             self._drop()
-            raise ServerGone(f"{self.address}: the connection is lost ({_why(error)})") from error
+            raise ServerGone(f"{self._told}: the connection is lost ({_why(error)})") from error
+        except BaseException:  # such as Ctrl-C: the answer that is on its way belongs to this question
+            self._drop()
+            raise
         if isinstance(reply, str):
             self._drop()
             raise ServerRefused(shorten(reply, 500))
@@ -134,10 +138,10 @@ class PolicyClient:
         try:
             answer = unpack(reply)
         except WireError as error:
-            raise ServerRefused(f"{self.address}: {error}") from error
+            raise ServerRefused(f"{self._told}: {error}") from error
         actions = answer.get("actions") if isinstance(answer, dict) else None
         if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not len(actions):
-            raise ServerRefused(f"{self.address}: the answer holds no 'actions' of shape (chunk, numbers)")
+            raise ServerRefused(f"{self._told}: the answer holds no 'actions' of shape (chunk, numbers)")
         return answer
 
     # -- acting --------------------------------------------------------------------------------------------------------
@@ -222,19 +226,19 @@ class PolicyClient:
                 close_timeout=1,
             ).__enter__()
         except (InvalidURI, ValueError) as error:
-            raise ValueError(f"{self.address}: this is no address such as ws://host:8000") from error
+            raise ValueError(f"{self._told}: this is no address such as ws://host:8000") from error
         except InvalidHandshake as error:
-            raise ServerRefused(f"{self.address}: {shorten(str(error))}") from error
+            raise ServerRefused(f"{self._told}: {shorten(str(error))}") from error
         except (WebSocketException, OSError) as error:
-            raise ServerGone(f"{self.address}: nobody answers ({_why(error)})") from error
+            raise ServerGone(f"{self._told}: nobody answers ({_why(error)})") from error
         try:
             greeting = unpack(socket.recv(timeout=self._timeout_s))  # type: ignore[arg-type]
         except (WireError, TypeError) as error:
             socket.close()
-            raise ServerRefused(f"{self.address}: this is no policy's server ({shorten(str(error))})") from error
+            raise ServerRefused(f"{self._told}: this is no policy's server ({shorten(str(error))})") from error
         except (WebSocketException, OSError) as error:
             socket.close()
-            raise ServerGone(f"{self.address}: the server says nothing ({_why(error)})") from error
+            raise ServerGone(f"{self._told}: the server says nothing ({_why(error)})") from error
         self.metadata = greeting if isinstance(greeting, dict) else {}
         return socket
 
@@ -252,6 +256,8 @@ class PolicyClient:
             except (ServerGone, ServerRefused):
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+        if self._is_closed:  # while it connected
+            self._drop()
 
     def close(self) -> None:
         """Leave the server."""

@@ -19,6 +19,17 @@ def address_of(policy: str | Path) -> str | None:
     return None if found is None else f"{found[1]}://{found[2]}"
 
 
+def key_header(address: str, key: str | None) -> dict[str, str] | None:
+    """The header with a key, for a server at an address; None where there is none, or the address has its own."""
+    return None if key is None or without_key(address) != address else {"Authorization": f"Api-Key {key}"}
+
+
+def as_written(policy: str | Path) -> str:
+    """The name of a policy as it may be written down: a folder, or an address without its key."""
+    address = address_of(policy)
+    return str(policy) if address is None else without_key(address)
+
+
 def without_key(address: str) -> str:
     """An address as it may be written down: without the key that may stand before its host."""
     return re.sub(r"//[^/]*@", "//", address)

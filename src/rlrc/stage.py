@@ -28,7 +28,7 @@ from rlrc.native import processor
 from rlrc.ownership import DONE, LOCK, LOG, RECORD, read_record
 from rlrc.process import rank, world_size
 from rlrc.reading import require_file
-from rlrc.served import address_of
+from rlrc.served import address_of, as_written
 from rlrc.verbs import VERBS
 from rlrc.version import __version__
 
@@ -135,7 +135,10 @@ class Stage:
             return
         if record is not None:
             ownership.remove_contents(self.folder, ownership.stage_files(record.verb))
-        values = {"verb": self.verb, "fingerprint": self.fingerprint, "config": self.config.model_dump(mode="json")}
+        config = self.config.model_dump(mode="json")
+        if "policy" in config:
+            config["policy"] = as_written(config["policy"])  # without the key of a server
+        values = {"verb": self.verb, "fingerprint": self.fingerprint, "config": config}
         write_text(self.folder / RECORD, yaml.safe_dump(values, sort_keys=False))
 
     @contextmanager

@@ -29,7 +29,7 @@ MAX_KEYS = 1000
 """Largest number of keys of one mapping."""
 MAX_DIMENSIONS = 8
 MAX_PIXELS = 2**24
-"""Largest number of pixels of a compressed picture."""
+"""Largest number of pixels of all compressed pictures of a message together."""
 _NUMBERS = "biuf"
 """Kinds of numpy's dtypes that travel: truth values, integers and floating-point numbers."""
 
@@ -73,7 +73,7 @@ def unpack(data: bytes) -> Any:
         count.add(len(item))
         for name, read in _READERS.items():
             if item.get(name) is True or item.get(name.encode()) is True:
-                return read(_fields(item))
+                return read(_fields(item), count)
         return item
 
     def array(item: list[Any]) -> list[Any]:
@@ -134,22 +134,29 @@ def unpack_json(text: str) -> Any:
 
 
 class _Count:
-    """Counts the entries of a message while it is read."""
+    """Counts the entries of a message, and the pixels of its compressed pictures, while it is read."""
 
     def __init__(self) -> None:
-        self.entries = 0
+        self.entries = self.pixels = 0
 
     def add(self, entries: int) -> None:
         self.entries += entries
         if self.entries > MAX_ENTRIES:
             raise WireError(f"the message has more than {MAX_ENTRIES:,} values")
 
+    def add_picture(self, width: int, height: int) -> None:
+        self.pixels += width * height
+        if self.pixels > MAX_PIXELS:
+            raise WireError(
+                f"a picture has {width} x {height} pixels; at most {MAX_PIXELS:,} are read of all in a message"
+            )
+
 
 def _fields(item: dict[Any, Any]) -> dict[str, Any]:
     return {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in item.items()}
 
 
-def _array(fields: dict[str, Any]) -> np.ndarray:
+def _array(fields: dict[str, Any], count: _Count | None = None) -> np.ndarray:
     """An array from its bytes, dtype and shape; it lies in the message's own memory and cannot be written to."""
     dtype, shape, data = _dtype(fields), fields.get("shape"), fields.get("data")
     if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMENSIONS:
@@ -176,7 +183,7 @@ def _dtype(fields: dict[str, Any]) -> np.dtype:
     return dtype
 
 
-def _number(fields: dict[str, Any]) -> np.generic:
+def _number(fields: dict[str, Any], count: _Count) -> np.generic:
     dtype, value = _dtype(fields), fields.get("data")
     if not isinstance(value, bool | int | float):
         raise WireError("a number of numpy came without its value")
@@ -186,7 +193,7 @@ def _number(fields: dict[str, Any]) -> np.generic:
         raise WireError(f"the number {value} does not fit into {dtype}") from error
 
 
-def _picture(fields: dict[str, Any]) -> np.ndarray:
+def _picture(fields: dict[str, Any], count: _Count) -> np.ndarray:
     """A picture uint8 (H, W, 3), or (H, W) in grey."""
     kind, data = fields.get("format"), fields.get("data")
     if kind == "raw":
@@ -197,10 +204,7 @@ def _picture(fields: dict[str, Any]) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise WireError(
-                    f"a picture has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are read"
-                )
+            count.add_picture(picture.width, picture.height)
             return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         if isinstance(error, WireError):
@@ -208,7 +212,7 @@ def _picture(fields: dict[str, Any]) -> np.ndarray:
         raise WireError(f"a picture is no {kind} that can be read ({shorten(str(error))})") from error
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+_READERS: dict[str, Callable[[dict[str, Any], _Count], Any]] = {
     "__ndarray__": _array,
     "__npgeneric__": _number,
     "__image__": _picture,

@@ -41,7 +41,7 @@ from rlrc.policies.checkpoint import load
 from rlrc.policies.contract import Policy
 from rlrc.process import keep_freed_memory
 from rlrc.progress import bar
-from rlrc.served import API_KEY, address_of
+from rlrc.served import API_KEY, address_of, as_written
 from rlrc.tables import print_table
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     keep_freed_memory()
     table = out / "episodes.parquet"
     episodes = read_episodes(table) if table.exists() else []
-    policy = _policy(config)
+    policy, name = _policy(config), as_written(config.policy)
     if config.realtime == "rtc" and not policy.continues_chunks:
         raise UserError(
             f"{config.policy}: realtime rtc is for policies that denoise their actions (pi0, pi0.5, SmolVLA)"
@@ -118,16 +118,16 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
                 shared = Conditions(split, variant, temperature, config.seed, camera)
                 batch = rollout_in_turns(actors, ids, shared)
                 camera.write(out, batch[0].condition, actors[0][1].metadata["render_fps"])
-                episodes += [replace(episode, policy=str(config.policy), world=config.world) for episode in batch]
+                episodes += [replace(episode, policy=name, world=config.world) for episode in batch]
                 write_episodes(table, episodes)
                 rate = success_rate(by_condition(episodes)[batch[0].condition])
                 progress.advance(len(ids), f"{batch[0].condition} {100 * rate.rate:.0f} %")
-    result: dict[str, Any] = {"policy": str(config.policy), "world": config.world, "conditions": summarise(episodes)}
+    result: dict[str, Any] = {"policy": name, "world": config.world, "conditions": summarise(episodes)}
     if latency is not None:
         result["realtime"] = {"mode": config.realtime, **latency.model_dump()}
     write_json(out / "eval.json", result)
     write_json(out / "eval_info.json", lerobot_info(episodes, out, time.monotonic() - started))
-    _print(config.policy, episodes)
+    _print(name, episodes)
     return result
 
 
@@ -257,7 +257,7 @@ def lerobot_info(episodes: Sequence[Episode], out: Path, seconds: float) -> dict
     return {"per_task": per_task, "per_group": aggregated, "overall": overall}
 
 
-def _print(policy: Path, episodes: Sequence[Episode]) -> None:
+def _print(policy: str, episodes: Sequence[Episode]) -> None:
     conditions = by_condition(episodes)
     _print_rates(f"{policy}: 95 % intervals", "condition", conditions)
     for condition, group in conditions.items():

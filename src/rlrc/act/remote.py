@@ -6,6 +6,7 @@ it is not the world's; its other numbers are taken to be in the world's own conv
 asked from it with one black picture.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Annotated, Any
@@ -59,6 +60,7 @@ class RemotePolicy:
         metadata, address = self._client(0).metadata, self._address
         self.continues_chunks = metadata.get("continues_chunks") is True
         spec = metadata.get("spec")
+        self._takes_seeds = isinstance(spec, dict)  # as rlrc's own server does
         if isinstance(spec, dict):
             self.spec = validate(spec, _Spec, f"{address}: the server's spec").policy
             if names is None:
@@ -120,14 +122,17 @@ class RemotePolicy:
         """
         if temperature:
             raise UserError("the temperature of a served policy is the server's: start it with --temperature")
-        chunks = self._infer(observation)
+        chunks = self._infer(observation, generator)
         wanted = (self.spec.horizon, len(self.spec.action))
         if wrong := [chunk.shape for chunk in chunks if chunk.shape != wanted]:
             raise UserError(f"{self._address}: it gave a chunk of shape {wrong[0]} in place of {wanted}")
         return np.stack(chunks)
 
-    def _infer(self, observation: Observation) -> list[np.ndarray]:
+    def _infer(self, observation: Observation, generator: Generators = None) -> list[np.ndarray]:
         messages = [self._message(observation, row) for row in range(len(observation))]
+        if self._takes_seeds and isinstance(generator, Sequence):
+            for message, own in zip(messages, generator, strict=True):
+                message["seed"] = int(torch.randint(2**62, (), generator=own))
         clients = [self._client(row) for row in range(len(messages))]
         try:
             answers = list(self._askers.map(PolicyClient.infer, clients, messages))

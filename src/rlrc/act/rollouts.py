@@ -51,7 +51,7 @@ class Camera:
 class Conditions:
     """Conditions that all episodes of a rollout share.
 
-    Sampled actions (`temperature` > 0) draw from one generator per episode, so that an episode goes the same way
+    Actions that are sampled draw from one generator per episode, so that an episode goes the same way
     whatever is run beside it.
     """
 
@@ -111,9 +111,7 @@ def _play(actor: Actor, env: envs.WorkerVectorEnv, ids: list[int], conditions: C
     if camera is not None:
         camera.start(observation["images"][spec.cameras[0]], ids)
     tasks = observation["instruction"]
-    noise = None
-    if conditions.temperature > 0:
-        noise = [_generator(actor.device, conditions, id_) for id_ in padded]
+    noise = [_generator(actor.device, conditions, id_) for id_ in padded]
     steps: list[tuple[np.ndarray, ...]] = []
     where = list(env.world_spec.gripper)
     gripper = [info["environment_state"][:, where]]

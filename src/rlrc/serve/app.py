@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from rlrc.configs.serve import ServeConfig
-from rlrc.port import CLOSING_S, door, error_answer, notice_dead_peers, opened
+from rlrc.port import CLOSING_S, OPEN, door, error_answer, notice_dead_peers, opened
 from rlrc.progress import say
 from rlrc.serve.service import Question, Refused, Service
 from rlrc.serve.websocket import Session, serve_socket
@@ -46,7 +46,9 @@ class Application:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let a client in if there is room."""
+        """Let a client in if there is room; who asks how the server is needs none."""
+        if request.path in (*OPEN, "/metrics"):
+            return await handler(request)
         if self._connected >= self._limits.connections:
             return error_answer(503, f"{self._connected} clients are connected, and no more are let in")
         self._connected += 1

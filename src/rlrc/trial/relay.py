@@ -16,6 +16,7 @@ from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientW
 
 from rlrc.errors import shorten
 from rlrc.port import CLOSING_S, door, notice_dead_peers, opened
+from rlrc.served import key_header
 from rlrc.trial.greetings import TIMEOUT_S, Greeting, as_told
 from rlrc.wire import WireError, pack, unpack
 
@@ -45,7 +46,7 @@ class Relay:
 
     def __init__(self, greeting: Greeting, key: str | None) -> None:
         self._greeting = greeting
-        self._headers = None if key is None else {"Authorization": f"Api-Key {key}"}
+        self._key = key
         self._traffic: Traffic | None = None
         self._width: int | None = None
         """Numbers of an action, as the first answer had them."""
@@ -98,7 +99,7 @@ class Relay:
             return
         limit = ClientWSTimeout(ws_close=CLOSING_S)
         try:
-            async with ClientSession(headers=self._headers) as session:
+            async with ClientSession(headers=key_header(traffic.address, self._key)) as session:
                 connecting = session.ws_connect(traffic.address, timeout=limit, max_msg_size=LARGEST_MESSAGE)
                 async with connecting as policy:
                     await policy.receive(TIMEOUT_S)  # its greeting, which the robot's program does not see
