@@ -1,4 +1,4 @@
-# make         compress the shipped policy, evaluate every step, and write the page (about 25 minutes on 2 cores)
+# make         compress the shipped policy, evaluate every step, and write the page (about 30 minutes on 2 cores)
 # make test    all tests             make check   linter, formatter and type checker
 # make base    train the shipped base policy of the tabletop again from scratch; WORLD=putonplate: that of PutOnPlate
 # make libero  adds the LIBERO worlds (550 MB of packages); see docs/libero.md
