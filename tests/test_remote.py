@@ -94,6 +94,14 @@ def test_the_noise_of_a_served_policy_is_that_of_the_seed_and_the_episode(
     assert "a-secret" not in (tmp_path / "one" / "eval.json").read_text()
 
 
+def test_other_contents_of_a_file_of_names_make_another_stage(tmp_path: Path) -> None:
+    names, found = tmp_path / "names.yaml", []
+    for gripper in ("-1 opens, 1 closes", "1 opens, 0 closes"):
+        names.write_text(f"cameras: {{front: image}}\ngripper: {gripper}\n")
+        found.append(standalone("evaluate", config("ws://host:1", names=str(names)), tmp_path / "out").fingerprint)
+    assert found[0] != found[1]
+
+
 GRIPPERS = "1 opens, 0 closes", "-1 opens, 1 closes"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rlrc.errors import UserError, shorten
 from rlrc.ownership import require_apart
 from rlrc.recipe import Recipe, check_names, stage_name
-from rlrc.stage import Stage, all_that_is_read, content_hash, contents_of, path_fields
+from rlrc.stage import Stage, all_that_is_read, content_hash, contents_of, named_files, path_fields
 from rlrc.verbs import VERBS
 
 
@@ -71,7 +71,7 @@ def measures(stages: dict[str, Stage]) -> bool:
 
 def _locate(stage: Stage, recipe: Recipe, earlier: dict[str, Stage], hashes: dict[Path, str], where: str) -> Stage:
     """Put real paths in the place of references, and note what identifies each path's contents."""
-    sources: dict[str, str] = {}
+    sources = named_files(stage.config)
 
     def locate(field: str, path: Path) -> Path:
         source = earlier.get(str(path))

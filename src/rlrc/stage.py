@@ -168,6 +168,18 @@ def path_fields(config: Config) -> dict[str, list[Path]]:
     return found
 
 
+def named_files(config: Config) -> dict[str, str]:
+    """Hashes of the files that a config names by a text: names on the wire (`serve/names.py`), where they are a file's.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    names = getattr(config, "names", None)
+    if not isinstance(names, str) or not names.endswith((".yaml", ".yml")):
+        return {}
+    return {names: content_hash([Path(names)])}
+
+
 def content_hash(places: Sequence[Path]) -> str:
     """Hash of the contents of one or several places, whatever they are called.
 
@@ -197,7 +209,7 @@ def standalone(verb: str, config: Config, folder: Path) -> Stage:
     """
     VERBS[verb].check(config)
     fields = path_fields(config)
-    sources: dict[str, str] = {}
+    sources = named_files(config)
     for field, paths in fields.items():
         for path in paths:
             ownership.require_apart(path, {folder: str(folder)})
