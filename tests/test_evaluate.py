@@ -37,6 +37,7 @@ class Straight:
     """Stands in for an actor: moves every hand by `velocity` (m a step) along x."""
 
     spec = PolicySpec("straight", ("front",), (), toy_world.SPEC.action, horizon=1, execute=1)
+    device = torch.device("cpu")
 
     def __init__(self, velocity: float) -> None:
         self.velocity = velocity

@@ -136,7 +136,7 @@ class Stage:
         if record is not None:
             ownership.remove_contents(self.folder, ownership.stage_files(record.verb))
         config = self.config.model_dump(mode="json")
-        if "policy" in config:
+        if config.get("policy") is not None:
             config["policy"] = as_written(config["policy"])  # without the key of a server
         values = {"verb": self.verb, "fingerprint": self.fingerprint, "config": config}
         write_text(self.folder / RECORD, yaml.safe_dump(values, sort_keys=False))
