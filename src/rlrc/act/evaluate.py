@@ -102,9 +102,7 @@ def evaluate(config: EvaluateConfig, out: Path) -> dict[str, Any]:
     episodes = read_episodes(table) if table.exists() else []
     policy, name = _policy(config), as_written(config.policy)
     if config.realtime == "rtc" and not policy.continues_chunks:
-        raise UserError(
-            f"{config.policy}: realtime rtc is for policies that denoise their actions (pi0, pi0.5, SmolVLA)"
-        )
+        raise UserError(f"{name}: realtime rtc is for policies that denoise their actions (pi0, pi0.5, SmolVLA)")
     temperature = set_up(policy, config) if isinstance(policy, Policy) else 0.0
     ids_to_play = episode_ids(config)
     filmed = ids_to_play[: config.videos]

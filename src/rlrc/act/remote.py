@@ -24,7 +24,7 @@ from rlrc.policies.values import Generators, Observation, PolicySpec
 from rlrc.progress import say
 from rlrc.reading import FileModel, validate
 from rlrc.serve.names import JOIN, Reader, WireNames, read_names
-from rlrc.served import DELAY, PREVIOUS
+from rlrc.served import DELAY, PREVIOUS, without_key
 
 PICTURE_SIDE = 224
 """Side in pixels of the pictures that a server gets which does not say what its policy reads; openpi's clients send
@@ -62,13 +62,15 @@ class RemotePolicy:
         spec = metadata.get("spec")
         self._takes_seeds = isinstance(spec, dict)  # as rlrc's own server does
         if isinstance(spec, dict):
-            self.spec = validate(spec, _Spec, f"{address}: the server's spec").policy
+            self.spec = validate(spec, _Spec, f"{without_key(address)}: the server's spec").policy
             if names is None:
-                self._names = validate(metadata.get("names"), WireNames, f"{address}: the server's names")
+                self._names = validate(metadata.get("names"), WireNames, f"{without_key(address)}: the server's names")
             else:
                 self._names = read_names(names, self.spec.cameras)
         elif names is None:
-            raise UserError(f"{address}: the server does not say what its policy reads; give --names, such as libero")
+            raise UserError(
+                f"{without_key(address)}: the server does not say what its policy reads; give --names, such as libero"
+            )
         else:
             self._names = read_names(names, world.cameras)
             self.spec = self._seen_by(world)
@@ -105,7 +107,8 @@ class RemotePolicy:
         (chunk,) = self._infer(Observation(images, ["do nothing"], state))
         if chunk.shape[1] != len(spec.action):
             raise UserError(
-                f"{self._address}: its actions have {chunk.shape[1]} numbers, and those of the world {len(spec.action)}"
+                f"{without_key(self._address)}: its actions have {chunk.shape[1]} numbers, and those of the world "
+                f"{len(spec.action)}"
             )
         return replace(spec, horizon=len(chunk), execute=len(chunk))
 
@@ -125,7 +128,7 @@ class RemotePolicy:
         chunks = self._infer(observation, generator)
         wanted = (self.spec.horizon, len(self.spec.action))
         if wrong := [chunk.shape for chunk in chunks if chunk.shape != wanted]:
-            raise UserError(f"{self._address}: it gave a chunk of shape {wrong[0]} in place of {wanted}")
+            raise UserError(f"{without_key(self._address)}: it gave a chunk of shape {wrong[0]} in place of {wanted}")
         return np.stack(chunks)
 
     def _infer(self, observation: Observation, generator: Generators = None) -> list[np.ndarray]:
